@@ -75,7 +75,7 @@ def concat() -> keras.Model:
     x = L.BatchNormalization(name="bn")(x)
     c = L.Conv2D(6, 3, padding="same", activation="relu", name="c")(x)
     x = L.Concatenate(name="cat2")([x, c, a])
-    x = L.AveragePooling2D(name="pool")(x)
+    x = L.AveragePooling2D(2, name="pool")(x)
     x = L.UpSampling2D(name="up")(x)
     x = L.Conv2D(10, 3, name="d")(x)
     x = L.GlobalMaxPooling2D(name="gmp")(x)
@@ -179,7 +179,7 @@ def siamese() -> keras.Model:
 
 
 def build(name: str, seed: int = 0) -> keras.Model:
-    """Make a zoo model with seeded weights; biases and BatchNorm statistics are random too, so that no channel is neutral."""
+    """Make a zoo model with seeded weights; biases and norms are random too, so that no channel is neutral."""
     keras.utils.set_random_seed(seed)
     model = ZOO[name]()
     rng = np.random.default_rng(seed)
