@@ -1,0 +1,6 @@
+"""Data in: named sources, files and functions; and anything that `model.fit` takes, as NumPy."""
+
+from kpipe.data.batches import batches, samples
+from kpipe.data.sources import SOURCES, Dataset, load
+
+__all__ = ["SOURCES", "Dataset", "batches", "load", "samples"]
