@@ -1,0 +1,183 @@
+"""The calls of a Functional model in order, nested models written out."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import keras
+from keras.src.models.functional import Functional
+from keras.src.ops.node import Node
+
+from kpipe.errors import SurgeryError
+
+Key = int
+"""Names one tensor of a flow."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One call of one layer or operation.
+
+    Args:
+        operation: The layer or operation that is called.
+        path: Its name after those of the nested models around it: "block/conv".
+        call: How many calls of the same operation came before.
+        inputs: Keys of the tensors that go in, in the order of the call; one tensor may come twice.
+        outputs: Keys of the tensors that come out.
+        input_shapes: With the batch axis.
+        output_shapes: With the batch axis.
+        node: The Keras node behind it.
+    """
+
+    operation: Any
+    path: str
+    call: int
+    inputs: tuple[Key, ...]
+    outputs: tuple[Key, ...]
+    input_shapes: tuple[tuple, ...]
+    output_shapes: tuple[tuple, ...]
+    node: Node
+
+    def rebind(self, values: dict[Key, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Give the call's arguments with each tensor replaced by its value."""
+        tensors = self.node.arguments.keras_tensors
+        by_identity = {id(t): values[key] for t, key in zip(tensors, self.inputs, strict=True)}
+        return self.node.arguments.fill_in(by_identity)
+
+    @property
+    def is_input(self) -> bool:
+        """Say whether this is an InputLayer, of the model or of a nested one."""
+        return isinstance(self.operation, keras.layers.InputLayer)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """All sites of a model in topological order, and which tensors go in and come out."""
+
+    sites: tuple[Site, ...]
+    inputs: tuple[Key, ...]
+    outputs: tuple[Key, ...]
+
+    def consumers(self, site: Site) -> list[Site]:
+        """List the sites that take an output of `site`; one that takes it twice comes once."""
+        return [other for other in self.sites if set(site.outputs) & set(other.inputs)]
+
+    def is_output(self, site: Site) -> bool:
+        """Say whether an output of `site` is an output of the model."""
+        return bool(set(site.outputs) & set(self.outputs))
+
+
+def functional(model: Any) -> Functional:
+    """Give the Functional graph of a model, or refuse with the way to get one."""
+    if not isinstance(model, keras.Model):
+        raise SurgeryError(f"Expected a Keras 3 model. Received: {type(model).__module__}.{type(model).__name__}.")
+    if isinstance(model, keras.Sequential):
+        if model._functional is None:
+            raise SurgeryError(
+                f"Model {model.name!r} is not built. Add a keras.Input as its first layer, or call it once."
+            )
+        return model._functional
+    if not isinstance(model, Functional):
+        raise SurgeryError(
+            f"Model {model.name!r} ({type(model).__name__}) is a subclassed model: its graph cannot be read. If its "
+            "call is made of layers, make it Functional: inputs = keras.Input(...); keras.Model(inputs, model.call(inputs))."
+        )
+    return model
+
+
+def sites(model: keras.Model) -> Flow:
+    """Read the calls of a Functional or Sequential model, nested ones written out.
+
+    Args:
+        model: A built Functional or Sequential model.
+
+    Returns:
+        Its flow; the sites of a nested model appear once for each call of it.
+
+    Raises:
+        SurgeryError: When the model is not a Keras model, not built, or subclassed.
+
+    Example:
+        >>> import keras
+        >>> block = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="fc")], name="block")
+        >>> x = keras.Input((4,), name="x")
+        >>> flow = sites(keras.Model(x, block(x)))
+        >>> [site.path for site in flow.sites if not site.is_input]
+        ['block/fc']
+    """
+    keys, calls, values = count(), {}, {}
+    graph = functional(model)
+    found = tuple(_walk(graph, "", (), keys, calls, values))
+    inputs, outputs = ([values[id(t)] for t in tensors] for tensors in (graph.inputs, graph.outputs))
+    return Flow(found, tuple(inputs), tuple(outputs))
+
+
+def _walk(graph: Functional, prefix: str, fed: tuple[Key, ...], keys, calls: dict, values: dict) -> Iterator[Site]:
+    """Yield the sites of one graph; `values` maps the identity of its tensors to their keys."""
+    feeds = dict(zip((id(t) for t in graph.inputs), fed, strict=False))
+    for depth in sorted(graph._nodes_by_depth, reverse=True):
+        for node in graph._nodes_by_depth[depth]:
+            operation, arguments = node.operation, node.arguments.keras_tensors
+            path = prefix + operation.name
+            inputs = tuple(values[id(t)] for t in arguments)
+            if node.is_input:
+                inputs = tuple(feeds[id(t)] for t in node.outputs if id(t) in feeds)
+            elif isinstance(operation, keras.Model):
+                inner, inside = functional(operation), {}
+                yield from _walk(inner, path + "/", inputs, keys, calls, inside)
+                values.update(zip(map(id, node.outputs), (inside[id(t)] for t in inner.outputs), strict=True))
+                continue
+            outputs = tuple(next(keys) for _ in node.outputs)
+            values.update(zip(map(id, node.outputs), outputs, strict=True))
+            shapes = [tuple(tuple(t.shape) for t in tensors) for tensors in (arguments or node.outputs, node.outputs)]
+            call = calls[id(operation)] = calls.get(id(operation), -1) + 1
+            yield Site(operation, path, call, inputs, outputs, shapes[0], shapes[1], node)
+
+
+Call = Callable[..., Any]
+
+
+def replay(
+    model: keras.Model, call: Call, on_input: Callable[[Site, Any], Any] | None = None, name: str | None = None
+) -> keras.Model:
+    """Build a new Functional model by calling `call` at every site of a model, nested models written out.
+
+    Args:
+        model: A built Functional or Sequential model; it is not changed.
+        call: `(site, *args, **kwargs) -> outputs`, for every site that is no InputLayer: it decides what is called.
+        on_input: `(site, tensor) -> tensor`, to put something behind an input of the model. None: nothing.
+        name: Name of the new model. None: the old one's.
+
+    Returns:
+        A Functional model with the same input names and the same input and output structure.
+
+    Raises:
+        SurgeryError: When the model's graph cannot be read.
+
+    Example:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(3)])
+        >>> again = replay(model, lambda site, *args, **kwargs: site.operation(*args, **kwargs))
+        >>> again.inputs[0].name, again.output_shape
+        ('x', (None, 3))
+    """
+    flow, graph = sites(model), functional(model)
+    fresh = {key: _input_like(t) for key, t in zip(flow.inputs, graph.inputs, strict=True)}
+    values: dict[Key, Any] = {}
+    for site in flow.sites:
+        if site.is_input:
+            key = site.outputs[0]
+            values[key] = values[site.inputs[0]] if site.inputs else fresh[key]
+            if on_input is not None and not site.inputs:
+                values[key] = on_input(site, values[key])
+            continue
+        args, kwargs = site.rebind(values)
+        values.update(zip(site.outputs, keras.tree.flatten(call(site, *args, **kwargs)), strict=True))
+    inputs = keras.tree.pack_sequence_as(graph._inputs_struct, [fresh[key] for key in flow.inputs])
+    outputs = keras.tree.pack_sequence_as(graph._outputs_struct, [values[key] for key in flow.outputs])
+    return keras.Model(inputs, outputs, name=name or model.name)
+
+
+def _input_like(tensor: Any) -> Any:
+    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)

@@ -1,0 +1,96 @@
+"""Rules of dense layers, norms, and layers that treat each value or each channel alone."""
+
+import math
+
+import keras
+from keras import layers as L
+
+from kpipe.layers.activation import FUSED, activate
+from kpipe.layers.channel_ids import ChannelIds, Ids
+from kpipe.layers.rule import Quantization, Rule, rule
+
+
+def positions(shape: tuple, axis: int) -> int | None:
+    """Count the places of an output (batch axis left out) along all axes but the channel axis; None if one is open."""
+    others = [size for i, size in enumerate(shape) if i != axis % len(shape)]
+    return None if None in others else math.prod(others)
+
+
+@rule(L.InputLayer, quantization="same")
+def input_layer(layer: L.InputLayer, ids: ChannelIds, *x: Ids) -> Rule:
+    """Freeze a model's own input; inside a nested model, take the ids of what it is fed with."""
+    if not x:
+        return Rule(ids.constant("it is an input of the model"))
+    return Rule(x[0], config={"batch_shape": (layer.batch_shape[0], *ids.sizes(x[0], ids.output_shapes[0]))})
+
+
+@rule(L.Dense, roles={"kernel": "kernel", "bias": "bias"}, quantization="weights")
+def dense(layer: L.Dense, ids: ChannelIds, x: Ids) -> Rule:
+    """Kernel (in, units); on inputs of rank > 2 it acts on the last axis."""
+    taken, out = ids.along(x, -1), ids.fresh(layer.units)
+    activate(ids, out, layer.activation)
+    return Rule(
+        ids.spread(out, -1),
+        axes={"kernel": {0: taken, 1: out}, "bias": {0: out}},
+        config={"units": out},
+        reuse=positions(ids.output_shapes[0], -1),
+    )
+
+
+@rule(
+    L.BatchNormalization,
+    roles={"gamma": "gamma", "beta": "beta", "moving_mean": "statistic", "moving_variance": "statistic"},
+    quantization="normalise",
+)
+def batch_normalization(layer: L.BatchNormalization, ids: ChannelIds, x: Ids) -> Rule:
+    """Four vectors along `axis`; channels pass through."""
+    axis = layer.axis - 1 if layer.axis > 0 else layer.axis  # the ids have no batch axis
+    channels = ids.along(x, axis)
+    names = ("gamma", "beta", "moving_mean", "moving_variance")
+    return Rule(ids.spread(channels, axis), axes={name: {0: channels} for name in names})
+
+
+def _activation_quantization(layer: keras.Layer) -> Quantization:
+    return "fused" if layer.activation in FUSED else "output"
+
+
+def _relu_quantization(layer: L.ReLU) -> Quantization:
+    plain = layer.negative_slope == 0 and layer.threshold == 0 and layer.max_value in (None, 6.0)
+    return "fused" if plain else "output"
+
+
+def _pass(layer: keras.Layer, ids: ChannelIds, x: Ids) -> Rule:
+    """Every value is treated alone: the ids pass unchanged."""
+    return Rule(x)
+
+
+rule(
+    L.Dropout,
+    L.SpatialDropout1D,
+    L.SpatialDropout2D,
+    L.SpatialDropout3D,
+    L.GaussianDropout,
+    L.AlphaDropout,
+    L.GaussianNoise,
+    L.ActivityRegularization,
+    L.Identity,
+    quantization="same",
+)(_pass)
+rule(L.LeakyReLU, L.ELU, quantization="output")(_pass)
+rule(L.ReLU, quantization=_relu_quantization)(_pass)
+
+
+@rule(L.Activation, quantization=_activation_quantization)
+def activation(layer: L.Activation, ids: ChannelIds, x: Ids) -> Rule:
+    """Pass the ids; a function that mixes channels freezes them."""
+    activate(ids, x, layer.activation)
+    return Rule(x)
+
+
+@rule(L.Softmax, quantization="output")
+def softmax(layer: L.Softmax, ids: ChannelIds, x: Ids) -> Rule:
+    """Freeze the channels it sums over; over another axis they pass."""
+    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    if any(x.shape[axis - 1 if axis > 0 else axis] > 1 for axis in axes) or x.size == 1:
+        ids.freeze(x, f"the softmax {ids.path!r} sums over them")
+    return Rule(x)
