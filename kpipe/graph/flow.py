@@ -81,7 +81,7 @@ def functional(model: Any) -> Functional:
     if not isinstance(model, Functional):
         raise SurgeryError(
             f"Model {model.name!r} ({type(model).__name__}) is a subclassed model: its graph cannot be read. If its "
-            "call is made of layers, make it Functional: inputs = keras.Input(...); keras.Model(inputs, model.call(inputs))."
+            "call is made of layers, turn it into a graph: x = keras.Input(...); keras.Model(x, model.call(x))."
         )
     return model
 

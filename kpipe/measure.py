@@ -1,0 +1,170 @@
+"""Count what a model costs: parameters, nonzeros, multiply-accumulates, bytes; per layer and in total."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from kpipe.errors import KpipeError, SurgeryError
+from kpipe.graph import trace
+from kpipe.layers import KERNEL_ROLES, leaves, weights
+
+
+@dataclass(frozen=True)
+class LayerMeasure:
+    """Hold the counts of one layer.
+
+    Args:
+        layer: Its path, with the names of the nested models around it.
+        kind: Its class.
+        params: Number of weights, those that are not trained (BatchNorm's statistics) included.
+        nonzeros: How many of them are not zero.
+        kernel_params: Number of weights in kernels, the ones that pruning and MACs are about.
+        kernel_nonzeros: How many of those are not zero.
+        macs: Multiply-accumulates of its kernels for one sample; None when not known.
+        bytes: In memory.
+        channels: Output channels of its kernel; None for a layer without one.
+    """
+
+    layer: str
+    kind: str
+    params: int
+    nonzeros: int
+    kernel_params: int
+    kernel_nonzeros: int
+    macs: int | None
+    bytes: int
+    channels: int | None
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros in the layer's kernels, in [0, 1]."""
+        return _sparsity([self])
+
+
+def _sparsity(rows: Sequence[LayerMeasure]) -> float:
+    total = sum(row.kernel_params for row in rows)
+    return 1.0 - sum(row.kernel_nonzeros for row in rows) / total if total else 0.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Hold the counts of a model, layer by layer; printed, it is a table."""
+
+    name: str
+    rows: tuple[LayerMeasure, ...]
+
+    @property
+    def params(self) -> int:
+        """Number of weights."""
+        return sum(row.params for row in self.rows)
+
+    @property
+    def nonzeros(self) -> int:
+        """Number of weights that are not zero."""
+        return sum(row.nonzeros for row in self.rows)
+
+    @property
+    def macs(self) -> int | None:
+        """Multiply-accumulates for one sample; None when those of a layer are not known."""
+        return None if any(row.macs is None for row in self.rows) else sum(row.macs or 0 for row in self.rows)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all weights in memory."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros in the kernels, in [0, 1]; biases and norms do not count."""
+        return _sparsity(self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the counts as plain data."""
+        totals = {"params": self.params, "nonzeros": self.nonzeros, "macs": self.macs, "bytes": self.bytes}
+        layers = [asdict(row) | {"sparsity": row.sparsity} for row in self.rows]
+        return totals | {"sparsity": self.sparsity, "layers": layers}
+
+    def __str__(self) -> str:
+        head = ("layer", "kind", "channels", "params", "nonzeros", "sparsity", "MACs", "bytes")
+        total = LayerMeasure("total", "", self.params, self.nonzeros, 0, 0, self.macs, self.bytes, None)
+        lines = [head] + [_cells(row, row.sparsity) for row in self.rows] + [_cells(total, self.sparsity)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        text = ["  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+                for line in lines]  # fmt: skip
+        return "\n".join(line.rstrip() for line in [text[0], *text[1:-1], "-" * len(text[0]), text[-1]])
+
+
+def _cells(row: LayerMeasure, sparsity: float) -> tuple[str, ...]:
+    macs = "?" if row.macs is None else f"{row.macs:,}"
+    channels = "" if row.channels is None else str(row.channels)
+    return (
+        row.layer,
+        row.kind,
+        channels,
+        f"{row.params:,}",
+        f"{row.nonzeros:,}",
+        f"{sparsity:.1%}",
+        macs,
+        f"{row.bytes:,}",
+    )
+
+
+def measure(model: keras.Model) -> Measurement:
+    """Count parameters, nonzeros, multiply-accumulates and bytes of a model.
+
+    Args:
+        model: Any built Keras model. MACs are counted for one sample, kernels only, from the rules of the layers; they
+            are None for a layer without a rule, an open input size, or a subclassed model.
+
+    Returns:
+        The counts; print them for a table.
+
+    Raises:
+        KpipeError: When it is not a Keras model, or not built.
+
+    Example:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(6), keras.layers.Dense(2)])
+        >>> counts = measure(model)
+        >>> counts.params, counts.macs, counts.bytes
+        (44, 36, 176)
+    """
+    if not isinstance(model, keras.Model):
+        raise KpipeError(f"Expected a Keras model. Received: {type(model).__module__}.{type(model).__name__}.")
+    if not model.built:
+        raise KpipeError(f"Model {model.name!r} is not built. Call it once on data, or add a keras.Input.")
+    try:
+        traced = trace(model, unknown="freeze")
+        named = [(layer.path, layer.layer, sum_macs(layer.weights)) for layer in traced.layers]
+    except SurgeryError:
+        named = [(layer.path, layer, None if weights(layer) else 0) for layer in leaves(model)]
+    rows = [_row(path, layer, macs) for path, layer, macs in named if isinstance(layer, keras.Layer) and layer.weights]
+    return Measurement(model.name, tuple(rows))
+
+
+def sum_macs(traced_weights: Sequence[Any]) -> int | None:
+    """Add up the MACs of traced weights; None when one is not known."""
+    if any(weight.reuse is None for weight in traced_weights):
+        return None
+    return sum(weight.reuse * int(np.prod(weight.variable.shape)) for weight in traced_weights if weight.reuse)
+
+
+def _row(path: str, layer: keras.Layer, macs: int | None) -> LayerMeasure:
+    values = [np.asarray(variable) for variable in layer.weights]
+    kernels = [weight for weight in weights(layer) if weight.role in KERNEL_ROLES]
+    kernel_values = [np.asarray(weight.variable) for weight in kernels]
+    plain = [weight.variable.shape for weight in kernels if weight.role == "kernel"]
+    return LayerMeasure(
+        layer=path,
+        kind=type(layer).__name__,
+        params=sum(value.size for value in values),
+        nonzeros=sum(int(np.count_nonzero(value)) for value in values),
+        kernel_params=sum(value.size for value in kernel_values),
+        kernel_nonzeros=sum(int(np.count_nonzero(value)) for value in kernel_values),
+        macs=macs,
+        bytes=sum(value.nbytes for value in values),
+        channels=int(plain[-1][-1]) if plain else None,
+    )
