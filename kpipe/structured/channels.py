@@ -1,0 +1,160 @@
+"""Remove channels: a smaller model of the same graph, equal to the old one with the channels' consumers zeroed."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from kpipe.errors import SurgeryError
+from kpipe.graph import Trace, TracedLayer, TracedWeight, functional
+from kpipe.layers import leaves
+
+
+def remove_channels(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras.Model:
+    """Build the smaller model: sizes in the config are counts of what is kept, weights are compressed along their axes.
+
+    Args:
+        model: The traced model; it is not changed.
+        trace: Its trace.
+        keep: Which classes of channel ids stay, shape (classes,), bool.
+
+    Returns:
+        A new model, not compiled, with the same layer and input names.
+
+    Raises:
+        SurgeryError: When the model cannot be rebuilt from its config, or a weight ends with an unplanned shape.
+    """
+    small = rebuild(model, trace, keep)
+    for layer, new in zip(trace.layers, _like_order(small, trace), strict=True):
+        _copy_weights(trace, layer, new, keep)
+    return small
+
+
+def masked_copy(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras.Model:
+    """Copy the model with the consumers of the channels to be removed zeroed: what the smaller model must equal.
+
+    Zeroing the filters that produce a channel would be the wrong reference: a bias, BatchNorm's beta or an activation
+    with f(0) ≠ 0 still let it speak. Zeroing the input slices of the layers that sum over it is exact.
+    """
+    everything = np.ones_like(keep)
+    copy = rebuild(model, trace, everything)
+    for layer, new in zip(trace.layers, _like_order(copy, trace), strict=True):
+        _copy_weights(trace, layer, new, everything)
+        for weight, variable in zip(layer.weights, new.weights, strict=True):
+            variable.assign(np.where(axis_mask(trace, weight, weight.summed, keep), np.asarray(variable), 0))
+    return copy
+
+
+def axis_mask(trace: Trace, weight: TracedWeight, axes: Iterable[int], keep: np.ndarray) -> np.ndarray:
+    """Say of each entry of a weight whether its channels along some axes are all kept; broadcasts to its shape."""
+    mask = np.ones((1,) * len(weight.variable.shape), bool)
+    for axis in axes:
+        shape = [-1 if i == axis else 1 for i in range(len(weight.variable.shape))]
+        mask = mask & trace.kept(weight.axes[axis], keep).reshape(shape)
+    return mask
+
+
+def rebuild(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras.Model:
+    """Build the model anew from its config with the sizes that `keep` leaves; its weights are fresh."""
+    config = model.get_config()
+    edits = {layer.path: trace.size(tuple(layer.config.items()), keep) for layer in trace.layers}
+    _edit(config, "", edits)
+    maker = keras.Sequential if isinstance(model, keras.Sequential) else keras.Model
+    try:
+        return maker.from_config(config)
+    except (TypeError, ValueError) as fault:
+        raise SurgeryError(f"Model {model.name!r} cannot be rebuilt from its config: {fault}") from fault
+
+
+def _edit(config: dict[str, Any], prefix: str, edits: dict[str, tuple]) -> None:
+    """Write the new sizes into the configs of a model's layers, in place.
+
+    `build_config` holds the old input shapes, from which Keras would build the weights before the graph is replayed.
+    """
+    config.pop("build_input_shape", None)
+    for entry in config["layers"]:
+        entry.pop("build_config", None)
+        path = prefix + entry["config"]["name"]
+        if "layers" in entry["config"]:
+            _edit(entry["config"], path + "/", edits)
+        entry["config"].update(edits.get(path, ()))
+
+
+def _walk(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for operation in functional(model).operations:
+        if isinstance(operation, keras.Model):
+            yield from _walk(operation, f"{prefix}{operation.name}/")
+        else:
+            yield prefix + operation.name, operation
+
+
+def _like_order(model: keras.Model, trace: Trace) -> list[Any]:
+    """List the layers of a rebuilt model in the order of the trace's layers, found by path."""
+    by_path = dict(_walk(model))
+    missing = [layer.path for layer in trace.layers if layer.path not in by_path]
+    if missing:
+        raise SurgeryError(f"The rebuilt model {model.name!r} lacks the layers {missing}.")
+    return [by_path[layer.path] for layer in trace.layers]
+
+
+def _copy_weights(trace: Trace, layer: TracedLayer, new: keras.Layer, keep: np.ndarray) -> None:
+    for weight, variable in zip(layer.weights, new.weights, strict=True):
+        value = np.asarray(weight.variable)
+        for axis, ids in weight.axes.items():
+            value = np.compress(trace.kept(ids, keep), value, axis)
+        if value.shape != tuple(variable.shape):
+            raise SurgeryError(
+                f"Weight {weight.path!r} would have shape {value.shape}, but its rebuilt layer expects "
+                f"{tuple(variable.shape)}: the rule of {type(layer.layer).__name__} does not fit this layer."
+            )
+        variable.assign(value)
+    weights = {id(variable) for variable in layer.layer.weights}
+    states = [variable for variable in layer.layer.variables if id(variable) not in weights]
+    own = {id(variable) for variable in new.weights}
+    for old, variable in zip(states, (v for v in new.variables if id(v) not in own), strict=True):
+        variable.assign(old)  # random states, of dropout for example
+
+
+def check_removal(
+    model: keras.Model, small: keras.Model, trace: Trace, keep: np.ndarray, tolerance: float = 1e-4
+) -> float:
+    """Compare a smaller model with the masked original on seeded random input.
+
+    Args:
+        model: The original.
+        small: What `remove_channels` gave.
+        trace: The original's trace.
+        keep: Which classes stay, shape (classes,), bool.
+        tolerance: Largest difference allowed, relative to the largest output, or absolute below an output of 1.
+
+    Returns:
+        The largest difference, relative likewise.
+
+    Raises:
+        SurgeryError: When it is beyond the tolerance or not a number: the smaller model would be silently wrong.
+    """
+    reference = masked_copy(model, trace, keep)
+    rng = np.random.default_rng(0)
+    inputs = [_random_input(tensor, rng) for tensor in model.inputs]
+    expected, got = ([np.asarray(y) for y in keras.tree.flatten(_call(m, inputs))] for m in (reference, small))
+    scales = [max(1.0, float(np.abs(y).max(initial=0.0))) for y in expected]
+    worst = max(float(np.abs(a - b).max(initial=0.0)) / s for a, b, s in zip(expected, got, scales, strict=True))
+    if not worst <= tolerance:
+        raise SurgeryError(
+            f"On random input the smaller model differs from the masked original by {worst:.3g} (allowed: {tolerance:g}). "
+            f"None is returned. A rule of one of these layers does not fit it: "
+            f"{sorted({type(layer).__name__ for layer in leaves(model)})}."
+        )
+    return worst
+
+
+def _call(model: keras.Model, inputs: list[Any]) -> Any:
+    return model(keras.tree.pack_sequence_as(functional(model)._inputs_struct, inputs), training=False)
+
+
+def _random_input(tensor: Any, rng: np.random.Generator, batch: int = 2, open_size: int = 32) -> np.ndarray:
+    shape = (batch, *(open_size if size is None else size for size in tensor.shape[1:]))
+    if "int" in tensor.dtype or tensor.dtype == "bool":
+        return rng.integers(0, 2, shape).astype(tensor.dtype)
+    return rng.normal(0.0, 1.0, shape).astype("float32")
