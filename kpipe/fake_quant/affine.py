@@ -1,0 +1,111 @@
+"""Affine 8-bit grids in plain NumPy: the scales and ranges that the runtimes use."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SMALLEST_RANGE = 1e-6
+"""A tensor that spans less than this says nothing of its range: it gets one of width 1 instead."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An asymmetric grid of whole steps: value = (level - zero_point) * scale.
+
+    Args:
+        scale: Step, in units of the value.
+        zero_point: The level of the value 0.
+        levels: How many levels there are.
+    """
+
+    scale: float
+    zero_point: int
+    levels: int
+
+    def round(self, x: np.ndarray) -> np.ndarray:
+        """Put values on the grid; what lies beyond its ends is clipped.
+
+        Example:
+            >>> Grid(0.5, 2, 8).round(np.array([-9.0, 0.2, 0.3, 9.0]))
+            array([-1. ,  0. ,  0.5,  2.5])
+        """
+        level = np.clip(np.floor(np.asarray(x) / self.scale + 0.5) + self.zero_point, 0, self.levels - 1)
+        return (level - self.zero_point) * self.scale
+
+
+def widen(low: float, high: float) -> tuple[float, float]:
+    """Make a range hold zero, which padding and ReLU need exactly, and have a width.
+
+    Example:
+        >>> widen(0.5, 2.0), widen(-3.0, -1.0), widen(0.0, 0.0)
+        ((0.0, 2.0), (-3.0, 0.0), (0.0, 1.0))
+    """
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    return (low, high) if high - low > SMALLEST_RANGE else (low, low + 1.0)
+
+
+def grid(low: float, high: float, bits: int = 8) -> Grid:
+    """Lay 2**bits levels over [low, high], moved by less than a step so that 0 is one of them.
+
+    Example:
+        >>> grid(-1.0, 254.0)
+        Grid(scale=1.0, zero_point=1, levels=256)
+        >>> grid(0.0, 6.0).zero_point
+        0
+    """
+    levels = 2**bits
+    scale = (high - low) / (levels - 1)
+    zero_point = int(np.clip(np.floor(-low / scale + 0.5), 0, levels - 1))
+    return Grid(scale, zero_point, levels)
+
+
+def channel_axes(role: str, rank: int) -> tuple[int, ...]:
+    """Say along which axes of a kernel each channel has a scale of its own.
+
+    A kernel (..., in, out) has one for each output; a depthwise kernel (..., in, multiplier) for each of its
+    in * multiplier outputs.
+
+    Example:
+        >>> channel_axes("kernel", 4), channel_axes("depthwise_kernel", 4)
+        ((3,), (2, 3))
+    """
+    return (rank - 2, rank - 1) if role == "depthwise_kernel" else (rank - 1,)
+
+
+def channel_scales(kernel: np.ndarray, axes: tuple[int, ...], bits: int = 8) -> np.ndarray:
+    """Give the step of each channel, shaped to broadcast with the kernel: s = max|w| / (2**(bits - 1) - 1).
+
+    A channel of zeros only gets the step 1: any grid holds it exactly, and its bias keeps a sane scale.
+
+    Example:
+        >>> channel_scales(np.array([[1.27, 0.0], [-2.54, 0.0]]), axes=(1,))
+        array([[0.02, 1.  ]])
+    """
+    rest = tuple(axis for axis in range(kernel.ndim) if axis not in axes)
+    largest = np.abs(np.asarray(kernel, np.float64)).max(axis=rest, keepdims=True)
+    return np.where(largest > 0, largest, 2 ** (bits - 1) - 1) / (2 ** (bits - 1) - 1)
+
+
+def to_levels(kernel: np.ndarray, scales: np.ndarray, bits: int = 8) -> np.ndarray:
+    """Give the whole numbers round(w / s), symmetric and narrow (-127 to 127 at 8 bits); zeros stay zeros.
+
+    Example:
+        >>> to_levels(np.array([[1.27, 0.0], [-2.54, 0.0]]), np.array([[0.02, 1.0]]))
+        array([[  64,    0],
+               [-127,    0]], dtype=int8)
+    """
+    end = 2 ** (bits - 1) - 1
+    return np.clip(np.floor(np.asarray(kernel, np.float64) / scales + 0.5), -end, end).astype(np.int8)
+
+
+def on_grid(kernel: np.ndarray, axes: tuple[int, ...], bits: int = 8) -> np.ndarray:
+    """Put a kernel on its per-channel grid: round(w / s) * s. Doing it again changes nothing.
+
+    Example:
+        >>> on_grid(np.array([[1.0], [0.4], [0.0]], np.float32), axes=(1,), bits=3)
+        array([[1.        ],
+               [0.33333334],
+               [0.        ]], dtype=float32)
+    """
+    scales = channel_scales(kernel, axes, bits)
+    return (to_levels(kernel, scales, bits) * scales).astype(np.asarray(kernel).dtype)

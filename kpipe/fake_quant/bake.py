@@ -1,0 +1,121 @@
+"""The model that a file is written from: kernels on their grids, batch norms folded, activation ranges kept."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers as L
+
+from kpipe.errors import KpipeError
+from kpipe.fake_quant.affine import channel_axes, on_grid
+from kpipe.fake_quant.fold import fold, multiplier_and_offset, uneven
+from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
+from kpipe.graph import Flow, Site, replay, sites
+
+
+def is_quantized(model: Any) -> bool:
+    """Say whether a model computes with fake quantization.
+
+    Example:
+        >>> x = keras.Input((2,))
+        >>> is_quantized(keras.Model(x, FakeQuant()(x))), is_quantized(keras.Model(x, keras.layers.ReLU()(x)))
+        (True, False)
+    """
+    if not isinstance(model, keras.Model):
+        return False
+    return any(isinstance(layer, (FakeQuant, QuantizedWeights)) for layer in model._flatten_layers())
+
+
+def bake(model: keras.Model) -> keras.Model:
+    """Give the model that an int8 file is written from.
+
+    Every kernel is put on its per-channel grid, round(w / s) · s, and rounded no more when the model runs; a batch norm
+    behind a convolution or dense layer is folded into it, one that stands alone becomes a 1 × 1 depthwise convolution; the
+    ranges of activations stay. Its outputs equal those of `model` within float rounding, or a step where a value
+    lies on the edge between two.
+
+    Args:
+        model: A model made by `kpipe.quantize`; it is not changed.
+
+    Returns:
+        A new model; it is meant to be exported, not trained.
+
+    Raises:
+        KpipeError: When the model is not quantized.
+    """
+    if not is_quantized(model):
+        raise KpipeError(f"Model {model.name!r} is not quantized. Call kpipe.quantize(model, calibration=...) first.")
+    return replay(model, _Baker(sites(model)))
+
+
+class _Baker:
+    """Say for each site of a quantized model what stands there in the baked one."""
+
+    def __init__(self, flow: Flow):
+        self.flow = flow
+        self.made: dict[tuple[int, ...], keras.Layer] = {}
+        self.folded: set[tuple[str, int]] = set()
+
+    def __call__(self, site: Site, *args: Any, **kwargs: Any) -> Any:
+        operation = site.operation
+        if isinstance(operation, QuantizedWeights):
+            norm = foldable(self.flow, site)
+            if norm is not None:
+                self.folded.add((norm.path, norm.call))
+            key = (id(operation), 0 if norm is None else id(norm.operation))
+            if key not in self.made:
+                self.made[key] = plain_layer(operation, None if norm is None else norm.operation, site.input_shapes[0])
+            return self.made[key](*args)
+        if isinstance(operation, L.BatchNormalization):
+            return args[0] if (site.path, site.call) in self.folded else self._alone(site, args[0])
+        if not isinstance(operation, keras.Layer):
+            return operation(*args, **kwargs)
+        return self._copy(operation, site.input_shapes)(*args, **kwargs)
+
+    def _copy(self, layer: keras.Layer, input_shapes: tuple) -> keras.Layer:
+        if (id(layer),) not in self.made:
+            copy = type(layer).from_config(layer.get_config())
+            if layer.weights:
+                copy.build(input_shapes[0] if len(input_shapes) == 1 else list(input_shapes))
+                copy.set_weights(layer.get_weights())
+            self.made[id(layer),] = copy
+        return self.made[id(layer),]
+
+    def _alone(self, site: Site, x: Any) -> Any:
+        """Write a batch norm as a 1 × 1 depthwise convolution, which int8 can hold exactly."""
+        multiplier, offset = multiplier_and_offset(site.operation)
+        shape, key = site.input_shapes[0], (id(site.operation),)
+        if key not in self.made:
+            layer = self.made[key] = L.DepthwiseConv2D(1, name=site.operation.name)
+            layer.build((None, None, None, shape[-1]))
+            layer.set_weights([multiplier.reshape(1, 1, -1, 1), uneven(offset)])
+        if len(shape) == 4:
+            return self.made[key](x)
+        # (batch, ..., c) -> (batch, 1, places, c) -> back
+        spread = L.Reshape((1, int(np.prod(shape[1:-1], dtype=int)), shape[-1]))(x)
+        return L.Reshape(shape[1:])(self.made[key](spread))
+
+
+def foldable(flow: Flow, site: Site) -> Site | None:
+    """Give the batch norm that can be folded into the layer at `site`: the only one that takes its output."""
+    consumers = flow.consumers(site)
+    if len(consumers) != 1 or flow.is_output(site):
+        return None
+    return consumers[0] if isinstance(consumers[0].operation, L.BatchNormalization) else None
+
+
+def plain_layer(
+    wrapper: QuantizedWeights, norm: L.BatchNormalization | None, input_shape: tuple[int | None, ...]
+) -> keras.Layer:
+    """Give the wrapped layer with its kernel on the grid and, if there is one, the batch norm folded in."""
+    layer, (kernel,) = wrapper.layer, wrapper.kernels()
+    axes = channel_axes(kernel.role, len(kernel.variable.shape))
+    value = on_grid(np.asarray(kernel.variable), axes, wrapper.bits)
+    bias = np.asarray(layer.bias) if layer.use_bias else None
+    if norm is not None:
+        value, bias = fold(value, bias, *multiplier_and_offset(norm), axes)
+    name = wrapper.name if norm is None else f"{wrapper.name}_{norm.name}"
+    copy = type(layer).from_config({**layer.get_config(), "use_bias": bias is not None, "name": name})
+    copy.build(input_shape)
+    copy.set_weights([value] if bias is None else [value, uneven(bias)])
+    return copy

@@ -1,0 +1,161 @@
+"""Layers that compute with the rounding of an 8-bit runtime and still train."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kpipe.errors import KpipeError
+from kpipe.fake_quant.affine import SMALLEST_RANGE, channel_axes, widen
+from kpipe.layers import KERNEL_ROLES, Weight, weights
+
+
+@keras.saving.register_keras_serializable(package="kpipe")
+class FakeQuant(keras.layers.Layer):
+    """Round a tensor to the levels of its range, as the runtime will; the gradient passes straight through.
+
+    In training the range follows the batches by a moving average, low ← momentum · low + (1 - momentum) · min(batch),
+    starting from what was calibrated; in inference it is fixed. It always holds 0.
+
+    Args:
+        bits: Width of a level's number.
+        momentum: Weight of the range so far, in [0, 1]; 1 keeps the calibrated range.
+        fixed: The range, (low, high), when neither data nor training may change it.
+        **kwargs: What a Keras layer takes.
+
+    Example:
+        >>> layer = FakeQuant()
+        >>> layer.set_range(-1.0, 1.55)
+        >>> layer(np.array([[0.004, 0.006, 9.0]], "float32")).numpy().round(4)
+        array([[0.  , 0.01, 1.55]], dtype=float32)
+    """
+
+    def __init__(self, bits: int = 8, momentum: float = 0.99, fixed: tuple[float, float] | None = None, **kwargs: Any):
+        if not 2 <= bits <= 8:
+            raise KpipeError(f"FakeQuant: bits is {bits}; expected 2 to 8.")
+        if not 0.0 <= momentum <= 1.0:
+            raise KpipeError(f"FakeQuant: momentum is {momentum}; expected a number in [0, 1].")
+        super().__init__(**kwargs)
+        self.bits, self.momentum = bits, momentum
+        self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
+        low, high = (keras.initializers.Constant(end) for end in widen(*(self.fixed or (0.0, 1.0))))
+        self.low = self.add_weight(name="low", shape=(), initializer=low, trainable=False)
+        self.high = self.add_weight(name="high", shape=(), initializer=high, trainable=False)
+
+    def build(self, input_shape: Any) -> None:
+        """Do nothing: the range has no shape."""
+
+    def set_range(self, low: float, high: float) -> None:
+        """Fix the range; it is widened to hold 0."""
+        low, high = widen(low, high)
+        self.low.assign(low)
+        self.high.assign(high)
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        """Round `x`, shape (batch, ...)."""
+        if training and self.fixed is None and self.momentum < 1.0:
+            low = keras.ops.minimum(keras.ops.min(x), 0.0)
+            high = keras.ops.maximum(keras.ops.max(x), low + SMALLEST_RANGE)
+            for variable, seen in ((self.low, low), (self.high, keras.ops.maximum(high, 0.0))):
+                variable.assign(self.momentum * variable + (1.0 - self.momentum) * keras.ops.stop_gradient(seen))
+        low, high = keras.ops.convert_to_tensor(self.low), keras.ops.convert_to_tensor(self.high)
+        return tf.quantization.fake_quant_with_min_max_vars(x, low, high, num_bits=self.bits)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Keep the shape."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Carry all arguments."""
+        return {**super().get_config(), "bits": self.bits, "momentum": self.momentum, "fixed": self.fixed}
+
+
+@keras.saving.register_keras_serializable(package="kpipe")
+class QuantizedWeights(keras.layers.Wrapper):
+    """Call a layer with its kernels rounded to per-channel levels; gradients reach the float kernels unchanged.
+
+    The kernels are symmetric and narrow (-127 to 127 at 8 bits), with s = max|w| / 127 for each output channel. Each has a
+    saved `mask` of zeros and ones; while it trains, zeros of the mask hold the kernel at exactly 0.
+
+    Args:
+        layer: A layer with a kernel: a convolution, a depthwise one, or dense.
+        bits: Width of a level's number.
+        **kwargs: What a Keras layer takes.
+
+    Example:
+        >>> inner = keras.layers.Dense(1, use_bias=False, kernel_initializer=keras.initializers.Constant(0.3))
+        >>> float(QuantizedWeights(inner)(np.ones((1, 1), "float32"))[0, 0])
+        0.30000001192092896
+    """
+
+    def __init__(self, layer: keras.Layer, bits: int = 8, **kwargs: Any):
+        if not 2 <= bits <= 8:
+            raise KpipeError(f"QuantizedWeights of {layer.name!r}: bits is {bits}; expected 2 to 8.")
+        super().__init__(layer, **kwargs)
+        self.bits = bits
+        self.masks: list[keras.Variable] = []
+
+    def build(self, input_shape: Any = None) -> None:
+        """Build the layer, and a mask of ones for each of its kernels."""
+        super().build(input_shape)
+        kernels = self.kernels()
+        if not kernels:
+            raise KpipeError(f"Layer {self.layer.name!r} ({type(self.layer).__name__}) has no kernel to quantize.")
+        for kernel in kernels:
+            name = "mask" if len(kernels) == 1 else f"{kernel.name}_mask"
+            mask = self.add_weight(
+                name=name, shape=kernel.variable.shape, dtype="uint8", initializer="ones", trainable=False
+            )
+            self.masks.append(mask)
+            kernel.variable.constraint = _Masked(mask, kernel.variable.constraint)
+
+    def kernels(self) -> tuple[Weight, ...]:
+        """List the layer's kernels."""
+        return tuple(weight for weight in weights(self.layer) if weight.role in KERNEL_ROLES)
+
+    def hold_zeros(self) -> None:
+        """Take the kernels' zeros as they are now into the masks."""
+        for kernel, mask in zip(self.kernels(), self.masks, strict=True):
+            mask.assign((np.asarray(kernel.variable) != 0).astype(np.uint8))
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        """Call the layer on `x` with rounded kernels."""
+        kernels = {id(kernel.variable): kernel for kernel in self.kernels()}
+        mapping = []
+        for variable in self.layer.variables:
+            kernel = kernels.get(id(variable))
+            mapping.append((variable, variable.value if kernel is None else self._rounded(kernel)))
+        with keras.StatelessScope(state_mapping=mapping):
+            return self.layer(x)
+
+    def _rounded(self, kernel: Weight) -> Any:
+        value, shape = keras.ops.convert_to_tensor(kernel.variable), kernel.variable.shape
+        axes = channel_axes(kernel.role, len(shape))
+        # (..., in, multiplier) -> (..., in * multiplier): the operation knows one channel axis, the last.
+        flat = tf.reshape(value, [*shape[: axes[0]], int(np.prod([shape[axis] for axis in axes]))])
+        largest = tf.reduce_max(tf.abs(flat), axis=list(range(len(flat.shape) - 1)))
+        end = tf.stop_gradient(tf.where(largest > 0, largest, tf.ones_like(largest)))
+        rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(
+            flat, -end, end, num_bits=self.bits, narrow_range=True
+        )
+        return tf.reshape(rounded, shape)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Give the wrapped layer's output shape."""
+        return self.layer.compute_output_shape(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """Carry all arguments."""
+        return {**super().get_config(), "bits": self.bits}
+
+
+class _Masked:
+    """Project a kernel onto its mask, after the user's own constraint."""
+
+    def __init__(self, mask: keras.Variable, before: Any):
+        self.mask, self.before = mask, before
+
+    def __call__(self, kernel: Any) -> Any:
+        kernel = kernel if self.before is None else self.before(kernel)
+        return kernel * keras.ops.cast(self.mask, kernel.dtype)
