@@ -159,10 +159,9 @@ def schedule(spec: Any, steps: int | None = None) -> Schedule:
     ((name, given),) = spec.items()
     made = SCHEDULES[name]
     fields = made.__dataclass_fields__  # type: ignore[attr-defined]
+    takes = f"It takes {', '.join(fields)}."
     if not isinstance(given, Mapping):
-        raise KpipeError(
-            f"The schedule {name!r} has the arguments {given!r}; expected a mapping of {', '.join(fields)}."
-        )
+        raise KpipeError(f"The schedule {name!r} has the arguments {given!r}; expected a mapping. {takes}")
     for key in given:
         if key not in fields:
             raise KpipeError(f"The schedule {name!r} has no {key!r}. {takes}{nearest(key, fields)}")
