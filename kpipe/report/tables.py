@@ -1,0 +1,261 @@
+"""The tables of a report, as rows of text: one place for the command line, the markdown and the page."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kpipe.report.record import FileRecord, RunRecord, StageRecord, mapping, number, record
+from kpipe.report.units import (
+    DASH,
+    count,
+    kilobytes,
+    milliseconds,
+    percent,
+    plain,
+    points,
+    scaled,
+    seconds,
+    share,
+    times,
+)
+
+Row = dict[str, str]
+FIGURE = re.compile(r"–|NaN|−?(∞|[\d,.]+)×?( [kMG%])?")
+LONG = 40  # rows of a table of details, after which the rest is only counted
+
+
+def quotient(before: float | None, after: float | None) -> float | None:
+    """Give how many times smaller `after` is than `before`, None where a figure is missing or zero.
+
+    Example:
+        >>> quotient(12, 3), quotient(None, 3), quotient(12, 0)
+        (4.0, None, None)
+    """
+    return before / after if before is not None and after else None
+
+
+def accuracy(stage: StageRecord, file: FileRecord | None) -> float | None:
+    """Give the accuracy on the exported file where it was measured, else that of the Keras model."""
+    return file.accuracy if file is not None and file.accuracy is not None else stage.accuracy
+
+
+def baseline_accuracy(run: RunRecord) -> float | None:
+    """Give the accuracy that drops are counted from: the summary's, else the baseline stage's own."""
+    named = number(run.summary.get("accuracy_baseline"))
+    if named is not None or run.baseline is None:
+        return named
+    return accuracy(run.baseline, run.baseline.file(run.format))
+
+
+def drop(run: RunRecord, value: float | None) -> float | None:
+    """Give how far an accuracy lies below the baseline's, as a fraction."""
+    before = baseline_accuracy(run)
+    return None if before is None or value is None else before - value
+
+
+def result_table(metrics: Mapping[str, Any]) -> list[Row]:
+    """Give the result of a run, one row a stage.
+
+    The file figures are those of the stage's first file in the format in which the baseline was exported (LiteRT where
+    there is one), so that they compare along the rows.
+
+    Args:
+        metrics: The content of a run's `metrics.json`.
+
+    Returns:
+        Rows with the same columns in the same order: column title -> text. A missing figure is a dash.
+
+    Raises:
+        KpipeError: `metrics` has no list of stages.
+
+    Example:
+        >>> file = {"path": "model.tflite", "format": "tflite", "bytes": 48264, "latency": {"median_ms": 0.042}}
+        >>> rows = result_table({"stages": [{"name": "01-train", "metrics": {"accuracy": 0.975}, "files": [file]}]})
+        >>> rows[0]["Accuracy"], rows[0]["KB"], rows[0]["ms"], rows[0]["MACs"]
+        ('97.50 %', '48.3', '0.0420', '–')
+    """
+    return run_table(record(metrics))
+
+
+def run_table(run: RunRecord) -> list[Row]:
+    """Give the rows of `result_table` for a record."""
+    return [_result(run, stage) for stage in run.stages]
+
+
+def _result(run: RunRecord, stage: StageRecord) -> Row:
+    file = stage.file(run.format)
+    return {
+        "Stage": stage.name,
+        **_quality(run, stage, file),
+        "Params": count(stage.params),
+        "Nonzeros": count(stage.nonzeros),
+        "MACs": scaled(stage.macs),
+        "File": _kind(file),
+        "KB": kilobytes(file and file.bytes),
+        "KB gzip": kilobytes(file and file.gzip_bytes),
+        "ms": milliseconds(file and file.median_ms),
+        "ms p90": milliseconds(file and file.p90_ms),
+        "Seconds": seconds(stage.seconds),
+    }
+
+
+def _quality(run: RunRecord, stage: StageRecord, file: FileRecord | None) -> Row:
+    """Give the accuracy and its drop; the loss where no stage of the run has an accuracy."""
+    known = [accuracy(one, one.file(run.format)) for one in run.stages]
+    if any(value is not None for value in known) or all(one.loss is None for one in run.stages):
+        reached = accuracy(stage, file)
+        return {"Accuracy": percent(reached), "Drop, points": points(drop(run, reached))}
+    return {"Loss": plain(stage.loss)}
+
+
+def _kind(file: FileRecord | None) -> str:
+    return " ".join(word for word in (file.format, file.precision) if word) or DASH if file else DASH
+
+
+def _file_row(run: RunRecord, path: str, file: FileRecord) -> Row:
+    before = run.baseline.file(file.format) if run.baseline else None
+    return {
+        "File": path,
+        "Kind": _kind(file),
+        "Bytes": count(file.bytes),
+        "KB": kilobytes(file.bytes),
+        "KB gzip": kilobytes(file.gzip_bytes),
+        "Smaller": times(quotient(before and before.bytes, file.bytes)),
+        "ms": milliseconds(file.median_ms),
+        "ms p90": milliseconds(file.p90_ms),
+        "Faster": times(quotient(before and before.median_ms, file.median_ms)),
+        "Accuracy": percent(file.accuracy),
+        "Drop, points": points(drop(run, file.accuracy)),
+    }
+
+
+def delivery_table(run: RunRecord) -> list[Row]:
+    """Give the delivered files, one row each; Smaller and Faster are against the baseline's file of the same format."""
+    return [_file_row(run, file.path, file) for file in run.delivery]
+
+
+def file_table(run: RunRecord) -> list[Row]:
+    """Give every file that any stage exported, one row each."""
+    return [_file_row(run, f"{stage.name}/{file.path}", file) for stage in run.stages for file in stage.files]
+
+
+def agreement_table(run: RunRecord) -> list[Row]:
+    """Give how far the answers of the delivered files are from the Keras model's, one row a file."""
+    names = dict.fromkeys(
+        name
+        for file in run.delivery
+        for name, value in file.agreement.items()
+        if not isinstance(value, Mapping | list | tuple)
+    )
+    rows = [(file, {_words(name): _value(name, file.agreement.get(name)) for name in names}) for file in run.delivery]
+    return [{"File": file.path, **row} for file, row in rows] if names else []
+
+
+def layer_table(run: RunRecord) -> list[Row]:
+    """Give the layers of the last measured model that hold parameters, one row each, beside the first model's width."""
+    measured = [stage for stage in run.stages if stage.layers]
+    before = {layer.layer: layer.channels for layer in measured[0].layers} if measured else {}
+    return [
+        {
+            "Layer": one.layer,
+            "Kind": one.kind,
+            "Channels at first": count(before.get(one.layer)),
+            "Channels": count(one.channels),
+            "Params": count(one.params),
+            "Nonzeros": count(one.nonzeros),
+            "Sparsity": share(one.sparsity),
+            "MACs": scaled(one.macs),
+        }
+        for one in (measured[-1].layers if measured else ())
+        if one.params
+    ]
+
+
+def setting_table(run: RunRecord) -> list[Row]:
+    """Give what the figures depend on beside the recipe: the data, the machine and the versions."""
+    return [
+        {"Of": of, **row}
+        for of, facts in (
+            ("data", run.data),
+            ("environment", {"kpipe": run.version, **run.environment}),
+            ("latency", run.latency),
+            ("recipe", {"key": run.key}),
+        )
+        for row in facts_table(facts)
+    ]
+
+
+def is_numeric(rows: list[Row], column: str) -> bool:
+    """Tell whether a column holds figures, to be set flush right.
+
+    Example:
+        >>> rows = [{"Stage": "01-train", "MACs": "1.23 M"}, {"Stage": "02-export", "MACs": "–"}]
+        >>> is_numeric(rows, "Stage"), is_numeric(rows, "MACs")
+        (False, True)
+    """
+    return all(FIGURE.fullmatch(row[column]) for row in rows)
+
+
+def skipped_table(stage: StageRecord) -> list[Row]:
+    """Give the layers that a stage left alone, one row a reason."""
+    reasons: dict[str, list[str]] = {}
+    for layer, reason in stage.skipped:
+        reasons.setdefault(reason, []).append(layer)
+    return [{"Left alone": ", ".join(layers), "Why": reason} for reason, layers in reasons.items()]
+
+
+def facts_table(facts: Mapping[str, Any]) -> list[Row]:
+    """Give a mapping of single values, one row each; nested values are left out.
+
+    Example:
+        >>> facts_table({"python": "3.11", "threads": 1, "nested": {"a": 1}})
+        [{'Name': 'python', 'Value': '3.11'}, {'Name': 'threads', 'Value': '1'}]
+    """
+    return [
+        {"Name": _words(name), "Value": _value(name, value)}
+        for name, value in facts.items()
+        if not isinstance(value, Mapping | list | tuple)
+    ]
+
+
+def details_tables(stage: StageRecord) -> list[tuple[str, list[Row]]]:
+    """Give what a stage noted of its own work: every list of mappings in its details, as a titled table."""
+    return list(_tables(stage.details, "")) if stage.details else []
+
+
+def _tables(details: Mapping[str, Any], above: str) -> Iterable[tuple[str, list[Row]]]:
+    for name, value in details.items():
+        title = f"{above}{_words(name)}"
+        if isinstance(value, Mapping):
+            if single := facts_table(value):
+                yield title, single
+            yield from _tables(value, f"{title}: ")
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            rows = _rows(value[:LONG])
+            more = f" (the first {LONG} of {len(value)})" if len(value) > LONG else ""
+            yield title + more, rows
+
+
+def _rows(items: list[Mapping[str, Any]]) -> list[Row]:
+    columns = list(dict.fromkeys(key for item in items for key in item))
+    return [{_words(key): _value(key, item.get(key)) for key in columns} for item in items]
+
+
+def _words(name: Any) -> str:
+    return str(name).replace("_", " ")
+
+
+def _value(name: str, value: Any) -> str:
+    """Write a value whose unit only its name tells."""
+    if value is None or isinstance(value, bool):
+        return {None: DASH, True: "yes", False: "no"}[value]
+    if isinstance(value, int | float):
+        fraction = 0 <= value <= 1 and isinstance(value, float)
+        return share(value) if fraction and any(word in str(name) for word in FRACTIONS) else plain(value)
+    if isinstance(value, list | tuple):
+        short = len(value) <= 6 and not any(isinstance(item, Mapping | list | tuple) for item in value)
+        return " × ".join(_value("", item) for item in value) if short else f"{len(value)} values"
+    return f"{len(mapping(value))} values" if isinstance(value, Mapping) else str(value)
+
+
+FRACTIONS = ("sparsity", "ratio", "argmax", "within", "fraction", "share", "accuracy")

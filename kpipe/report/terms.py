@@ -1,0 +1,38 @@
+"""The words of a report, each explained in a sentence or two."""
+
+TERMS = (
+    ("Baseline", "the stage that all ratios and drops are counted from."),
+    (
+        "Accuracy and drop",
+        "the fraction of right answers on the test split, and how many percentage points it lies below the baseline's. "
+        "It is that of the exported file where the run measured it there, else that of the Keras model.",
+    ),
+    (
+        "Channels, filters",
+        "a filter makes one output channel of a layer. Cutting filters makes the tensors themselves smaller, and so "
+        "both the file and the time that it takes.",
+    ),
+    (
+        "Nonzeros, sparsity",
+        "sparsity is the fraction of weights that are exactly zero. A stored zero takes as much room as any number, "
+        "and the runtimes multiply by it as by any other: scattered zeros shrink only the compressed file (KB gzip).",
+    ),
+    (
+        "int8",
+        "weights and activations as whole numbers of 8 bits in place of floats of 32: about a quarter of the size, and "
+        "integer arithmetic, which is faster where the processor has instructions for it.",
+    ),
+    ("Params", "the numbers that the Keras model stores, statistics of normalisation included."),
+    ("MACs", "multiply-accumulate operations for one sample: what the arithmetic costs, whatever the device."),
+    ("KB", "1000 bytes of the exported file; KB gzip is the same file compressed."),
+    (
+        "ms, ms p90",
+        "how long one sample takes in the file's own runtime on the machine of this run: the median, and the time that "
+        "nine runs in ten stay under. Differences of a few percent are noise.",
+    ),
+    (
+        "Comparison with the Keras model",
+        "how far the answers of the file are from those of the model that it was exported from, on real samples. A "
+        "file beyond the tolerance is not delivered.",
+    ),
+)
