@@ -1,5 +1,6 @@
 """Structured pruning: channels planned, cut, and pruned while training."""
 
-from kpipe.structured.plan import FilterPlan, GroupPlan, plan_filters, prune_filters
+from kpipe.structured.filters import plan_filters, prune_filters
+from kpipe.structured.plan import FilterPlan, GroupPlan
 
 __all__ = ["FilterPlan", "GroupPlan", "plan_filters", "prune_filters"]

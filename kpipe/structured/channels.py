@@ -142,7 +142,8 @@ def check_removal(
     worst = max(float(np.abs(a - b).max(initial=0.0)) / s for a, b, s in zip(expected, got, scales, strict=True))
     if not worst <= tolerance:
         raise SurgeryError(
-            f"On random input the smaller model differs from the masked original by {worst:.3g} (allowed: {tolerance:g}). "
+            f"On random input the smaller model differs by {worst:.3g} from the masked original (allowed: "
+            f"{tolerance:g}). "
             f"None is returned. A rule of one of these layers does not fit it: "
             f"{sorted({type(layer).__name__ for layer in leaves(model)})}."
         )
