@@ -1,0 +1,26 @@
+"""A run: stages one after another, checkpoints in between, and a record of all that was measured."""
+
+from kpipe.pipeline.artifact import AnyModel, Artifact, FloatModel, QuantizedModel
+from kpipe.pipeline.context import Baseline, Context
+from kpipe.pipeline.progress import Progress, Quiet
+from kpipe.pipeline.run import Plan, run
+from kpipe.pipeline.source import ModelSource
+from kpipe.pipeline.stage import STAGES, Stage, order_faults, wiring
+
+__all__ = [
+    "STAGES",
+    "AnyModel",
+    "Artifact",
+    "Baseline",
+    "Context",
+    "FloatModel",
+    "ModelSource",
+    "Plan",
+    "Progress",
+    "QuantizedModel",
+    "Quiet",
+    "Stage",
+    "order_faults",
+    "run",
+    "wiring",
+]

@@ -1,0 +1,55 @@
+"""What a stage may use besides its artifact: the data, the baseline, its folder, and who is to be told."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from kpipe.data import Dataset
+from kpipe.pipeline.ledger import Record
+from kpipe.pipeline.progress import Progress, Quiet
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Hold the model that everything is compared with, and that teaches: its entry, and where it lies."""
+
+    entry: dict[str, Any]
+    path: Path
+
+    def load(self) -> keras.Model:
+        """Load the model."""
+        return load_model(self.path)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Hold what a stage may use.
+
+    Args:
+        name: The run's name.
+        data: The data set.
+        seed: Of everything that is random.
+        folder: Where the step's files go.
+        recipe_folder: Where files that the recipe names may lie.
+        baseline: The model that everything is compared with; None for the first step, which makes it.
+        holds_zeros: Whether an earlier stage pruned weights: a training must keep the zeros that it finds.
+        progress: Who is told how it goes.
+        record: Where a stage puts what it has to say.
+    """
+
+    name: str
+    data: Dataset
+    seed: int
+    folder: Path
+    recipe_folder: Path
+    baseline: Baseline | None = None
+    holds_zeros: bool = False
+    progress: Progress = field(default_factory=Quiet)
+    record: Record = field(default_factory=Record)
+
+
+def load_model(path: Path) -> keras.Model:
+    """Load a `.keras` file as it was saved, not compiled."""
+    return keras.models.load_model(path, compile=False)

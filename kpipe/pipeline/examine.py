@@ -1,0 +1,115 @@
+"""Measure what a step left behind: the Keras model, and the files exported from it in the real runtimes."""
+
+import platform
+from collections.abc import Iterable
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kpipe.data import Dataset
+from kpipe.export import benchmark, export, load_runtime
+from kpipe.measure import measure
+from kpipe.pipeline.ledger import plain
+from kpipe.pipeline.task import accuracy, gives_probabilities, loss_for
+
+BATCH = 256
+RUNS = 100
+
+
+def evaluate(model: keras.Model, data: Dataset, loss: str = "auto") -> dict[str, float | None]:
+    """Give the accuracy and the loss of a Keras model on the test split."""
+    x, y = data.test
+    outputs = model.predict(x, batch_size=BATCH, verbose=0)
+    value = loss_for(model, y, loss)(y, outputs)
+    return {"accuracy": accuracy(outputs, y, gives_probabilities(model)), "loss": float(value)}
+
+
+def counted(model: keras.Model) -> dict[str, Any]:
+    """Give the counts of `kpipe.measure` as plain data."""
+    return plain(measure(model).to_dict())
+
+
+def file_accuracy(path: Path, model: keras.Model, data: Dataset) -> float | None:
+    """Give the accuracy of an exported file on the test split, run in its own runtime.
+
+    Args:
+        path: The `.tflite` or `.onnx` file.
+        model: The Keras model it was exported from, which tells how its output is to be read.
+        data: The data set.
+
+    Returns:
+        The fraction in [0, 1]; None for labels that are no classes.
+    """
+    x, y = data.test
+    with closing(load_runtime(path)) as runtime:
+        outputs = np.concatenate([runtime.run([x[start : start + BATCH]])[0] for start in range(0, len(x), BATCH)])
+    return accuracy(outputs, y, gives_probabilities(model))
+
+
+def export_file(model: keras.Model, path: Path, data: Dataset, precision: str | None = None) -> dict[str, Any]:
+    """Export a model, verified on the calibration samples, and measure the file.
+
+    Args:
+        model: The float or quantized Keras model.
+        path: The target; its suffix is the format.
+        data: The data set.
+        precision: None for the model's own: float32, or int8 for a quantized one.
+
+    Returns:
+        The file's entry: path (relative to its folder), format, precision, bytes, gzip_bytes, accuracy, agreement.
+    """
+    file = export(model, path, precision=precision, data=data.calibration)
+    return {
+        "path": path.name,
+        "format": file.format,
+        "precision": file.precision,
+        "bytes": file.bytes,
+        "gzip_bytes": file.gzip_bytes,
+        "accuracy": file_accuracy(path, model, data),
+        "agreement": None if file.agreement is None else plain(file.agreement.to_dict()),
+    }
+
+
+def latencies(directory: Path, paths: Iterable[str], threads: int = 1, runs: int = RUNS) -> dict[str, Any]:
+    """Time files against one another, interleaved in this process.
+
+    Args:
+        directory: The folder that the paths are relative to.
+        paths: The files.
+        threads: Threads of the runtime.
+        runs: Runs a file.
+
+    Returns:
+        {"threads", "runs", "files": {path: {"median_ms", "p90_ms"}}}.
+    """
+    paths = list(paths)
+    timed = benchmark([directory / path for path in paths], threads=threads, runs=runs) if paths else []
+    files = {
+        path: {"median_ms": latency.median_ms, "p90_ms": latency.p90_ms}
+        for path, latency in zip(paths, timed, strict=True)
+    }
+    return {"threads": threads, "runs": runs, "files": files}
+
+
+def environment() -> dict[str, str]:
+    """Give the versions that a measurement depends on, and the processor."""
+    packages = ("keras", "tensorflow", "ai-edge-litert", "onnxruntime", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "cpu": _processor(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _processor() -> str:
+    listed = Path("/proc/cpuinfo")
+    if listed.is_file():
+        for line in listed.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"

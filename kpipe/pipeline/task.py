@@ -1,0 +1,120 @@
+"""What the network is for: which loss its output and the labels ask for, and how well it does."""
+
+import keras
+import numpy as np
+
+from kpipe.errors import KpipeError
+from kpipe.registry import nearest
+
+LOSSES: dict[str, tuple[type[keras.losses.Loss], bool]] = {
+    "sparse_categorical_crossentropy": (keras.losses.SparseCategoricalCrossentropy, True),
+    "categorical_crossentropy": (keras.losses.CategoricalCrossentropy, True),
+    "binary_crossentropy": (keras.losses.BinaryCrossentropy, True),
+    "mean_squared_error": (keras.losses.MeanSquaredError, False),
+    "mean_absolute_error": (keras.losses.MeanAbsoluteError, False),
+    "huber": (keras.losses.Huber, False),
+}
+"""Name -> the loss, and whether it is to be told that it sees logits."""
+
+
+def loss_for(model: keras.Model, labels: np.ndarray, name: str = "auto") -> keras.losses.Loss:
+    """Choose the loss that fits the model's output and the labels.
+
+    Integer labels take the sparse categorical cross-entropy, or the binary one for a single output; one-hot labels take
+    the categorical one; other labels the mean squared error. Outputs are logits unless the model ends in a softmax or
+    a sigmoid.
+
+    Args:
+        model: A model with one output.
+        labels: The labels, `(n,)` or `(n, classes)`.
+        name: "auto", or a name of `LOSSES`.
+
+    Returns:
+        The loss.
+
+    Raises:
+        KpipeError: When the model has several outputs, or there is no such loss.
+
+    Example:
+        >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+        >>> loss_for(net, np.array([0, 2])).name
+        'sparse_categorical_crossentropy'
+    """
+    if len(model.outputs) != 1:
+        raise KpipeError(
+            f"The model {model.name!r} has {len(model.outputs)} outputs; a recipe trains models with one output. "
+            "Train it with model.fit and the callbacks of kpipe instead."
+        )
+    name = _fitting(model.outputs[0].shape[-1], labels) if name == "auto" else name
+    if name not in LOSSES:
+        raise KpipeError(f"Unknown loss {name!r}. Known: auto, {', '.join(LOSSES)}.{nearest(name, LOSSES)}")
+    kind, asks = LOSSES[name]
+    return kind(from_logits=not gives_probabilities(model)) if asks else kind()
+
+
+def _fitting(units: int | None, labels: np.ndarray) -> str:
+    if labels.dtype.kind in "iub" and labels.ndim == 1:
+        return "binary_crossentropy" if units == 1 else "sparse_categorical_crossentropy"
+    if labels.ndim == 2 and units == labels.shape[1] > 1 and np.allclose(labels.sum(axis=1), 1):
+        return "categorical_crossentropy"
+    return "mean_squared_error"
+
+
+def gives_probabilities(model: keras.Model) -> bool:
+    """Tell whether a model ends in a softmax or a sigmoid.
+
+    Args:
+        model: The model. Layers after the last activation that only round values are passed over.
+
+    Example:
+        >>> gives_probabilities(keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, activation="softmax")]))
+        True
+    """
+    squashing = (keras.activations.softmax, keras.activations.sigmoid)
+    for layer in reversed(model.layers):
+        if isinstance(layer, keras.Model):
+            return gives_probabilities(layer)
+        if isinstance(layer, keras.layers.Softmax):
+            return True
+        if isinstance(layer, keras.layers.Dense | keras.layers.Activation | keras.layers.Conv2D):
+            return layer.activation in squashing
+    return False
+
+
+def classifies(labels: np.ndarray) -> bool:
+    """Tell whether labels name classes, so that an accuracy can be told.
+
+    Example:
+        >>> classifies(np.array([0, 3])), classifies(np.array([0.5, 1.5]))
+        (True, False)
+    """
+    return _fitting(None, labels) != "mean_squared_error" or (
+        labels.ndim == 2 and labels.shape[1] > 1 and bool(np.allclose(labels.sum(axis=1), 1))
+    )
+
+
+def accuracy(outputs: np.ndarray, labels: np.ndarray, probabilities: bool = False) -> float | None:
+    """Give the fraction of samples put into the right class.
+
+    Args:
+        outputs: `(n, classes)`, or `(n, 1)` or `(n,)` for two classes.
+        labels: `(n,)` classes or `(n, classes)` one-hot.
+        probabilities: Whether a single output is a probability rather than a logit.
+
+    Returns:
+        The fraction in [0, 1]; None for labels that are no classes.
+
+    Example:
+        >>> accuracy(np.array([[0.1, 2.0], [3.0, 0.5]]), np.array([1, 1]))
+        0.5
+        >>> accuracy(np.array([[0.7], [-0.2]]), np.array([1, 0]))
+        1.0
+    """
+    if not classifies(labels):
+        return None
+    if outputs.ndim == 1 or outputs.shape[-1] == 1:
+        chosen = (outputs.reshape(len(labels)) > (0.5 if probabilities else 0.0)).astype(int)
+    else:
+        chosen = outputs.argmax(axis=-1)
+    truth = labels.argmax(axis=-1) if labels.ndim == 2 else labels
+    return float(np.mean(chosen == truth))

@@ -1,0 +1,10 @@
+"""The stages of a recipe: a file each, and the class is its schema. A new stage is a new file and a line here."""
+
+from kpipe.stages.distill import Distill
+from kpipe.stages.export import Export
+from kpipe.stages.prune_filters import PruneFilters
+from kpipe.stages.prune_weights import PruneWeights
+from kpipe.stages.quantize import Quantize
+from kpipe.stages.train import Train
+
+__all__ = ["Distill", "Export", "PruneFilters", "PruneWeights", "Quantize", "Train"]

@@ -1,0 +1,46 @@
+"""Let the baseline teach a student."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kpipe.errors import KpipeError
+from kpipe.pipeline import STAGES, Context, FloatModel, ModelSource, Stage
+from kpipe.pipeline.source import make_model
+from kpipe.stages.fields import BatchSize, LossName, Optimizer, Teaching, TrainingEpochs
+from kpipe.stages.training import train
+
+
+@STAGES("distill")
+class Distill(Stage):
+    """Train a student on the labels and on the baseline's answers.
+
+    Args:
+        student: Another model, {factory: "module:function"} or {load: "small.keras"}; None for the model as the stage
+            before left it.
+        temperature: Softens both answers before they are compared.
+        alpha: Share of the labels in the loss, in [0, 1]; the rest is the teacher's.
+        epochs: Passes over the training data.
+        batch_size: Samples an update.
+        optimizer: The optimizer.
+        loss: "auto" takes what fits the labels; else the name of a loss.
+    """
+
+    stage: Literal["distill"] = "distill"
+    student: ModelSource | None = None
+    temperature: Annotated[float, Field(gt=0)] = 3.0
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    epochs: TrainingEpochs = 10
+    batch_size: BatchSize = 64
+    optimizer: Optimizer = Optimizer()
+    loss: LossName = "auto"
+
+    def run(self, artifact: FloatModel, context: Context) -> FloatModel:
+        """Teach."""
+        if context.baseline is None:
+            raise KpipeError("distill has no teacher: let a train stage come first, or load a trained model.")
+        student = artifact.model
+        if self.student is not None:
+            student = make_model(self.student, context.data, context.recipe_folder)
+        teaching = Teaching(temperature=self.temperature, alpha=self.alpha)
+        return FloatModel(train(self, student, context, teaching=teaching))

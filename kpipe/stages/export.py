@@ -1,0 +1,52 @@
+"""Write the files that are delivered."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kpipe.errors import ExportError
+from kpipe.pipeline import STAGES, AnyModel, Context, Stage
+from kpipe.pipeline.examine import export_file
+from kpipe.stages.fields import FormatName, PrecisionName
+
+
+@STAGES("export")
+class Export(Stage):
+    """Export the model, verify each file in its runtime, and deliver it; the model goes on to later stages unchanged.
+
+    Args:
+        formats: The formats, such as [tflite, onnx].
+        precision: float32, float16 or int8_dynamic for a float model; None for the model's own: float32, or int8 for a
+            quantized one.
+        name: The files' name without suffix; None for the recipe's name.
+        max_accuracy_drop: Refuse to deliver a file whose accuracy on the test split, measured in the runtime, is lower
+            than the baseline's by more than this fraction; None to deliver whatever comes.
+    """
+
+    stage: Literal["export"] = "export"
+    formats: Annotated[tuple[FormatName, ...], Field(min_length=1)] = ("tflite",)
+    precision: PrecisionName | None = None
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")] | None = None
+    max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    def run(self, artifact: AnyModel, context: Context) -> AnyModel:
+        """Export and judge."""
+        for index, suffix in enumerate(self.formats):
+            context.progress.tell(f"exporting {suffix}", index / len(self.formats))
+            path = context.folder / f"{self.name or context.name}.{suffix}"
+            file = export_file(artifact.model, path, context.data, self.precision)
+            self._judge(file, context)
+            context.record.files.append(file)
+        return artifact
+
+    def _judge(self, file: dict, context: Context) -> None:
+        before = context.baseline.entry["metrics"]["accuracy"] if context.baseline else None
+        if self.max_accuracy_drop is None or before is None:
+            return
+        drop = before - file["accuracy"]
+        if drop > self.max_accuracy_drop:
+            raise ExportError(
+                f"{file['path']} has accuracy {file['accuracy']:.4f} on the test split, {drop:.4f} below the baseline's "
+                f"{before:.4f}; max_accuracy_drop allows {self.max_accuracy_drop}. Nothing is delivered. Prune less or "
+                "train longer, or allow a larger drop."
+            )

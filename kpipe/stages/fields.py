@@ -1,0 +1,99 @@
+"""The types of the fields that several stages share; each is checked where a recipe is read."""
+
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from kpipe.errors import KpipeError
+from kpipe.export import FORMATS, PRECISIONS
+from kpipe.patterns import PATTERNS
+from kpipe.pipeline.task import LOSSES
+from kpipe.quantize.quantize import SCHEMES
+from kpipe.registry import nearest
+from kpipe.saliency import CRITERIA
+from kpipe.schedules import schedule
+
+OPTIMIZERS = {
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "sgd": "SGD",
+    "rmsprop": "RMSprop",
+    "nadam": "Nadam",
+    "adagrad": "Adagrad",
+    "lion": "Lion",
+}
+"""Name in a recipe -> class of `keras.optimizers`."""
+
+
+def _one_of(kind: str, known: Collection[str]) -> AfterValidator:
+    """Check a name against what is known when the recipe is read, so that what a user registers counts too."""
+
+    def check(name: str) -> str:
+        if name not in known:
+            raise KpipeError(f"unknown {kind} {name!r}. Known: {', '.join(known)}.{nearest(name, known)}")
+        return name
+
+    return AfterValidator(check)
+
+
+def _schedule(spec: dict[str, Any]) -> dict[str, Any]:
+    schedule(spec, steps=1000)
+    return spec
+
+
+Epochs = Annotated[int, Field(ge=0, le=100_000)]
+TrainingEpochs = Annotated[int, Field(ge=1, le=100_000)]
+BatchSize = Annotated[int, Field(ge=1)]
+Sparsity = Annotated[float, Field(ge=0, lt=1)]
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+Remaining = Annotated[float, Field(gt=0, le=1)]
+CriterionName = Annotated[str, _one_of("criterion", CRITERIA)]
+LossName = Annotated[str, _one_of("loss", ("auto", *LOSSES))]
+PatternName = Annotated[str, _one_of("pattern", PATTERNS)]
+FormatName = Annotated[str, _one_of("format", FORMATS)]
+SchemeName = Annotated[str, _one_of("scheme", SCHEMES)]
+PrecisionName = Annotated[str, _one_of("precision", PRECISIONS)]
+ScheduleSpec = Annotated[dict[str, Any], AfterValidator(_schedule)]
+Scope = Literal["layer", "global"]
+
+
+class Optimizer(BaseModel):
+    """Choose an optimizer.
+
+    Args:
+        name: A name of `OPTIMIZERS`.
+        learning_rate: The rate at the start.
+        decay: "cosine" lets the rate fall to zero over the stage's training, "none" keeps it.
+        weight_decay: Fraction of a weight that is taken off a step, times the rate; None for the optimizer's default.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, _one_of("optimizer", OPTIMIZERS)] = "adam"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    decay: Literal["none", "cosine"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+
+
+class Teaching(BaseModel):
+    """Let the baseline teach while a stage trains.
+
+    Args:
+        temperature: Softens both answers before they are compared.
+        alpha: Share of the labels in the loss, in [0, 1]; the rest is the teacher's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: Annotated[float, Field(gt=0)] = 3.0
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class Target(BaseModel):
+    """Say how much of the model may remain: the fraction of its MACs, or of its parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    macs: Remaining | None = None
+    params: Remaining | None = None

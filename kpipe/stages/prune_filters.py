@@ -1,0 +1,115 @@
+"""Remove filters: the model gets smaller for real."""
+
+import warnings
+from typing import Literal, Self
+
+import keras
+from pydantic import model_validator
+
+from kpipe.errors import KpipeError, NoEffectWarning
+from kpipe.measure import measure
+from kpipe.pipeline import STAGES, Context, FloatModel, Stage
+from kpipe.pipeline.task import loss_for
+from kpipe.schedules import schedule
+from kpipe.stages.fields import (
+    BatchSize,
+    CriterionName,
+    Epochs,
+    LossName,
+    Optimizer,
+    Ratio,
+    ScheduleSpec,
+    Scope,
+    Target,
+    Teaching,
+)
+from kpipe.stages.training import evidence, steps_in, train
+from kpipe.structured import FilterPruning, plan_filters, prune_filters
+
+
+@STAGES("prune_filters")
+class PruneFilters(Stage):
+    """Remove the least important channels, then train what is left.
+
+    Say how many by one of `ratio`, `target` and `schedule`. The first two cut before the training; a schedule zeroes
+    channels bit by bit while the model trains, and cuts at the end.
+
+    Args:
+        ratio: Fraction of the channels to remove, in [0, 1).
+        target: Fraction of the MACs or the parameters that may remain, such as {macs: 0.5}.
+        schedule: A schedule of the fraction of channels removed, such as {polynomial_decay: {final_sparsity: 0.5}}.
+            Steps that it leaves out are laid over the training.
+        criterion: How channels are judged.
+        scope: "layer" takes the same share of each layer; "global" ranks all the channels against one another.
+        round_to: Keep a multiple of this many channels a layer.
+        ignore: Patterns of the paths of layers to leave alone.
+        epochs: Passes over the training data afterwards (with a schedule: during); 0 for none.
+        batch_size: Samples an update.
+        optimizer: The optimizer.
+        loss: "auto" takes what fits the labels; else the name of a loss.
+        distill: Let the baseline teach, such as {temperature: 3.0, alpha: 0.5}.
+    """
+
+    stage: Literal["prune_filters"] = "prune_filters"
+    ratio: Ratio | None = None
+    target: Target | None = None
+    schedule: ScheduleSpec | None = None
+    criterion: CriterionName = "l1"
+    scope: Scope = "layer"
+    round_to: BatchSize = 1
+    ignore: tuple[str, ...] = ()
+    epochs: Epochs = 5
+    batch_size: BatchSize = 64
+    optimizer: Optimizer = Optimizer()
+    loss: LossName = "auto"
+    distill: Teaching | None = None
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        given = [name for name in ("ratio", "target", "schedule") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise KpipeError(f"received {', '.join(given) or 'no amount'}; give exactly one of ratio, target, schedule")
+        if self.schedule is not None and self.epochs == 0:
+            raise KpipeError("a schedule needs epochs to prune in; give epochs, or a ratio instead")
+        return self
+
+    def run(self, artifact: FloatModel, context: Context) -> FloatModel:
+        """Cut and train, or train and cut."""
+        before = measure(artifact.model).params
+        small = (
+            self._cut_first(artifact.model, context) if self.schedule is None else self._gradually(artifact, context)
+        )
+        if measure(small).params == before:
+            text = f"{self.stage} removed no channel of {artifact.model.name!r}: raise the ratio, or look at `ignore`."
+            warnings.warn(text, NoEffectWarning, stacklevel=2)
+            context.record.note(text)
+        return FloatModel(small)
+
+    def _cut_first(self, model: keras.Model, context: Context) -> keras.Model:
+        plan = plan_filters(
+            model,
+            ratio=self.ratio,
+            target=None if self.target is None else self.target.model_dump(exclude_none=True),
+            criterion=self.criterion,
+            data=evidence(context),
+            loss=loss_for(model, context.data.train[1], self.loss),
+            scope=self.scope,
+            round_to=self.round_to,
+            ignore=list(self.ignore) or None,
+            seed=context.seed,
+        )
+        plan.save(context.folder / "plan.json")
+        context.record.details["plan"] = plan.to_dict()
+        return train(self, prune_filters(model, plan), context, teaching=self.distill)
+
+    def _gradually(self, model: keras.Model, context: Context) -> keras.Model:
+        pruning = FilterPruning(
+            schedule(self.schedule, steps=steps_in(self, context)),
+            criterion=self.criterion,
+            round_to=self.round_to,
+            scope=self.scope,
+            ignore=list(self.ignore) or None,
+            data=evidence(context),
+        )
+        train(self, model, context, [pruning], self.distill)
+        return pruning.shrink()

@@ -1,0 +1,97 @@
+"""Set weights to zero: the file compresses better."""
+
+import warnings
+from typing import Any, Literal, Self
+
+import keras
+from pydantic import model_validator
+
+from kpipe.errors import KpipeError, NoEffectWarning
+from kpipe.measure import measure
+from kpipe.pipeline import STAGES, Context, FloatModel, Stage
+from kpipe.pipeline.ledger import plain
+from kpipe.pipeline.task import loss_for
+from kpipe.schedules import schedule
+from kpipe.stages.fields import (
+    BatchSize,
+    CriterionName,
+    Epochs,
+    LossName,
+    Optimizer,
+    PatternName,
+    ScheduleSpec,
+    Scope,
+    Sparsity,
+    Teaching,
+)
+from kpipe.stages.training import evidence, steps_in, train
+from kpipe.unstructured import WeightPruning, prune_weights
+
+
+@STAGES("prune_weights")
+class PruneWeights(Stage):
+    """Set the least important weights to zero while the model trains; later stages keep the zeros.
+
+    Say how many by `sparsity` or `schedule`.
+
+    Args:
+        sparsity: Fraction of zeros at the end, in [0, 1). It is reached along a polynomial decay over three quarters of
+            the training; without epochs, at once.
+        schedule: A schedule, such as {polynomial_decay: {final_sparsity: 0.8}}. Steps that it leaves out are laid over
+            the training.
+        criterion: How weights are judged.
+        pattern: Which weights may go together.
+        scope: "layer" takes the same share of each layer; "global" ranks all the weights against one another.
+        layers: A pattern of the paths of the weights to prune; None for all prunable layers.
+        epochs: Passes over the training data; 0 to prune at once and not train.
+        batch_size: Samples an update.
+        optimizer: The optimizer.
+        loss: "auto" takes what fits the labels; else the name of a loss.
+        distill: Let the baseline teach, such as {temperature: 3.0, alpha: 0.5}.
+    """
+
+    stage: Literal["prune_weights"] = "prune_weights"
+    leaves_zeros = True
+    sparsity: Sparsity | None = None
+    schedule: ScheduleSpec | None = None
+    criterion: CriterionName = "magnitude"
+    pattern: PatternName = "unstructured"
+    scope: Scope = "layer"
+    layers: str | None = None
+    epochs: Epochs = 5
+    batch_size: BatchSize = 64
+    optimizer: Optimizer = Optimizer()
+    loss: LossName = "auto"
+    distill: Teaching | None = None
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        if (self.sparsity is None) == (self.schedule is None):
+            raise KpipeError("give exactly one of sparsity and schedule")
+        if self.schedule is not None and self.epochs == 0:
+            raise KpipeError("a schedule needs epochs to prune in; give epochs, or a sparsity instead")
+        return self
+
+    def run(self, artifact: FloatModel, context: Context) -> FloatModel:
+        """Prune at once or along the training."""
+        before = measure(artifact.model).nonzeros
+        choice = {name: getattr(self, name) for name in ("criterion", "pattern", "scope", "layers")}
+        model = self._at_once(artifact.model, context, choice) if self.epochs == 0 else None
+        if model is None:
+            model = self._gradually(artifact.model, context, choice)
+        if measure(model).nonzeros >= before:
+            text = f"{self.stage} set no weight of {model.name!r} to zero: raise the sparsity, or look at `layers`."
+            warnings.warn(text, NoEffectWarning, stacklevel=2)
+            context.record.note(text)
+        return FloatModel(model)
+
+    def _at_once(self, model: keras.Model, context: Context, choice: dict[str, Any]) -> keras.Model:
+        loss = loss_for(model, context.data.train[1], self.loss)
+        return prune_weights(model, self.sparsity, data=evidence(context), loss=loss, **choice)
+
+    def _gradually(self, model: keras.Model, context: Context, choice: dict[str, Any]) -> keras.Model:
+        spec = self.schedule or {"polynomial_decay": {"final_sparsity": self.sparsity}}
+        pruning = WeightPruning(schedule(spec, steps=steps_in(self, context)), data=evidence(context), **choice)
+        trained = train(self, model, context, [pruning], self.distill)
+        context.record.details["weights"] = plain(pruning.report())
+        return trained

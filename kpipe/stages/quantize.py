@@ -1,0 +1,36 @@
+"""Make the model compute in 8-bit integers."""
+
+from typing import Literal
+
+from kpipe.pipeline import STAGES, Context, FloatModel, QuantizedModel, Stage
+from kpipe.quantize import quantize
+from kpipe.stages.fields import BatchSize, Epochs, LossName, Optimizer, SchemeName, Teaching
+from kpipe.stages.training import train
+
+
+@STAGES("quantize")
+class Quantize(Stage):
+    """Round weights and activations to integers, with ranges taken from the calibration samples; train on if asked.
+
+    Args:
+        scheme: The integers: "int8".
+        epochs: Passes over the training data with the rounding in place (quantization-aware training); 0 for none
+            (post-training quantization).
+        batch_size: Samples an update.
+        optimizer: The optimizer.
+        loss: "auto" takes what fits the labels; else the name of a loss.
+        distill: Let the baseline teach, such as {temperature: 3.0, alpha: 0.5}.
+    """
+
+    stage: Literal["quantize"] = "quantize"
+    scheme: SchemeName = "int8"
+    epochs: Epochs = 0
+    batch_size: BatchSize = 64
+    optimizer: Optimizer = Optimizer(learning_rate=1e-4)
+    loss: LossName = "auto"
+    distill: Teaching | None = None
+
+    def run(self, artifact: FloatModel, context: Context) -> QuantizedModel:
+        """Quantize, and train on."""
+        quantized = quantize(artifact.model, self.scheme, calibration=context.data.calibration)
+        return QuantizedModel(train(self, quantized, context, teaching=self.distill))

@@ -1,0 +1,38 @@
+"""Train the model on the data."""
+
+from typing import Annotated, Literal
+
+import keras
+from pydantic import Field
+
+from kpipe.pipeline import STAGES, Context, FloatModel, Stage
+from kpipe.stages.fields import BatchSize, LossName, Optimizer, TrainingEpochs
+from kpipe.stages.training import train
+
+
+@STAGES("train")
+class Train(Stage):
+    """Train the model on the data; as the first stage it makes the baseline.
+
+    Args:
+        epochs: Passes over the training data.
+        batch_size: Samples an update.
+        optimizer: The optimizer.
+        loss: "auto" takes what fits the labels; else the name of a loss.
+        patience: Stop after so many epochs without a better validation loss, and go back to the best weights; None to
+            train all the epochs.
+    """
+
+    stage: Literal["train"] = "train"
+    epochs: TrainingEpochs = 10
+    batch_size: BatchSize = 64
+    optimizer: Optimizer = Optimizer()
+    loss: LossName = "auto"
+    patience: Annotated[int, Field(ge=1)] | None = None
+
+    def run(self, artifact: FloatModel, context: Context) -> FloatModel:
+        """Train."""
+        callbacks = []
+        if self.patience is not None:
+            callbacks.append(keras.callbacks.EarlyStopping(patience=self.patience, restore_best_weights=True))
+        return FloatModel(train(self, artifact.model, context, callbacks))

@@ -1,0 +1,142 @@
+"""The training that stages share: one `fit`, taught or not, that keeps earlier zeros and tells how it goes."""
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Protocol
+
+import keras
+import numpy as np
+from kpipe.distill import distill
+
+from kpipe.pipeline.context import Context
+from kpipe.pipeline.task import loss_for
+from kpipe.projections import hold_zeros
+from kpipe.stages.fields import OPTIMIZERS, Optimizer, Teaching
+
+EVIDENCE_SAMPLES = 1024
+
+
+class Training(Protocol):
+    """The fields of a stage that trains."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def optimizer(self) -> Optimizer: ...
+    @property
+    def loss(self) -> str: ...
+
+
+class Reporting(keras.callbacks.Callback):
+    """Tell the run's listener how far a training is, at most five times a second."""
+
+    def __init__(self, context: Context, epochs: int, steps: int):
+        super().__init__()
+        self.context = context
+        self.epochs = epochs
+        self.steps = steps
+        self._epoch = 0
+        self._told = 0.0
+        self._last = ""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Keep the number of the epoch."""
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Tell the fraction done."""
+        if time.monotonic() - self._told < 0.2:
+            return
+        self._told = time.monotonic()
+        done = (self._epoch + (batch + 1) / self.steps) / self.epochs
+        self.context.progress.tell(f"epoch {self._epoch + 1}/{self.epochs}{self._last}", min(done, 1.0))
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Tell the validation accuracy."""
+        reached = (logs or {}).get("val_accuracy")
+        self._last = "" if reached is None else f", validation accuracy {reached:.4f}"
+        self.context.progress.tell(f"epoch {epoch + 1}/{self.epochs}{self._last}", (epoch + 1) / self.epochs)
+
+
+def steps_in(training: Training, context: Context) -> int:
+    """Give the number of optimizer updates of a stage's training."""
+    return training.epochs * math.ceil(len(context.data.train[0]) / training.batch_size)
+
+
+def make_optimizer(optimizer: Optimizer, steps: int) -> keras.optimizers.Optimizer:
+    """Make a Keras optimizer whose rate decays over a number of updates.
+
+    Example:
+        >>> made = make_optimizer(Optimizer(name="sgd", learning_rate=0.5, decay="none"), steps=10)
+        >>> type(made).__name__, float(made.learning_rate)
+        ('SGD', 0.5)
+    """
+    rate = optimizer.learning_rate
+    if optimizer.decay == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, decay_steps=max(1, steps))
+    extra = {} if optimizer.weight_decay is None else {"weight_decay": optimizer.weight_decay}
+    return getattr(keras.optimizers, OPTIMIZERS[optimizer.name])(learning_rate=rate, **extra)
+
+
+def train(
+    training: Training,
+    model: keras.Model,
+    context: Context,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    teaching: Teaching | None = None,
+) -> keras.Model:
+    """Train a model as a stage says; zeros of earlier stages stay zero.
+
+    Args:
+        training: The stage.
+        model: The model; it belongs to the stage, and may be the one that is trained.
+        context: The run's context. The curves go into its record.
+        callbacks: More callbacks.
+        teaching: How the baseline teaches; None for labels alone.
+
+    Returns:
+        The trained model.
+    """
+    if training.epochs == 0:
+        return model
+    steps = steps_in(training, context)
+    told = [*callbacks, Reporting(context, training.epochs, steps // training.epochs)]
+    optimizer = make_optimizer(training.optimizer, steps)
+    loss = loss_for(model, context.data.train[1], training.loss)
+    with hold_zeros(model) if context.holds_zeros else nullcontext():
+        if teaching is not None and context.baseline is not None:
+            return distill(
+                teacher=context.baseline.load(),
+                student=model,
+                data=context.data.train,
+                temperature=teaching.temperature,
+                alpha=teaching.alpha,
+                epochs=training.epochs,
+                optimizer=optimizer,
+                loss=loss,
+                validation_data=context.data.validation,
+                callbacks=told,
+                batch_size=training.batch_size,
+                verbose=0,
+            )
+        model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], jit_compile=False)
+        history = model.fit(
+            *context.data.train,
+            epochs=training.epochs,
+            batch_size=training.batch_size,
+            validation_data=context.data.validation,
+            callbacks=told,
+            verbose=0,
+        )
+    context.record.add_history(history.history)
+    return model
+
+
+def evidence(context: Context) -> tuple[np.ndarray, np.ndarray]:
+    """Give the labelled training samples that criteria with a gradient look at."""
+    x, y = context.data.train
+    return x[:EVIDENCE_SAMPLES], y[:EVIDENCE_SAMPLES]
