@@ -1,10 +1,11 @@
 """Write the files that are delivered."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from kpipe.errors import ExportError
+from kpipe.errors import ExportError, KpipeError
+from kpipe.export import FORMATS
 from kpipe.pipeline import STAGES, AnyModel, Context, Stage
 from kpipe.pipeline.examine import export_file
 from kpipe.stages.fields import FormatName, PrecisionName
@@ -16,8 +17,7 @@ class Export(Stage):
 
     Args:
         formats: The formats, such as [tflite, onnx].
-        precision: float32, float16 or int8_dynamic for a float model; None for the model's own: float32, or int8 for a
-            quantized one.
+        precision: float32 or float16 for a float model; None for the model's own: float32, or int8 for a quantized one.
         name: The files' name without suffix; None for the recipe's name.
         max_accuracy_drop: Refuse to deliver a file whose accuracy on the test split, measured in the runtime, is lower
             than the baseline's by more than this fraction; None to deliver whatever comes.
@@ -29,6 +29,16 @@ class Export(Stage):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")] | None = None
     max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] | None = None
 
+    @model_validator(mode="after")
+    def _written(self) -> Self:
+        for name in self.formats:
+            known = FORMATS[name].precisions
+            if self.precision is not None and self.precision not in known:
+                raise KpipeError(
+                    f"{name} files are not written in {self.precision}; expected one of {', '.join(known)}"
+                )
+        return self
+
     def run(self, artifact: AnyModel, context: Context) -> AnyModel:
         """Export and judge."""
         for index, suffix in enumerate(self.formats):
@@ -39,14 +49,14 @@ class Export(Stage):
             context.record.files.append(file)
         return artifact
 
-    def _judge(self, file: dict, context: Context) -> None:
+    def _judge(self, file: dict[str, Any], context: Context) -> None:
         before = context.baseline.entry["metrics"]["accuracy"] if context.baseline else None
         if self.max_accuracy_drop is None or before is None:
             return
         drop = before - file["accuracy"]
         if drop > self.max_accuracy_drop:
             raise ExportError(
-                f"{file['path']} has accuracy {file['accuracy']:.4f} on the test split, {drop:.4f} below the baseline's "
-                f"{before:.4f}; max_accuracy_drop allows {self.max_accuracy_drop}. Nothing is delivered. Prune less or "
-                "train longer, or allow a larger drop."
+                f"{file['path']} has accuracy {file['accuracy']:.4f} on the test split, {drop:.4f} below the "
+                f"baseline's {before:.4f}; max_accuracy_drop allows {self.max_accuracy_drop}. Nothing is delivered. "
+                "Prune less or train longer, or allow a larger drop."
             )

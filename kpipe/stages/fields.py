@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from kpipe.errors import KpipeError
-from kpipe.export import FORMATS, PRECISIONS
+from kpipe.export import FORMATS
 from kpipe.patterns import PATTERNS
 from kpipe.pipeline.task import LOSSES
 from kpipe.quantize.quantize import SCHEMES
@@ -24,6 +24,9 @@ OPTIMIZERS = {
     "lion": "Lion",
 }
 """Name in a recipe -> class of `keras.optimizers`."""
+
+
+PRECISIONS = tuple(dict.fromkeys(precision for name in FORMATS for precision in FORMATS[name].precisions))
 
 
 def _one_of(kind: str, known: Collection[str]) -> AfterValidator:

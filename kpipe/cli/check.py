@@ -1,0 +1,40 @@
+"""`kpipe check`: find the faults of a recipe without running it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kpipe.cli.app import app, examples
+from kpipe.cli.console import out, plain_errors
+from kpipe.pipeline import wiring
+from kpipe.recipe import load_recipe
+
+
+@app.command(epilog=examples("kpipe check recipes/digits.yaml", "kpipe check recipes/*.yaml"))
+def check(recipes: Annotated[list[Path], typer.Argument(help="The recipes, YAML files.")]) -> None:
+    """Check recipes: all faults at once, each with its path; then that the data and the model can be loaded."""
+    with plain_errors():
+        for path in recipes:
+            recipe = load_recipe(path)
+            data = recipe.load_data()
+            model = recipe.make_model(data)
+            stages = ", ".join(stage.stage for stage in recipe.stages)
+            text = (
+                f"{path}: good. Stages {stages}; data {data.name}, {len(data.train[0])} training samples; model "
+                f"{model.name}, {model.count_params():,} parameters."
+            )
+            out().print(text, markup=False, soft_wrap=True)
+
+
+def kinds(stage: type) -> str:
+    """Say what kinds of model a stage takes and gives.
+
+    Example:
+        >>> from kpipe.stages import Quantize
+        >>> kinds(Quantize)
+        'float -> quantized'
+    """
+    wires = wiring(stage)
+    takes = " or ".join(kind.kind for kind in wires.takes)
+    return f"{takes} -> {'the same' if wires.gives is None else ' or '.join(kind.kind for kind in wires.gives)}"
