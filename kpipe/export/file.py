@@ -1,0 +1,141 @@
+"""What export, verify, benchmark and inspect give: plain frozen values."""
+
+import gzip
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+Source = str
+"""Where the samples of a comparison came from: "data", the caller's own, or "random"."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well a file's outputs agree with the Keras model's, on the same samples.
+
+    Args:
+        max_relative_error: Greatest difference of an output over that output's greatest value, max|a - b| / max|b|.
+        within_two_steps: Fraction of the values that are at most two steps of the output's grid off; None for floats.
+        max_steps: Greatest difference in steps of the output's grid; None for floats.
+        argmax_agreement: Fraction of the rows whose greatest entry is at the same place, where an output has at least two
+            entries; where the model's greatest entries are equal, any of them counts. None without such an output.
+        samples: How many samples were compared.
+        source: "data" when they are the caller's, "random" when they were drawn.
+
+    Example:
+        >>> print(Agreement(0.004, 1.0, 1.0, 0.995, 200, "data"))
+        200 samples (data): 100.0 % within 2 steps, at most 1.0 steps off, argmax agrees on 99.5 %
+        >>> print(Agreement(2e-7, None, None, None, 8, "random"))
+        8 samples (random): relative error at most 2.0e-07
+    """
+
+    max_relative_error: float
+    within_two_steps: float | None
+    max_steps: float | None
+    argmax_agreement: float | None
+    samples: int
+    source: Source
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields as plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.max_steps is None or self.within_two_steps is None:
+            parts = [f"relative error at most {self.max_relative_error:.1e}"]
+        else:
+            parts = [f"{self.within_two_steps:.1%} within 2 steps".replace("%", " %")]
+            parts.append(f"at most {self.max_steps:.1f} steps off")
+        if self.argmax_agreement is not None:
+            parts.append(f"argmax agrees on {100 * self.argmax_agreement:.1f} %")
+        return f"{self.samples} samples ({self.source}): " + ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file for a runtime.
+
+    Args:
+        path: Where it lies.
+        format: "tflite" or "onnx".
+        precision: "float32", "float16" or "int8".
+        bytes: Its size.
+        gzip_bytes: Its size when compressed with gzip, which is where zeros pay.
+        agreement: How it agreed with the Keras model when it was written; None for a file from elsewhere.
+    """
+
+    path: Path
+    format: str
+    precision: str
+    bytes: int
+    gzip_bytes: int
+    agreement: Agreement | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields as plain data, the path as text."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a file; `scale` and `zero_point` say how its whole numbers stand for values.
+
+    Args:
+        name: Its name in the file's signature.
+        shape: With the batch axis; None where it is open.
+        dtype: NumPy's name of what goes in or comes out of the file itself.
+        scale: Step of its grid in units of the value; None when it is not rounded.
+        zero_point: The whole number that stands for 0.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+    scale: float | None = None
+    zero_point: int = 0
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Operations of one kind in a file: name, types of what goes in and comes out, and how many there are."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.count:4d} × {self.name}({', '.join(self.inputs)} -> {', '.join(self.outputs)})"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is inside a file.
+
+    Args:
+        operations: Its operations, like ones counted together, most frequent first.
+        precision: "int8" when its outputs lie on an int8 grid, "float16" when its weights are stored so, else "float32".
+        faults: Why it must not be delivered as what it claims to be: float operations in an int8 file, operations that only
+            exist with an extension of the runtime.
+    """
+
+    operations: tuple[Operation, ...]
+    precision: str
+    faults: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join([f"precision: {self.precision}", *map(str, self.operations)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields as plain data."""
+        return asdict(self)
+
+
+def gzip_size(content: bytes) -> int:
+    """Count the bytes of `content` after gzip at its strongest level.
+
+    Example:
+        >>> gzip_size(bytes(100_000)) < 200
+        True
+    """
+    return len(gzip.compress(content, compresslevel=9, mtime=0))

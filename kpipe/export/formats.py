@@ -1,0 +1,51 @@
+"""The file formats: what a format must be able to do, and which there are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+
+from kpipe.errors import ExportError
+from kpipe.export.file import Inspection
+from kpipe.export.runtime import Runtime
+from kpipe.registry import Registry, nearest
+
+
+@dataclass(frozen=True)
+class Format:
+    """How files of one format are written, run and read.
+
+    Args:
+        suffix: With its dot.
+        precisions: What `convert` can write.
+        convert: `(model, precision, output names) -> content`; an int8 model comes baked.
+        runtime: Runs a file: `runtime(path, threads)`.
+        inspect: `(path) -> Inspection`.
+    """
+
+    suffix: str
+    precisions: tuple[str, ...]
+    convert: Callable[[keras.Model, str, list[str]], bytes]
+    runtime: type[Runtime]
+    inspect: Callable[[Path], Inspection]
+
+
+FORMATS: Registry[Format] = Registry("file format")
+
+
+def format_of(path: Path) -> tuple[str, Format]:
+    """Find a format by a path's suffix.
+
+    Returns:
+        Its name and the format.
+
+    Raises:
+        ExportError: When no format has that suffix.
+    """
+    known = {FORMATS[name].suffix: name for name in FORMATS}
+    if path.suffix.lower() not in known:
+        hint = nearest(path.suffix, known)
+        raise ExportError(f"Unknown suffix {path.suffix!r} of {str(path)!r}. Known: {', '.join(known)}.{hint}")
+    name = known[path.suffix.lower()]
+    return name, FORMATS[name]

@@ -1,0 +1,193 @@
+"""ONNX (.onnx): written by tf2onnx, run by onnxruntime."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kpipe.errors import ExportError
+from kpipe.export.file import Inspection, Operation, Port
+from kpipe.export.formats import FORMATS, Format
+from kpipe.export.onnx_int8 import scale_behind, store_int8, weight_faults
+from kpipe.export.quiet import quiet
+from kpipe.export.runtime import Runtime
+from kpipe.export.signature import input_names, serving
+from kpipe.graph import replay, sites
+
+OPSET = 18
+
+
+def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
+    """Write a model as an ONNX file for batches of any size.
+
+    Args:
+        model: The model; for int8 one that was baked.
+        precision: "float32", or "int8": QuantizeLinear and DequantizeLinear round the activations, the weights of
+            convolutions and dense layers are stored as int8; inputs and outputs stay float32.
+        names: Names of the outputs, in the order of `model.outputs`.
+
+    Returns:
+        The file's content; its inputs and outputs are in the Keras order.
+
+    Raises:
+        ExportError: When tf2onnx refuses the model.
+    """
+    import onnx
+
+    with quiet():
+        import tf2onnx
+
+        serve, specs = serving(_without_compiled_convolutions(model), names, batch=None)
+        try:
+            function = tf.function(serve, input_signature=specs)
+            proto, _ = tf2onnx.convert.from_function(function, input_signature=specs, opset=OPSET)
+            _order(proto.graph.input, input_names(model))
+            _order(proto.graph.output, names)
+            if precision == "int8":
+                store_int8(proto)
+            onnx.checker.check_model(proto, full_check=True)
+        except Exception as error:
+            raise ExportError(f"tf2onnx cannot write model {model.name!r}: {_first_line(error)}") from error
+    return proto.SerializeToString()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:500]
+
+
+def _order(ends: Any, names: list[str]) -> None:
+    """Sort a graph's inputs or outputs in place; tf2onnx puts ":0" behind some names."""
+    by_name = {end.name: end for end in ends}
+    ordered = [by_name[name] for name in names]
+    copies = [type(end).FromString(end.SerializeToString()) for end in ordered]
+    del ends[:]
+    ends.extend(copies)
+
+
+@keras.saving.register_keras_serializable(package="kpipe")
+class GroupedConvolution(keras.layers.Conv2D):
+    """A grouped convolution without the compiled function that Keras wraps round it and tf2onnx cannot read."""
+
+    def call(self, inputs: Any) -> Any:
+        """Convolve, (batch, h, w, in) -> (batch, h, w, filters)."""
+        y = tf.nn.conv2d(inputs, self.kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate)
+        y = tf.nn.bias_add(y, self.bias) if self.use_bias else y
+        return self.activation(y)
+
+
+def _without_compiled_convolutions(model: keras.Model) -> keras.Model:
+    """Replace grouped convolutions by `GroupedConvolution`; any other model is given back as it is."""
+    grouped = [layer for layer in model._flatten_layers() if _is_grouped(layer)]
+    if not grouped:
+        return model
+    made = {}
+
+    def call(site: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _is_grouped(site.operation):
+            return site.operation(*args, **kwargs)
+        if id(site.operation) not in made:
+            copy = made[id(site.operation)] = GroupedConvolution.from_config(site.operation.get_config())
+            copy.build(site.input_shapes[0])
+            copy.set_weights(site.operation.get_weights())
+        return made[id(site.operation)](*args)
+
+    sites(model)
+    return replay(model, call)
+
+
+def _is_grouped(layer: Any) -> bool:
+    return type(layer) is keras.layers.Conv2D and layer.groups > 1
+
+
+class OnnxRuntime(Runtime):
+    """An .onnx file in onnxruntime, on the CPU."""
+
+    def __init__(self, path: Path, threads: int = 1):
+        super().__init__(path, threads)
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4
+        proto = load(path)
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own exceptions have no common parent
+            raise ExportError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
+        self.inputs = tuple(_port(end) for end in self.session.get_inputs())
+        self.outputs = tuple(_port(end, *scale_behind(proto.graph, end.name)) for end in self.session.get_outputs())
+
+    def _feed(self, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        self.check(inputs)
+        return {
+            port.name: np.ascontiguousarray(array, port.dtype) for port, array in zip(self.inputs, inputs, strict=True)
+        }
+
+    def invocation(self, inputs: Sequence[np.ndarray]) -> Callable[[], object]:
+        """Take the first sample and give a function that runs it."""
+        feed = self._feed([array[:1] for array in inputs])
+        return lambda: self.session.run(None, feed)
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run all samples at once."""
+        return [np.asarray(output) for output in self.session.run(None, self._feed(inputs))]
+
+    def close(self) -> None:
+        """Drop the session."""
+        self.session = None
+
+
+def _port(end: Any, scale: float | None = None, zero_point: int = 0) -> Port:
+    shape = tuple(size if isinstance(size, int) else None for size in end.shape)
+    dtype = {"float": "float32", "double": "float64"}.get(kind := end.type[len("tensor(") : -1], kind)
+    return Port(end.name, shape, dtype, scale, zero_point)
+
+
+def load(path: Path) -> Any:
+    """Read an ONNX file, or raise an `ExportError`."""
+    import onnx
+
+    try:
+        proto = onnx.load(str(path))
+        onnx.checker.check_model(proto)
+    except Exception as error:  # protobuf and the checker each raise their own
+        raise ExportError(f"{path} is no ONNX file, or a broken one: {_first_line(error)}") from error
+    return proto
+
+
+def inspect(path: Path) -> Inspection:
+    """Read the operations of an ONNX file and judge them."""
+    import onnx
+
+    proto = onnx.shape_inference.infer_shapes(load(path))
+    types = dict(_types(proto.graph))
+    found = Counter(
+        Operation(
+            node.op_type,
+            tuple(types.get(name, "?") for name in node.input if name),
+            tuple(types.get(name, "?") for name in node.output if name),
+        )
+        for node in proto.graph.node
+    )
+    operations = tuple(Operation(o.name, o.inputs, o.outputs, n) for o, n in found.most_common())
+    faults = [f"{node.op_type} belongs to {node.domain}" for node in proto.graph.node if node.domain not in ("", "ai.onnx")]
+    rounded = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
+    half = any(types.get(tensor.name) == "float16" for tensor in proto.graph.initializer)
+    precision = "int8" if rounded else "float16" if half else "float32"
+    return Inspection(operations, precision, (*faults, *(weight_faults(proto.graph) if rounded else ())))
+
+
+def _types(graph: Any) -> Iterator[tuple[str, str]]:
+    from onnx import helper
+
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        yield value.name, helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+    for tensor in graph.initializer:
+        yield tensor.name, helper.tensor_dtype_to_np_dtype(tensor.data_type).name
+
+
+FORMATS("onnx")(Format(".onnx", ("float32", "int8"), convert, OnnxRuntime, inspect))

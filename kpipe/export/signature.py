@@ -1,0 +1,95 @@
+"""The one signature that every file is written with: named inputs, named outputs."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kpipe.errors import ExportError
+from kpipe.fake_quant import FakeQuant
+
+
+def sanitised(names: list[str]) -> list[str]:
+    """Make names that every format takes and that differ: letters, digits and "_", no digit first.
+
+    Example:
+        >>> sanitised(["block/fc:0", "logits", "logits", "2nd"])
+        ['block_fc_0', 'logits', 'logits_1', '_2nd']
+    """
+    clean: list[str] = []
+    for name in names:
+        base = candidate = re.sub(r"^(?=\d)", "_", re.sub(r"\W", "_", name, flags=re.ASCII))
+        number = 0
+        while candidate in clean:
+            number += 1
+            candidate = f"{base}_{number}"
+        clean.append(candidate)
+    return clean
+
+
+def check_exportable(model: Any) -> None:
+    """Raise an `ExportError` when a model has no fixed signature to be exported through."""
+    if not isinstance(model, keras.Model):
+        raise ExportError(f"Expected a Keras 3 model. Received: {type(model).__module__}.{type(model).__name__}.")
+    if not model.built:
+        raise ExportError(f"Model {model.name!r} is not built. Call it once on data, or give it a keras.Input first.")
+    if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
+        raise ExportError(
+            f"Model {model.name!r} ({type(model).__name__}) has no fixed inputs and outputs. Make it Functional: "
+            "inputs = keras.Input(...); keras.Model(inputs, model.call(inputs))."
+        )
+    for tensor in model.inputs:
+        if None in tensor.shape[1:]:
+            raise ExportError(
+                f"Input {tensor.name!r} has an open size, {tensor.shape}. Rebuild the model with a fixed input shape."
+            )
+
+
+def input_names(model: keras.Model) -> list[str]:
+    """Name the inputs of a file, in the order of `model.inputs`."""
+    return sanitised([tensor.name for tensor in model.inputs])
+
+
+def output_names(model: keras.Model) -> list[str]:
+    """Name the outputs of a file after the layers that make them, in the order of `model.outputs`."""
+    return sanitised([_maker(tensor).name for tensor in model.outputs])
+
+
+def _maker(tensor: Any) -> Any:
+    """Give the layer behind a tensor; a layer that only rounds what another has made is not meant."""
+    operation, node_index, _ = tensor._keras_history
+    if isinstance(operation, FakeQuant):
+        return _maker(operation._inbound_nodes[node_index].input_tensors[0])
+    if isinstance(operation, keras.Model):
+        return operation
+    return operation
+
+
+def serving(
+    model: keras.Model, names: list[str] | None = None, batch: int | None = 1
+) -> tuple[Callable[..., dict[str, Any]], list[tf.TensorSpec]]:
+    """Give the function that a file is written from, and the specification of its arguments.
+
+    Args:
+        model: A model that passed `check_exportable`.
+        names: Names of the outputs. None: `output_names(model)`.
+        batch: Size of the batch axis; None leaves it open.
+
+    Returns:
+        A function of one tensor an input to a dict of named outputs, and one TensorSpec an input.
+    """
+    structure = model.inputs if isinstance(model, keras.Sequential) else model.input
+    outputs = names or output_names(model)
+
+    def serve(*tensors: Any) -> dict[str, Any]:
+        packed = keras.tree.pack_sequence_as(structure, list(tensors))
+        packed = packed[0] if isinstance(model, keras.Sequential) else packed
+        return dict(zip(outputs, keras.tree.flatten(model(packed, training=False)), strict=True))
+
+    specs = [
+        tf.TensorSpec((batch, *tensor.shape[1:]), tensor.dtype, name=name)
+        for tensor, name in zip(model.inputs, input_names(model), strict=True)
+    ]
+    return serve, specs

@@ -1,0 +1,172 @@
+"""A file compared with the Keras model it was written from, in its real runtime."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kpipe.data import samples
+from kpipe.errors import ExportError
+from kpipe.export.file import Agreement, File
+from kpipe.export.formats import format_of
+from kpipe.export.runtime import Runtime
+from kpipe.export.signature import check_exportable
+from kpipe.fake_quant import FakeQuant
+
+RELATIVE_TOLERANCE = {"float32": 1e-4, "float16": 1e-2}
+"""Greatest max|a - b| / max|b| of a float file. float16 weights have 11 significant bits, 5e-4; layers add up."""
+WITHIN_TWO_STEPS, MOST_STEPS, ARGMAX_AGREEMENT = 0.97, 6.0, 0.99
+"""What an int8 file must reach: fraction within two steps, greatest difference in steps, fraction of equal argmax."""
+DATA_SAMPLES, RANDOM_SAMPLES = 256, 64
+
+
+def verify(file: File | str | Path, model: keras.Model, data: Any = None) -> Agreement:
+    """Run a file in its runtime and compare its outputs with the Keras model's.
+
+    Float files must agree within a relative error of 1e-4 (float16: 1e-2). Outputs of int8 files must have at least 97 %
+    of the values within two steps of their grid and none beyond six; on the caller's own data, the argmax of outputs
+    with at least two entries must agree on 99 % of the rows. On random samples the argmax is only reported: noise lies
+    on the borders between classes.
+
+    Args:
+        file: A file, or its path.
+        model: The Keras model that it was written from; for int8 the quantized one.
+        data: Samples, anything that `model.fit` takes, of which at most 256 are used. None: 64 seeded random ones.
+
+    Returns:
+        How well they agree.
+
+    Raises:
+        ExportError: When the file cannot be loaded, its inputs or outputs are others than the model's, or it does not agree.
+    """
+    path = Path(file.path if isinstance(file, File) else file)
+    _, form = format_of(path)
+    check_exportable(model)
+    if not path.is_file():
+        raise ExportError(f"There is no file {path}.")
+    precision = form.inspect(path).precision
+    inputs = random_inputs(model) if data is None else samples(data, model, limit=DATA_SAMPLES, what="verification")
+    with form.runtime(path) as runtime:
+        agreement = compare(runtime, model, inputs, "random" if data is None else "data")
+    check(agreement, precision, path)
+    return agreement
+
+
+def compare(runtime: Runtime, model: keras.Model, inputs: Sequence[np.ndarray], source: str) -> Agreement:
+    """Measure how a loaded file agrees with a model on samples, one array an input; judge nothing."""
+    references = predict(model, inputs)
+    answers = runtime.run(inputs)
+    if [answer.shape for answer in answers] != [reference.shape for reference in references]:
+        raise ExportError(
+            f"{runtime.path} gives outputs of the shapes {[a.shape for a in answers]}; the model gives "
+            f"{[r.shape for r in references]}. Is it another model's file?"
+        )
+    pairs = list(zip(answers, references, runtime.outputs, strict=True))
+    steps = [steps_apart(a, r, port.scale) for a, r, port in pairs if port.scale]
+    together = np.concatenate([each.reshape(-1) for each in steps]) if len(steps) == len(pairs) else None
+    rows = [same_argmax(a, r, port.scale or 0.0) for a, r, port in pairs if r.ndim > 1 and r.shape[-1] > 1]
+    return Agreement(
+        max_relative_error=max(relative_error(a, r) for a, r, _ in pairs),
+        within_two_steps=None if together is None else float((together <= 2.01).mean()),
+        max_steps=None if together is None else float(together.max()),
+        argmax_agreement=float(np.concatenate(rows).mean()) if rows else None,
+        samples=len(inputs[0]),
+        source=source,
+    )
+
+
+def relative_error(answer: np.ndarray, reference: np.ndarray) -> float:
+    """Give max|a - b| / max|b|; infinite where the answer is not finite.
+
+    Example:
+        >>> relative_error(np.array([1.0, 2.5]), np.array([1.0, 2.0]))
+        0.25
+        >>> relative_error(np.array([np.nan]), np.array([1.0]))
+        inf
+    """
+    if not np.isfinite(answer).all():
+        return float("inf")
+    largest = float(np.abs(reference).max())
+    return float(np.abs(answer - reference).max()) / (largest or 1.0)
+
+
+def steps_apart(answer: np.ndarray, reference: np.ndarray, scale: float) -> np.ndarray:
+    """Give |a - b| in steps of the output's grid.
+
+    Example:
+        >>> steps_apart(np.array([1.0]), np.array([0.5]), 0.25)
+        array([2.])
+    """
+    return np.abs(answer.astype(np.float64) - reference) / scale
+
+
+def same_argmax(answer: np.ndarray, reference: np.ndarray, step: float = 0.0) -> np.ndarray:
+    """Say for each row whether the answer's greatest entry is one of the reference's greatest.
+
+    Entries within half a step of each other are equal on the grid: any of them counts.
+
+    Example:
+        >>> same_argmax(np.array([[1.0, 0.9], [0.0, 1.0]]), np.array([[1.0, 1.0], [1.0, 0.0]]))
+        array([ True, False])
+    """
+    answer, reference = (x.reshape(-1, x.shape[-1]) for x in (answer, reference))
+    chosen = np.take_along_axis(reference, answer.argmax(-1)[:, None], -1)[:, 0]
+    return chosen >= reference.max(-1) - step / 2
+
+
+def check(agreement: Agreement, precision: str, path: Path) -> None:
+    """Raise an `ExportError` when a file agrees less than its precision must."""
+    faults = []
+    if agreement.max_steps is None or agreement.within_two_steps is None:
+        tolerance = RELATIVE_TOLERANCE.get(precision, RELATIVE_TOLERANCE["float32"])
+        if not agreement.max_relative_error <= tolerance:
+            faults.append(f"relative error {agreement.max_relative_error:.2g}, at most {tolerance:g} is allowed")
+    else:
+        if agreement.within_two_steps < WITHIN_TWO_STEPS:
+            found = f"{agreement.within_two_steps:.1%} of the values lie within 2 steps of the output's grid"
+            faults.append(f"{found}, at least {WITHIN_TWO_STEPS:.0%} must")
+        if not agreement.max_steps <= MOST_STEPS:
+            faults.append(f"a value is {agreement.max_steps:.1f} steps off, at most {MOST_STEPS:g} are allowed")
+        argmax = agreement.argmax_agreement
+        if agreement.source == "data" and argmax is not None and argmax < ARGMAX_AGREEMENT:
+            faults.append(f"the argmax agrees on {argmax:.1%} of the rows, at least {ARGMAX_AGREEMENT:.0%} must")
+    if faults:
+        raise ExportError(
+            f"{path} ({precision}) does not agree with the Keras model on {agreement.samples} samples "
+            f"({agreement.source}): {'; '.join(faults)}."
+        )
+
+
+def predict(model: keras.Model, inputs: Sequence[np.ndarray], batch_size: int = 64) -> list[np.ndarray]:
+    """Run a model in inference; give one array an output, in the order of `model.outputs`."""
+    structure = model.inputs if isinstance(model, keras.Sequential) else model.input
+    rows: list[list[np.ndarray]] = [[] for _ in model.outputs]
+    for start in range(0, len(inputs[0]), batch_size):
+        batch = [array[start : start + batch_size] for array in inputs]
+        packed = batch[0] if isinstance(model, keras.Sequential) else keras.tree.pack_sequence_as(structure, batch)
+        for row, output in zip(rows, keras.tree.flatten(model(packed, training=False)), strict=True):
+            row.append(keras.ops.convert_to_numpy(output))
+    return [np.concatenate(row) for row in rows]
+
+
+def random_inputs(model: keras.Model, count: int = RANDOM_SAMPLES, seed: int = 0) -> list[np.ndarray]:
+    """Draw seeded inputs: over an input's own range where a quantized model knows it, else standard-normal."""
+    rng = np.random.default_rng(seed)
+    ranges = {}
+    for layer in model._flatten_layers():
+        if isinstance(layer, FakeQuant):
+            source = layer._inbound_nodes[0].input_tensors[0]._keras_history.operation
+            ranges[source.name] = (float(layer.low), float(layer.high))
+    arrays = []
+    for tensor in model.inputs:
+        shape = (count, *tensor.shape[1:])
+        name = tensor._keras_history.operation.name
+        if np.dtype(tensor.dtype).kind in "iu":
+            arrays.append(rng.integers(0, 2, shape).astype(tensor.dtype))
+        elif name in ranges:
+            arrays.append(rng.uniform(*ranges[name], shape).astype(tensor.dtype))
+        else:
+            arrays.append(rng.normal(size=shape).astype(tensor.dtype))
+    return arrays

@@ -1,0 +1,134 @@
+"""A model written as a file: compared, inspected, and only then moved into place."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from kpipe.data import samples
+from kpipe.errors import ExportError
+from kpipe.export.file import Agreement, File, gzip_size
+from kpipe.export.formats import Format, format_of
+from kpipe.export.signature import check_exportable, output_names
+from kpipe.export.verify import DATA_SAMPLES, verify
+from kpipe.fake_quant import bake, is_quantized
+from kpipe.registry import nearest
+
+PRECISIONS = ("float32", "float16", "int8")
+
+
+def export(model: keras.Model, path: str | Path, precision: str | None = None, data: Any = None) -> File:
+    """Write a model as a LiteRT or ONNX file and prove it.
+
+    The file is written under another name beside its place, loaded in its runtime, compared with the Keras model, and
+    looked into; only then it takes its place. When anything fails, nothing is left behind and a file that was there
+    before stays.
+
+    Args:
+        model: A built Keras model with fixed inputs; for an int8 file one made by `kpipe.quantize`. It is not changed.
+        path: Where to write; the suffix says the format, .tflite or .onnx. Missing folders are made.
+        precision: "float32", "float16" (LiteRT only) or "int8". None: int8 for a quantized model, else float32.
+        data: Samples to compare on, anything that `model.fit` takes. None: seeded random ones.
+
+    Returns:
+        The file with its sizes and how it agrees with the model.
+
+    Raises:
+        ExportError: When the suffix or precision is unknown, the folder cannot be written, the converter refuses the
+            model, an int8 file would hold a float operation, or the file does not agree (see `verify`).
+
+    Example:
+        >>> import tempfile
+        >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="y")])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = export(model, Path(folder) / "small.onnx")
+        >>> file.format, file.precision, file.agreement.samples
+        ('onnx', 'float32', 64)
+    """
+    path = Path(path)
+    name, form = format_of(path)
+    check_exportable(model)
+    precision = check_precision(model, precision, name, form)
+    check_folder(path)
+    if data is not None:
+        data = tuple_free(samples(data, model, limit=DATA_SAMPLES, what="verification"))
+    content = form.convert(bake(model) if precision == "int8" else model, precision, output_names(model))
+    with in_place(path) as temporary:
+        temporary.write_bytes(content)
+        agreement = prove(temporary, form, precision, model, data)
+    return File(path, name, precision, len(content), gzip_size(content), agreement)
+
+
+def tuple_free(arrays: list) -> Any:
+    """Give one array plainly and several as a list, the two forms that mean inputs and no labels."""
+    return arrays[0] if len(arrays) == 1 else arrays
+
+
+def prove(path: Path, form: Format, precision: str, model: keras.Model, data: Any) -> Agreement:
+    """Inspect a written file and compare it with its model; raise an `ExportError` at a fault."""
+    found = form.inspect(path)
+    faults = list(found.faults)
+    if found.precision != precision and (precision == "int8" or found.precision == "int8"):
+        faults.append(f"it was to be {precision} but is {found.precision}")
+    if faults:
+        raise ExportError(
+            f"The {precision} file of model {model.name!r} is refused: {'; '.join(faults)}. "
+            "Replace the layers that lead to these operations."
+        )
+    return verify(path, model, data)
+
+
+def check_precision(model: keras.Model, precision: str | None, name: str, form: Format) -> str:
+    """Settle the precision, or raise an `ExportError` that says what to do."""
+    quantized = is_quantized(model)
+    if precision is None:
+        precision = "int8" if quantized else "float32"
+    if precision not in PRECISIONS:
+        hint = nearest(str(precision), PRECISIONS)
+        raise ExportError(f"Unknown precision {precision!r}. Known: {', '.join(PRECISIONS)}.{hint}")
+    if precision not in form.precisions:
+        raise ExportError(
+            f"{name} files are written as {' or '.join(form.precisions)}, not {precision}: on CPUs it would only save "
+            "space. Export int8, or a float16 .tflite file."
+        )
+    if precision == "int8" and not quantized:
+        raise ExportError(
+            f"Model {model.name!r} is not quantized. Call kpipe.quantize(model, calibration=...) first and export its result."
+        )
+    if precision != "int8" and quantized:
+        raise ExportError(f"Model {model.name!r} is quantized: its file is int8. Export the float model as {precision}.")
+    return precision
+
+
+def check_folder(path: Path) -> None:
+    """Raise an `ExportError` unless a file can be written at `path`."""
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder; expected the path of a file.")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not folder.is_dir():
+        raise ExportError(f"{path} cannot be written: {folder} is a file, not a folder.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ExportError(f"{path} cannot be written: no permission to write in {folder}. Choose another folder.")
+
+
+@contextlib.contextmanager
+def in_place(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path` that takes its place at the end; on failure remove it and new folders."""
+    made = [folder for folder in path.absolute().parents if not folder.exists()]
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)
+        except OSError as error:
+            raise ExportError(f"{path} cannot be written: {error}.") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
