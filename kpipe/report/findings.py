@@ -56,9 +56,11 @@ def _ratio(ratio: float | None, better: str, worse: str, detail: str) -> Headlin
 
 
 def _ends(run: RunRecord) -> tuple[FileRecord | None, FileRecord | None]:
-    """Give the files that the summary compares: the baseline's and the delivered one of the same format."""
-    before = run.baseline.file(run.format) if run.baseline else None
-    return before, next((file for file in run.delivery if file.format == run.format), None)
+    """Give the files that the summary compares: the delivered one it names and the baseline's of the same format."""
+    named = [file for file in run.delivery if file.path == run.summary.get("file")] or list(run.delivery)
+    if not named:
+        return None, None
+    return run.baseline.file(named[0].format) if run.baseline else None, named[0]
 
 
 def shortfalls(run: RunRecord) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from kpipe.errors import KpipeError
 from kpipe.report import findings, plots, tables
+from kpipe.report.details import details_tables
 from kpipe.report.record import RunRecord, StageRecord, read
 from kpipe.report.terms import TERMS
 
@@ -74,7 +75,7 @@ def _stage(stage: StageRecord) -> dict[str, Any]:
         "name": stage.name,
         "notes": stage.notes,
         "skipped": tables.skipped_table(stage),
-        "details": tables.details_tables(stage),
+        "details": details_tables(stage),
         "config": json.dumps(stage.config, indent=2, ensure_ascii=False) if stage.config else "",
     }
 

@@ -34,13 +34,19 @@ class LayerRecord:
     nonzeros: int | None = None
     macs: int | None = None
     channels: int | None = None
+    kernel_params: int | None = None
+    kernel_nonzeros: int | None = None
 
     @property
     def sparsity(self) -> float | None:
-        """Give the fraction of zeros among the layer's parameters, None for a layer that has none."""
-        if not self.params or self.nonzeros is None:
-            return None
-        return 1 - self.nonzeros / self.params
+        """Give the fraction of zeros in the layer's kernels, None for a layer without one.
+
+        Where the run did not count kernels apart, it is the fraction among all the layer's parameters.
+        """
+        total, nonzeros = self.kernel_params, self.kernel_nonzeros
+        if total is None:
+            total, nonzeros = self.params, self.nonzeros
+        return 1 - nonzeros / total if total and nonzeros is not None else None
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,8 @@ def _file(raw: Any) -> FileRecord:
 
 def _layer(raw: Any) -> LayerRecord:
     raw = mapping(raw)
-    counts = {key: number(raw.get(key)) for key in ("params", "nonzeros", "macs", "channels")}
+    names = ("params", "nonzeros", "macs", "channels", "kernel_params", "kernel_nonzeros")
+    counts = {name: number(raw.get(name)) for name in names}
     return LayerRecord(layer=str(raw.get("layer", "")), kind=str(raw.get("kind", "")), **counts)
 
 

@@ -26,7 +26,7 @@ VARIABLES = {
 PAPER = "#fafbfc"
 # right and up of the point, in steps; the first that is free is taken
 PLACES = ((1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1), (0, 2), (0, -2))
-WIDTH = 5.4  # inches: near one screen pixel a point on a telephone
+WIDTH = 4.8  # inches: near one screen pixel a point on a telephone
 
 
 def figure(height: float) -> tuple["Figure", "Axes"]:

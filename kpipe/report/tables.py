@@ -1,10 +1,11 @@
 """The tables of a report, as rows of text: one place for the command line, the markdown and the page."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from kpipe.report.record import FileRecord, RunRecord, StageRecord, mapping, number, record
+from kpipe.report.details import Row, facts_table, single, words, written
+from kpipe.report.record import FileRecord, RunRecord, StageRecord, number, record
 from kpipe.report.units import (
     DASH,
     count,
@@ -19,9 +20,7 @@ from kpipe.report.units import (
     times,
 )
 
-Row = dict[str, str]
-FIGURE = re.compile(r"–|NaN|−?(∞|[\d,.]+)×?( [kMG%])?")
-LONG = 40  # rows of a table of details, after which the rest is only counted
+FIGURE = re.compile(r"–|NaN|−?(∞|[\d,.]+(e[−+]\d+)?)×?( [kMG%])?")
 
 
 def quotient(before: float | None, after: float | None) -> float | None:
@@ -141,13 +140,8 @@ def file_table(run: RunRecord) -> list[Row]:
 
 def agreement_table(run: RunRecord) -> list[Row]:
     """Give how far the answers of the delivered files are from the Keras model's, one row a file."""
-    names = dict.fromkeys(
-        name
-        for file in run.delivery
-        for name, value in file.agreement.items()
-        if not isinstance(value, Mapping | list | tuple)
-    )
-    rows = [(file, {_words(name): _value(name, file.agreement.get(name)) for name in names}) for file in run.delivery]
+    names = dict.fromkeys(name for file in run.delivery for name, value in file.agreement.items() if single(value))
+    rows = [(file, {words(name): written(name, file.agreement.get(name)) for name in names}) for file in run.delivery]
     return [{"File": file.path, **row} for file, row in rows] if names else []
 
 
@@ -201,61 +195,4 @@ def skipped_table(stage: StageRecord) -> list[Row]:
     reasons: dict[str, list[str]] = {}
     for layer, reason in stage.skipped:
         reasons.setdefault(reason, []).append(layer)
-    return [{"Left alone": ", ".join(layers), "Why": reason} for reason, layers in reasons.items()]
-
-
-def facts_table(facts: Mapping[str, Any]) -> list[Row]:
-    """Give a mapping of single values, one row each; nested values are left out.
-
-    Example:
-        >>> facts_table({"python": "3.11", "threads": 1, "nested": {"a": 1}})
-        [{'Name': 'python', 'Value': '3.11'}, {'Name': 'threads', 'Value': '1'}]
-    """
-    return [
-        {"Name": _words(name), "Value": _value(name, value)}
-        for name, value in facts.items()
-        if not isinstance(value, Mapping | list | tuple)
-    ]
-
-
-def details_tables(stage: StageRecord) -> list[tuple[str, list[Row]]]:
-    """Give what a stage noted of its own work: every list of mappings in its details, as a titled table."""
-    return list(_tables(stage.details, "")) if stage.details else []
-
-
-def _tables(details: Mapping[str, Any], above: str) -> Iterable[tuple[str, list[Row]]]:
-    for name, value in details.items():
-        title = f"{above}{_words(name)}"
-        if isinstance(value, Mapping):
-            if single := facts_table(value):
-                yield title, single
-            yield from _tables(value, f"{title}: ")
-        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-            rows = _rows(value[:LONG])
-            more = f" (the first {LONG} of {len(value)})" if len(value) > LONG else ""
-            yield title + more, rows
-
-
-def _rows(items: list[Mapping[str, Any]]) -> list[Row]:
-    columns = list(dict.fromkeys(key for item in items for key in item))
-    return [{_words(key): _value(key, item.get(key)) for key in columns} for item in items]
-
-
-def _words(name: Any) -> str:
-    return str(name).replace("_", " ")
-
-
-def _value(name: str, value: Any) -> str:
-    """Write a value whose unit only its name tells."""
-    if value is None or isinstance(value, bool):
-        return {None: DASH, True: "yes", False: "no"}[value]
-    if isinstance(value, int | float):
-        fraction = 0 <= value <= 1 and isinstance(value, float)
-        return share(value) if fraction and any(word in str(name) for word in FRACTIONS) else plain(value)
-    if isinstance(value, list | tuple):
-        short = len(value) <= 6 and not any(isinstance(item, Mapping | list | tuple) for item in value)
-        return " × ".join(_value("", item) for item in value) if short else f"{len(value)} values"
-    return f"{len(mapping(value))} values" if isinstance(value, Mapping) else str(value)
-
-
-FRACTIONS = ("sparsity", "ratio", "argmax", "within", "fraction", "share", "accuracy")
+    return [{"Layers": ", ".join(layers), "Why": reason} for reason, layers in reasons.items()]

@@ -14,8 +14,9 @@ TERMS = (
     ),
     (
         "Nonzeros, sparsity",
-        "sparsity is the fraction of weights that are exactly zero. A stored zero takes as much room as any number, "
-        "and the runtimes multiply by it as by any other: scattered zeros shrink only the compressed file (KB gzip).",
+        "sparsity is the fraction of a layer's kernel weights that are exactly zero. A stored zero takes as "
+        "much room as any number, and the runtimes multiply by it as by any other: scattered zeros shrink only the "
+        "compressed file (KB gzip).",
     ),
     (
         "int8",
@@ -31,8 +32,9 @@ TERMS = (
         "nine runs in ten stay under. Differences of a few percent are noise.",
     ),
     (
-        "Comparison with the Keras model",
-        "how far the answers of the file are from those of the model that it was exported from, on real samples. A "
-        "file beyond the tolerance is not delivered.",
+        "Answers of a file",
+        "how far the answers of the file are from those of the model that it was exported from, on the same "
+        "samples. A step is one step of the whole numbers that an int8 file answers in; argmax agreement is how often "
+        "both choose the same class. A file beyond the tolerance is not delivered.",
     ),
 )

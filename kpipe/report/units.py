@@ -149,7 +149,9 @@ def plain(value: float) -> str:
     """Write a number whose unit is not known: whole as it is, else with three significant digits.
 
     Example:
-        >>> plain(3), plain(0.00012345), plain(2.5)
-        ('3', '0.000123', '2.50')
+        >>> plain(3), plain(0.0012345), plain(2.5), plain(2.04e-7)
+        ('3', '0.00123', '2.50', '2.0e−07')
     """
+    if 0 < abs(value) < 1e-4:
+        return f"{value:.1e}"
     return count(value) if float(value).is_integer() else significant(value)
