@@ -65,8 +65,8 @@ def plan_filters(
         >>> [(group.name, group.kept) for group in plan.groups], plan.after["macs"]
         ([('a', 3)], 18)
     """
-    goal = _check_request(ratio, target, scope, round_to)
-    traced = _ignore(trace(model), ignore)
+    goal = check_request(ratio, target, scope, round_to)
+    traced = freeze_ignored(trace(model), ignore)
     scores = channel_scores(model, traced, criterion, data, loss, seed)
     steps = [step_of(group, round_to) for group in traced.groups]
     if ratio is not None:
@@ -140,7 +140,8 @@ def _match(traced: Trace, plan: FilterPlan, name: str) -> np.ndarray:
     return keep
 
 
-def _check_request(ratio: Any, target: Any, scope: str, round_to: Any) -> tuple[str, float]:
+def check_request(ratio: Any, target: Any, scope: str, round_to: Any) -> tuple[str, float]:
+    """Refuse arguments that are out of range; give the target as a pair."""
     if (ratio is None) == (target is None):
         raise KpipeError(f"Give either ratio or target. Received: ratio={ratio!r}, target={target!r}.")
     if ratio is not None and not (_is_number(ratio) and 0 <= ratio < 1):
@@ -168,7 +169,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _ignore(traced: Trace, ignore: Ignore) -> Trace:
+def freeze_ignored(traced: Trace, ignore: Ignore) -> Trace:
     """Freeze the groups that an ignored layer produces."""
     if ignore is None:
         return traced

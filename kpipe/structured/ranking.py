@@ -66,7 +66,7 @@ def round_kept(kept: float, channels: int, step: int) -> int:
     """Round a number of kept channels to the nearest multiple of `step`, ties up; never to zero, never past all.
 
     Example:
-        >>> [round_kept(kept, 20, 8) for kept in (1, 11, 12, 19)], round_kept(3, 6, 8)
+        >>> [round_kept(kept, 20, 8) for kept in (1, 11, 12, 20)], round_kept(3, 6, 8)
         ([8, 8, 16, 20], 6)
     """
     rounded = math.floor(kept / step + 0.5) * step
