@@ -1,0 +1,183 @@
+"""Weight pruning during `fit`."""
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+
+from kpipe.errors import KpipeError, NoEffectWarning
+from kpipe.patterns import Pattern, check_scope, pattern_of, unstructured
+from kpipe.projections import Holder, Mask, trained_model
+from kpipe.saliency import Criterion, criterion_of, gather
+from kpipe.schedules import Schedule, last_due
+from kpipe.schedules import schedule as make_schedule
+from kpipe.unstructured.masks import drop_more, due, first_mask, judge
+from kpipe.unstructured.report import Report, make_report
+from kpipe.unstructured.targets import LayerFilter, Skipped, Target, find_targets
+
+
+class WeightPruning(keras.callbacks.Callback):
+    """Set ever more weights to zero while a model trains; what comes out is a plain model with exact zeros.
+
+    The schedule is asked with the number of optimizer updates done so far (`optimizer.iterations`): once before the
+    first batch, then after each. When an update is due, the lowest scores are dropped until the count is exact: a mask
+    at sparsity s over n entries has exactly round(s * n) zeros. The zeros stand after every step: a projection on
+    `variable.constraint` holds them inside the compiled train step, after a constraint of one's own. What is dropped
+    stays dropped, a weight that is sparser than asked for keeps its zeros, and a second `fit` goes on where the first
+    one ended. At the end of `fit` every constraint is given back.
+
+    In a loop of one's own call `set_model(model)`, `on_train_begin()`, then `on_train_batch_end(step)` after every
+    `optimizer.apply`, and `on_train_end()`.
+
+    Args:
+        schedule: A `Schedule`, or a mapping of its name to its arguments.
+        criterion: A registered name, or a function of `Evidence`. One that needs gradients needs `data`.
+        pattern: A registered name, or a function of (scores, sparsity).
+        scope: "layer": the sparsity of each weight; "global": of all together, by one ranking.
+        layers: None for every kernel of the layers that kpipe knows, a regular expression searched in the weight's
+            path, or a function of the layer.
+        data: Labelled data for a criterion that needs gradients; passed over at every update.
+        loss: Loss for those; None: the one that the model is compiled with.
+        seed: Of a criterion that draws random numbers.
+
+    Raises:
+        KpipeError: For arguments that do not fit; in `fit`, when nothing is there to prune.
+
+    Example:
+        >>> from kpipe.schedules import ConstantSparsity
+        >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="d")])
+        >>> net.compile("sgd", "mse")
+        >>> prune = WeightPruning(ConstantSparsity(0.5, begin_step=0))
+        >>> _ = net.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0, callbacks=[prune])
+        >>> [(row.zeros, row.sparsity) for row in prune.report().pruned]
+        [(4, 0.5)]
+
+    References:
+        Zhu and Gupta, To prune, or not to prune (2017), https://arxiv.org/abs/1710.01878
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule | dict[str, Any],
+        criterion: str | Criterion = "magnitude",
+        pattern: str | Pattern = "unstructured",
+        scope: str = "layer",
+        layers: LayerFilter = None,
+        *,
+        data: Any = None,
+        loss: Any = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.schedule = make_schedule(schedule)
+        self.pattern, self.scope, self.layers = pattern_of(pattern), scope, layers
+        self.criterion, facts = criterion_of(criterion)
+        self.needs, self.data, self.loss, self.seed = facts["needs"], data, loss, seed
+        check_scope(scope, self.pattern)
+        if self.needs is not None and data is None:
+            raise KpipeError(
+                f"The criterion {criterion!r} needs gradients. Give WeightPruning(..., data=(x, y)), or prune at once "
+                "with kpipe.prune_weights(model, sparsity, criterion, data=(x, y))."
+            )
+        self._holder: Holder | None = None
+        self._targets: dict[str, Target] = {}
+        self._skipped: list[Skipped] = []
+
+    def report(self) -> Report:
+        """Tell of every weight of the model: path, shape and sparsity as they are now, or why it was skipped."""
+        if not self._targets:
+            raise KpipeError("WeightPruning has no model yet: pass it to model.fit(..., callbacks=[...]) first.")
+        return make_report(self._targets.values(), self._skipped)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Choose the weights, hold the zeros they have, and ask the schedule a first time.
+
+        A subclassed model that has no weights yet gets them in its first batch; it is begun with after that.
+        """
+        if self._holder is not None:  # a fit that broke off
+            self._holder.release()
+        self._holder = None
+        if trained_model(self.model).weights:
+            self._begin(first=self._step())
+
+    def _begin(self, first: int) -> None:
+        found, self._skipped = find_targets(trained_model(self.model), self.layers)
+        self._targets = {target.path: target for target in found}
+        self._keeps = {path: first_mask(target.variable.numpy()) for path, target in self._targets.items()}
+        self._dropped = {path: keep.size - int(np.count_nonzero(keep)) for path, keep in self._keeps.items()}
+        self._holder = Holder(self.model)
+        self._masks = {path: Mask(keep) for path, keep in self._keeps.items()}
+        for path, target in self._targets.items():
+            self._holder.hold(target.variable, self._masks[path])
+        self._asked = self._step()
+        self._follow(first, self._asked)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begin anew when another callback has restored the weights and the optimizer meanwhile."""
+        if self._holder is not None and self._step() != self._asked:
+            self.on_train_begin()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Ask the schedule about every step since the last question."""
+        if self._holder is None:  # the first batch built the model
+            self._begin(first=0)
+        step = self._step()
+        if step > self._asked:
+            self._follow(self._asked + 1, step)
+            self._asked = step
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Give the constraints back; the weights keep their zeros. Warn when the run was too short."""
+        if self._holder is None:
+            return
+        self._holder.release()
+        self._holder = None
+        self._warn()
+
+    def _step(self) -> int:
+        return int(self.model.optimizer.iterations)
+
+    def _follow(self, first: int, last: int) -> None:
+        sparsity = last_due(self.schedule, first, last)
+        if sparsity is None:
+            return
+        wanting = list(self._keeps)
+        if self.pattern is unstructured:
+            wanting = due(self._keeps, self._dropped, sparsity, self.scope)
+        if wanting:
+            self._prune(wanting, sparsity)
+
+    def _prune(self, paths: list[str], sparsity: float) -> None:
+        weights = [(path, self._targets[path].role, self._targets[path].variable) for path in paths]
+        student = trained_model(self.model)
+        evidence = gather(student, weights, self.needs, self.data, self.loss, self.seed)
+        keeps = drop_more(
+            {path: self._keeps[path] for path in paths},
+            judge(self.criterion, evidence),
+            sparsity,
+            self.scope,
+            self.pattern,
+        )
+        for path, keep in keeps.items():
+            self._keeps[path] = keep
+            self._dropped[path] = keep.size - int(np.count_nonzero(keep))
+            self._masks[path].assign(keep)
+        self._holder.project([self._targets[path].variable for path in paths])
+
+    def _warn(self) -> None:
+        step, end = self._asked, self.schedule.end_step
+        if not sum(self._dropped.values()):
+            warnings.warn(
+                f"WeightPruning set no weight to zero: training ended at step {step}, the schedule {self.schedule} "
+                f"begins at step {self.schedule.begin_step}. Train longer, or begin earlier.",
+                NoEffectWarning,
+                stacklevel=2,
+            )
+        elif step < end:
+            warnings.warn(
+                f"WeightPruning ended at step {step}, before end_step={end} of its schedule: the last sparsity asked "
+                f"for was below {self.schedule.sparsity(end)}. Train longer, or set end_step to at most {step}.",
+                UserWarning,
+                stacklevel=2,
+            )

@@ -1,0 +1,308 @@
+import keras
+import numpy as np
+import pytest
+
+from kpipe.errors import KpipeError, NoEffectWarning
+from kpipe.projections import average_of, kernels
+from kpipe.saliency import CRITERIA
+from kpipe.schedules import ConstantSparsity, PolynomialDecay
+from kpipe.unstructured import WeightPruning
+from tests.models import ZOO, build, samples
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(48, 12)).astype("float32")
+Y = RNG.integers(0, 4, 48)
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+STEPS = 12  # of two epochs of batches of 8
+
+
+def compiled(optimizer="adam", **options):
+    model = build("dense")
+    model.compile(optimizer, LOSS, **options)
+    return model
+
+
+def zeros(model):
+    return [int((variable.numpy() == 0).sum()) for variable in kernels(model)]
+
+
+def asked(model, sparsity):
+    return [round(sparsity * int(np.prod(variable.shape))) for variable in kernels(model)]
+
+
+class Watch(keras.callbacks.Callback):
+    """Keep the zeros after every batch, and the weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.zeros, self.weights = [], []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.zeros.append(zeros(self.model))
+        self.weights.append([variable.numpy() for variable in kernels(self.model)])
+
+
+def fit(model, *callbacks, epochs=2, **options):
+    watch = Watch()
+    model.fit(X, Y, batch_size=8, epochs=epochs, verbose=0, callbacks=[*callbacks, watch], **options)
+    return watch
+
+
+OPTIMIZERS = {
+    "sgd momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+    "adam": lambda: keras.optimizers.Adam(0.01),
+    "adam with averages": lambda: keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9),
+    "averages written back": lambda: keras.optimizers.SGD(0.1, use_ema=True, ema_overwrite_frequency=5),
+    "accumulation": lambda: keras.optimizers.Adam(0.01, gradient_accumulation_steps=2),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_the_count_is_exact_at_every_step(optimizer, scope):
+    model = compiled(OPTIMIZERS[optimizer]())
+    updates = STEPS // 2 if optimizer == "accumulation" else STEPS
+    schedule = PolynomialDecay(0.1, 0.8, begin_step=1, end_step=updates, frequency=2)
+    watch = fit(model, WeightPruning(schedule, scope=scope))
+    expected, sparsity = [], 0.0
+    for step in range(updates + 1):
+        due, found = schedule(step)
+        sparsity = found if due else sparsity
+        expected.append(sparsity)
+    for batch, counts in enumerate(watch.zeros, start=1):
+        now = expected[batch // 2 if optimizer == "accumulation" else batch]
+        if scope == "layer":
+            assert counts == asked(model, now)
+        else:
+            assert sum(counts) == round(now * sum(asked(model, 1.0)))
+    assert sum(zeros(model)) == sum(watch.zeros[-1]) > 0
+    for variable in kernels(model):
+        average = average_of(model.optimizer, variable)
+        assert average is None or not average.numpy()[variable.numpy() == 0].any()
+
+
+def test_the_contract_fails_without_the_callback():
+    model = compiled()
+    assert fit(model).zeros[-1] != asked(model, 0.8)
+
+
+@pytest.mark.parametrize(
+    "options", [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 3}, {"steps_per_execution": 5}]
+)
+def test_modes_of_execution(options):
+    model = compiled(**options)
+    watch = fit(model, WeightPruning(PolynomialDecay(0.0, 0.7, 0, STEPS, frequency=4)))
+    assert zeros(model) == asked(model, 0.7)
+    assert all(sum(a) <= sum(b) for a, b in zip(watch.zeros, watch.zeros[1:], strict=False))
+
+
+def test_the_smallest_weights_go_and_what_is_dropped_stays_dropped():
+    model = compiled()
+    before = [variable.numpy() for variable in kernels(model)]
+    prune = WeightPruning(ConstantSparsity(0.5, begin_step=0))
+    watch = fit(model, prune, epochs=1)
+    for old, new in zip(before, watch.weights[0], strict=True):
+        order = np.argsort(np.abs(old).reshape(-1), kind="stable")[: round(0.5 * old.size)]
+        expected = np.ones(old.size, bool)
+        expected[order] = False
+        np.testing.assert_array_equal(new != 0, expected.reshape(old.shape))
+    for first, last in zip(watch.weights[0], watch.weights[-1], strict=True):
+        np.testing.assert_array_equal(first == 0, last == 0)
+
+
+def test_a_global_ranking_drops_the_smallest_of_all():
+    model = compiled()
+    before = np.concatenate([np.abs(variable.numpy()).reshape(-1) for variable in kernels(model)])
+    model.optimizer.learning_rate = 0.0
+    fit(model, WeightPruning(ConstantSparsity(0.6, begin_step=0), scope="global"), epochs=1)
+    after = np.concatenate([variable.numpy().reshape(-1) for variable in kernels(model)])
+    assert before[after == 0].max() <= before[after != 0].min() and int((after == 0).sum()) == round(0.6 * after.size)
+
+
+def test_it_goes_on_in_a_second_fit_and_after_a_plain_one():
+    model = compiled()
+    fit(model, epochs=1)  # 6 plain steps: the traced train function must not be used again
+    schedule = PolynomialDecay(0.0, 0.8, 0, 18, frequency=3)
+    prune = WeightPruning(schedule)
+    with pytest.warns(UserWarning, match=r"ended at step 12, before end_step=18"):
+        fit(model, prune, epochs=1)
+    assert zeros(model) == asked(model, schedule(12)[1])
+    fit(model, prune, epochs=1)
+    assert zeros(model) == asked(model, 0.8)
+    fit(model, prune, epochs=1)  # past the end: what is zero stays zero
+    assert zeros(model) == asked(model, 0.8)
+    fit(model, epochs=1)
+    assert sum(zeros(model)) < sum(asked(model, 0.8)), "without the callback the zeros are free"
+
+
+def test_zeros_of_before_are_kept_even_where_fewer_are_asked_for():
+    model = compiled()
+    first = kernels(model)[0]
+    keep = RNG.random(first.shape) < 0.2
+    first.assign(first * keep)
+    fit(model, WeightPruning(ConstantSparsity(0.5, begin_step=3, frequency=1)))
+    np.testing.assert_array_equal(first.numpy() != 0, keep)
+    assert zeros(model)[1:] == asked(model, 0.5)[1:]
+
+
+def test_the_users_constraint_is_chained_and_given_back():
+    model = keras.Sequential([keras.Input((12,)), keras.layers.Dense(4, kernel_constraint="non_neg")])
+    model.compile("adam", LOSS)
+    (kernel,) = kernels(model)
+    own = kernel.constraint
+    fit(model, WeightPruning(ConstantSparsity(0.5, begin_step=0)))
+    assert kernel.constraint is own and (kernel.numpy() >= 0).all() and int((kernel.numpy() == 0).sum()) >= 24
+
+
+@pytest.mark.parametrize("layers", ["hidden2", lambda layer: layer.name == "hidden2"])
+def test_only_the_chosen_layers_are_pruned_and_the_report_says_so(layers):
+    model = compiled()
+    prune = WeightPruning(ConstantSparsity(0.5, begin_step=0), layers=layers)
+    fit(model, prune, epochs=1)
+    assert zeros(model) == [0, asked(model, 0.5)[1], 0]
+    report = prune.report()
+    (row,) = report.pruned
+    assert (row.shape, row.zeros, row.sparsity) == ((16, 10), 80, 0.5) and row.path.endswith("hidden2/kernel")
+    reasons = {
+        skipped.path.split("/")[-2] + "/" + skipped.path.split("/")[-1]: skipped.reason for skipped in report.skipped
+    }
+    assert reasons["hidden1/kernel"] == "not selected by layers" and "'bias'" in reasons["hidden1/bias"]
+    assert "hidden2/kernel" in str(report) and "50.0%" in str(report) and "skipped: not selected" in str(report)
+    assert len(report.to_list()) == 6 and report.sparsity == 0.5
+
+
+class Scale(keras.layers.Layer):
+    """A layer that kpipe does not know."""
+
+    def build(self, shape):
+        self.factor = self.add_weight(shape=(shape[-1],), name="factor")
+
+    def call(self, x):
+        return x * self.factor
+
+
+class Own(keras.Model):
+    """A subclassed model."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.scale = keras.Sequential([keras.layers.Dense(6)]), Scale()
+        self.head, self.frozen = keras.layers.Dense(4), keras.layers.Dense(12, trainable=False)
+
+    def call(self, x):
+        return self.head(self.scale(self.inner(self.frozen(x))))
+
+
+def test_subclassed_models_unknown_and_frozen_layers():
+    model = Own()
+    model.compile("adam", LOSS)
+    prune = WeightPruning(ConstantSparsity(0.5, begin_step=0))
+    fit(model, prune, epochs=1)
+    assert [row.zeros for row in prune.report().pruned] == [36, 12]
+    reasons = [row.reason for row in prune.report().skipped]
+    assert any("no rule for Scale" in reason for reason in reasons) and any("frozen" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name != "siamese"])
+def test_every_model_of_the_zoo(name):
+    model = build(name)
+    x, y = samples(model, 16)[0], np.arange(16) % model.output_shape[-1]
+    model.compile("adam", LOSS)
+    prune = WeightPruning(PolynomialDecay(0.0, 0.75, 0, 4, frequency=3))
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[prune])
+    rows = prune.report().pruned
+    assert rows and all(row.zeros == round(0.75 * int(np.prod(row.shape))) for row in rows)
+    assert len({row.path for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion(criterion):
+    model = compiled()
+    fit(model, WeightPruning(PolynomialDecay(0.1, 0.6, 0, 6, frequency=3), criterion, data=(X, Y)), epochs=1)
+    assert zeros(model) == asked(model, 0.6)
+
+
+def test_a_function_as_criterion_and_as_pattern():
+    def middle(evidence):
+        return -np.abs(evidence.weight)  # the largest go first
+
+    def columns(scores, sparsity):
+        keep = np.ones(scores.shape, bool)
+        keep[:, : round(sparsity * scores.shape[1])] = False
+        return keep
+
+    model = compiled(keras.optimizers.SGD(0.0))
+    before = np.abs(kernels(model)[0].numpy())
+    fit(model, WeightPruning(ConstantSparsity(0.25, 0), middle, columns, layers="hidden1"), epochs=1)
+    assert not kernels(model)[0].numpy()[:, :4].any() and kernels(model)[0].numpy()[:, 4:].all()
+    model = compiled(keras.optimizers.SGD(0.0))
+    fit(model, WeightPruning(ConstantSparsity(0.25, 0), middle, layers="hidden1"), epochs=1)
+    gone = kernels(model)[0].numpy() == 0
+    assert before[gone].min() >= before[~gone].max()
+
+
+def test_weights_restored_by_another_callback_are_pruned_where_they_were(tmp_path):
+    schedule = PolynomialDecay(0.0, 0.8, 0, STEPS, frequency=2)
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+    model = compiled()
+    backup = keras.callbacks.BackupAndRestore(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, WeightPruning(schedule), backup, Stop())
+    again = compiled()
+    fit(again, WeightPruning(schedule), keras.callbacks.BackupAndRestore(tmp_path))
+    whole = compiled()
+    fit(whole, WeightPruning(schedule))
+    assert zeros(again) == asked(again, 0.8)
+    for one, other in zip(kernels(again), kernels(whole), strict=True):
+        assert one.shape == other.shape
+
+
+def test_a_checkpoint_is_sparse_and_plain(tmp_path):
+    model, path = compiled(), tmp_path / "kept.keras"
+    save = keras.callbacks.ModelCheckpoint(path)
+    fit(model, save, WeightPruning(PolynomialDecay(0.0, 0.8, 0, STEPS)))
+    back = keras.models.load_model(path)
+    assert zeros(back) == asked(back, 0.8)
+    np.testing.assert_array_equal(back.predict(X, verbose=0), model.predict(X, verbose=0))
+
+
+def test_swapped_averages_are_sparse():
+    model = compiled(keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9))
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    fit(model, swap, WeightPruning(PolynomialDecay(0.0, 0.8, 0, STEPS)))
+    assert zeros(model) == asked(model, 0.8)
+
+
+def test_a_run_too_short_says_so():
+    with pytest.warns(NoEffectWarning, match="set no weight to zero: training ended at step 6.*begins at step 100"):
+        fit(compiled(), WeightPruning(ConstantSparsity(0.5, begin_step=100)), epochs=1)
+    with pytest.warns(UserWarning, match="ended at step 6, before end_step=50"):
+        fit(compiled(), WeightPruning(PolynomialDecay(0.2, 0.5, 0, 50)), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: WeightPruning(ConstantSparsity(0.5, 0), "taylor"), r"needs gradients.*kpipe\.prune_weights.*data="),
+        (lambda: WeightPruning(ConstantSparsity(0.5, 0), "tailor"), "Did you mean 'taylor'"),
+        (lambda: WeightPruning(ConstantSparsity(0.5, 0), scope="model"), "scope is 'model'"),
+        (lambda: WeightPruning(0.5), "schedule is 0.5"),
+        (lambda: WeightPruning(ConstantSparsity(0.5, 0)).report(), "has no model yet"),
+        (
+            lambda: fit(compiled(), WeightPruning(ConstantSparsity(0.5, 0), layers="conv")),
+            "prunable weights: .*hidden1/kernel",
+        ),
+        (lambda: fit(compiled(), WeightPruning(ConstantSparsity(0.5, 0), layers="(")), "no regular expression"),
+        (lambda: fit(compiled(), WeightPruning(ConstantSparsity(0.5, 0), layers=3)), "layers is 3"),
+        (lambda: fit(compiled(), WeightPruning(ConstantSparsity(0.5, 0), lambda e: None)), "gave None for"),
+        (lambda: fit(compiled(), WeightPruning(ConstantSparsity(0.5, 0), lambda e: np.ones(3))), r"shape \(3,\)"),
+        (lambda: fit(compiled(), WeightPruning(ConstantSparsity(0.5, 0), lambda e: e.weight * np.nan)), "NaN"),
+    ],
+)
+def test_wrong_arguments_are_refused(make, match):
+    with pytest.raises(KpipeError, match=match):
+        make()
