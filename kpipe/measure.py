@@ -92,8 +92,8 @@ class Measurement:
         total = LayerMeasure("total", "", self.params, self.nonzeros, 0, 0, self.macs, self.bytes, None)
         lines = [head] + [_cells(row, row.sparsity) for row in self.rows] + [_cells(total, self.sparsity)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        text = ["  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-                for line in lines]  # fmt: skip
+        form = "  ".join(f"{{:{'<' if i < 2 else '>'}{width}}}" for i, width in enumerate(widths))
+        text = [form.format(*line) for line in lines]
         return "\n".join(line.rstrip() for line in [text[0], *text[1:-1], "-" * len(text[0]), text[-1]])
 
 

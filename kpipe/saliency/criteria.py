@@ -102,9 +102,10 @@ def score(criterion: Criterion, evidence: Evidence, path: str) -> np.ndarray | N
     if scores is None:
         return None
     scores = np.asarray(scores, dtype="float64")
-    if scores.shape != evidence.weight.shape or not np.isfinite(scores).all():
+    finite = bool(np.isfinite(scores).all())
+    if scores.shape != evidence.weight.shape or not finite:
         raise KpipeError(
-            f"The criterion gave scores of shape {scores.shape} for {path!r}, finite: {bool(np.isfinite(scores).all())}. "
+            f"The criterion gave scores of shape {scores.shape} for {path!r}, all finite: {finite}. "
             f"Expected finite scores of shape {evidence.weight.shape}, or None."
         )
     return scores

@@ -82,8 +82,8 @@ def _loss_function(model: keras.Model, loss: Any) -> Callable[[Any, Any], Any]:
         return lambda y, predicted: tf.reduce_mean(chosen(y, predicted))
     if not model.compiled:
         raise KpipeError(
-            f"A criterion that needs gradients needs a loss. Received: a model ({model.name!r}) that is not compiled and "
-            "no loss. Compile the model, or pass loss='sparse_categorical_crossentropy' or the like."
+            f"A criterion that needs gradients needs a loss. Received: a model ({model.name!r}) that is not compiled, "
+            "and no loss. Compile the model, or pass loss='sparse_categorical_crossentropy' or the like."
         )
     return lambda y, predicted: model.compute_loss(y=y, y_pred=predicted)
 

@@ -1,0 +1,91 @@
+"""Criteria against their formulas, gradients against finite differences."""
+
+import keras
+import numpy as np
+import pytest
+
+from kpipe.errors import KpipeError
+from kpipe.saliency import CRITERIA, Evidence, criterion_of, gather, generator, score
+from tests.models import build, samples
+
+FORMULAS = {
+    "magnitude": lambda w, g: np.abs(w),
+    "l1": lambda w, g: np.abs(w),
+    "l2": lambda w, g: w * w,
+    "taylor": lambda w, g: np.abs(w * g),
+    "random": None,
+}
+
+
+def evidence(role="kernel", seed=0):
+    rng = np.random.default_rng(seed)
+    w, g = rng.normal(size=(4, 3)), rng.normal(size=(4, 3))
+    return Evidence(role, w, g, g * g, generator(seed, "path"))
+
+
+def test_every_criterion_has_a_formula():
+    assert set(FORMULAS) == set(CRITERIA)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_scores_follow_the_formula(name):
+    given = evidence()
+    scores = score(CRITERIA[name], given, "path")
+    assert scores.shape == given.weight.shape and scores.dtype == np.float64
+    if FORMULAS[name] is not None:
+        assert np.array_equal(scores, FORMULAS[name](given.weight, given.grad))
+        assert not np.array_equal(scores, FORMULAS[name](given.weight + 0.1, given.grad + 0.1))
+    assert CRITERIA[name](evidence("statistic")) is None
+
+
+def test_random_is_seeded_by_seed_and_path():
+    draws = [CRITERIA["random"](Evidence("kernel", np.zeros(4), None, None, generator(s, p))) for s, p in
+             ((0, "a"), (0, "a"), (1, "a"), (0, "b"))]  # fmt: skip
+    assert np.array_equal(draws[0], draws[1])
+    assert not np.array_equal(draws[0], draws[2]) and not np.array_equal(draws[0], draws[3])
+
+
+def test_gradients_are_those_of_finite_differences():
+    model = build("dense")
+    x, y = samples(model, 24)[0], np.arange(24) % 4
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    kernel = model.get_layer("hidden2").kernel
+    found = gather(model, [("k", "kernel", kernel)], "grad", (x, y), loss)["k"]
+    start = np.asarray(kernel).copy()
+    for place in [(0, 0), (7, 3), (15, 9)]:
+        ends = []
+        for step in (1e-2, -1e-2):
+            moved = start.copy()
+            moved[place] += step
+            kernel.assign(moved)
+            ends.append(float(loss(y, model(x))))
+        assert found.grad[place] == pytest.approx((ends[0] - ends[1]) / 2e-2, abs=2e-4)
+    kernel.assign(start)
+
+
+def test_gradients_are_means_over_batches_and_leave_the_model_alone():
+    model = build("dense")
+    x, y = samples(model, 64)[0], np.arange(64) % 4  # two batches of 32
+    model.compile("sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = [np.asarray(v).copy() for v in model.variables]
+    kernel = model.get_layer("logits").kernel
+    both = gather(model, [("k", "kernel", kernel)], "grad", (x, y))["k"]
+    halves = [gather(model, [("k", "kernel", kernel)], "grad", (x[i : i + 32], y[i : i + 32]))["k"] for i in (0, 32)]
+    assert np.allclose(both.grad, (halves[0].grad + halves[1].grad) / 2, atol=1e-7)
+    assert np.allclose(both.grad_sq, (halves[0].grad ** 2 + halves[1].grad ** 2) / 2, atol=1e-7)
+    assert all(np.array_equal(a, np.asarray(b)) for a, b in zip(before, model.variables, strict=True))
+
+
+def test_bad_scores_and_names_are_refused():
+    with pytest.raises(KpipeError, match="Did you mean 'taylor'"):
+        criterion_of("tailor")
+    with pytest.raises(KpipeError, match="Expected a criterion"):
+        criterion_of(3)
+    with pytest.raises(KpipeError, match="shape"):
+        score(lambda e: np.zeros(2), evidence(), "path")
+    with pytest.raises(KpipeError, match="finite"):
+        score(lambda e: e.weight * np.nan, evidence(), "path")
+    model = build("dense")
+    kernel = model.get_layer("logits").kernel
+    with pytest.raises(KpipeError, match="labels"):
+        gather(model, [("k", "kernel", kernel)], "grad", samples(model)[0], "mse")
