@@ -136,7 +136,7 @@ def test_a_criterion_with_gradients_while_the_student_learns():
         (lambda t, s: distill(t, s, (X[:0], Y[:0])), "is empty"),
         (lambda t, s: distill(t, s, iter([(X, Y)])), "iterator"),
         (lambda t, s: distill("t", s, (X, Y)), "expected a Keras 3 model"),
-        (lambda t, s: distill(t, build("siamese"), (X, Y)), ""),
+        (lambda t, s: distill(t, build("siamese"), (X, Y)), "training data has 1 input arrays"),
         (
             lambda t, s: distill(keras.Sequential([keras.Input((12,)), keras.layers.Dense(3)]), s, (X, Y)),
             "cannot learn",
@@ -148,7 +148,6 @@ def test_a_criterion_with_gradients_while_the_student_learns():
         ),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Exception encountered")
 def test_bad_input_is_refused(make, match):
-    with pytest.raises(ValueError if not match else KpipeError, match=match):
+    with pytest.raises(KpipeError, match=match):
         make(build("dense", 1), build("dense", 2))
