@@ -66,13 +66,11 @@ def _ends(run: RunRecord) -> tuple[FileRecord | None, FileRecord | None]:
 def shortfalls(run: RunRecord) -> list[str]:
     """Name each goal that the run did not reach, in a sentence with the figures."""
     said = []
-    smaller, faster = number(run.summary.get("smaller")), number(run.summary.get("faster"))
-    if smaller is not None and smaller <= 1:
-        said.append(f"The delivered file is not smaller than the baseline's: {times(smaller)}.")
-    if faster is not None and faster <= 1:
-        said.append(f"The delivered file is not faster than the baseline's: {times(faster)}.")
-    if not run.delivery:
-        said.append("The run delivered no file.")
+    for name, better, worse in (("smaller", "smaller", "bigger"), ("faster", "faster", "slower")):
+        ratio = number(run.summary.get(name))
+        if ratio is not None and ratio <= 1:
+            change = _change(ratio, better, worse, noise=1) if ratio != 1 else "just the same"
+            said.append(f"The delivered file is not {better} than the baseline's: it is {change}.")
     allowed = [number(stage.config.get("max_accuracy_drop")) for stage in run.stages]
     limit = min((value for value in allowed if value is not None), default=None)
     lost = number(run.summary.get("accuracy_drop"))

@@ -69,7 +69,7 @@ def _points(stages: Sequence[StageRecord], format_name: str, figure_of: Callable
 
 def _scale(axes: "Axes", values: list[float], write: Callable[[float], str]) -> None:
     """Take a logarithmic axis where the figures span more than a factor of three; leave room for labels."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     low, high = min(values), max(values)
     if high > 3 * low:
@@ -83,6 +83,7 @@ def _scale(axes: "Axes", values: list[float], write: Callable[[float], str]) -> 
     else:
         room = 0.25 * ((high - low) or high)
         axes.set_xlim(max(0.0, low - room), high + room)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
 
 
@@ -96,7 +97,7 @@ def _accuracy_axis(axes: "Axes", run: RunRecord, values: list[float]) -> None:
     low, high = min([*values, *([] if floor is None else [floor])]), max(values)
     room = max(0.22 * (high - low), 0.3)
     axes.set_ylim(low - room, high + room)
-    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
     axes.set_title("Accuracy", loc="left", color=MUTED, fontsize=9)
     if floor is not None:

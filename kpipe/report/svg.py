@@ -25,7 +25,17 @@ VARIABLES = {
 }
 PAPER = "#fafbfc"
 # right and up of the point, in steps; the first that is free is taken
-PLACES = ((1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1), (0, 2), (0, -2))
+PLACES = (
+    (1, 0),
+    (-1, 0),
+    (1, 1),
+    (-1, 1),
+    (1, -1),
+    (-1, -1),
+    (0, 1),
+    (0, -1),
+    *((x, y) for y in (2, -2, 3, -3) for x in (1, -1, 0)),
+)
 WIDTH = 4.8  # inches: near one screen pixel a point on a telephone
 
 
@@ -122,14 +132,22 @@ def place_labels(
 
 
 def _place(axes: "Axes", point: tuple[float, float], label: str, taken: Sequence["Bbox"]) -> "Bbox":
-    """Write one label at the first of ten places round its point that is free, and give the room that it takes."""
+    """Write one label at the first of the places round its point that is free, and give the room that it takes."""
     frame = axes.get_window_extent()
     text = axes.annotate(label, point, (0, 0), textcoords="offset points", va="center", fontsize=9, color=INK)
     for right, up in (*PLACES, PLACES[0]):
-        text.set_position((9 * right, 11 * up))
+        text.set_position((9 * right, 12 * up))
         text.set_horizontalalignment({1: "left", 0: "center", -1: "right"}[right])
         box = text.get_window_extent().padded(1)
         inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
         if inside and not any(box.overlaps(other) for other in taken):
+            if abs(up) > 1:
+                _lead(axes, point, (9 * right, 12 * up))
             return box
     return text.get_window_extent()
+
+
+def _lead(axes: "Axes", point: tuple[float, float], offset: tuple[float, float]) -> None:
+    """Draw a thin line from a point to a label that stands apart from it."""
+    line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4}
+    axes.annotate("", point, offset, textcoords="offset points", arrowprops=line)

@@ -1,0 +1,41 @@
+"""The rows that the command line prints."""
+
+import pytest
+
+from kpipe.errors import KpipeError
+from kpipe.report.tables import result_table
+
+
+def test_rows_have_the_same_columns_in_the_same_order(metrics):
+    rows = result_table(metrics)
+    assert {tuple(row) for row in rows} == {tuple(rows[0])}
+    assert list(rows[3].values()) == [
+        "04-quantize",
+        "97.22 %",
+        "0.56",
+        "24,170",
+        "9,706",
+        "391 k",
+        "tflite int8",
+        "30.5",
+        "15.9",
+        "0.0163",
+        "0.0196",
+        "6.6",
+    ]
+
+
+def test_the_format_of_the_baseline_is_the_one_compared(metrics):
+    for stage in metrics["stages"][:2]:
+        stage["files"] = stage["files"][1:]
+    assert {row["File"].split()[0] for row in result_table(metrics)} == {"onnx"}
+
+
+def test_a_drop_is_counted_from_the_baseline_that_the_summary_names(metrics):
+    metrics["summary"] = {"baseline": "02-prune_filters"}
+    assert [row["Drop, points"] for row in result_table(metrics)] == ["−0.28", "0.00", "0.28", "0.28", "0.28"]
+
+
+def test_what_is_no_metrics_is_refused():
+    with pytest.raises(KpipeError, match="stages"):
+        result_table({"name": "digits"})
