@@ -1,0 +1,57 @@
+"""Prune, distil, quantize and export Keras 3 models to LiteRT and ONNX, and prove it on the delivered file."""
+
+import os
+from importlib.metadata import version
+
+try:
+    import keras
+
+    _backend = keras.backend.backend()
+except ModuleNotFoundError:  # Keras could not load the backend that was asked for
+    _backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if _backend == "tensorflow":
+        raise
+if _backend != "tensorflow":
+    raise ImportError(
+        f"kpipe needs the TensorFlow backend of Keras; Keras is set to {_backend!r}. Set the environment variable "
+        'KERAS_BACKEND=tensorflow before Keras is imported, or "backend": "tensorflow" in ~/.keras/keras.json.'
+    )
+
+from kpipe import callbacks, layers, schedules
+from kpipe.distill import distill
+from kpipe.errors import ExportError, KpipeError, NoEffectWarning, RecipeError, SurgeryError
+from kpipe.export import benchmark, export, verify
+from kpipe.measure import measure
+from kpipe.quantize import quantize
+from kpipe.recipe import load_recipe
+from kpipe.report import report
+from kpipe.saliency import CRITERIA, Evidence
+from kpipe.structured import FilterPlan, plan_filters, prune_filters
+from kpipe.unstructured import prune_weights
+
+__version__ = version("kpipe")
+
+__all__ = [
+    "CRITERIA",
+    "Evidence",
+    "ExportError",
+    "FilterPlan",
+    "KpipeError",
+    "NoEffectWarning",
+    "RecipeError",
+    "SurgeryError",
+    "benchmark",
+    "callbacks",
+    "distill",
+    "export",
+    "layers",
+    "load_recipe",
+    "measure",
+    "plan_filters",
+    "prune_filters",
+    "prune_weights",
+    "quantize",
+    "report",
+    "schedules",
+    "verify",
+]
