@@ -1,6 +1,7 @@
 """The run directory: keys, atomic writes, and which finished steps still hold."""
 
 import hashlib
+import importlib.metadata
 import json
 import re
 import shutil
@@ -17,6 +18,14 @@ from kpipe.errors import KpipeError
 
 PARTIAL = ".partial-"
 STEP = re.compile(r"\d\d-[a-z_]+")
+
+
+def own_version() -> str:
+    """Give kpipe's version; "0" in a checkout that is not installed."""
+    try:
+        return importlib.metadata.version("kpipe")
+    except importlib.metadata.PackageNotFoundError:
+        return "0"
 
 
 def digest(*parts: Any) -> str:

@@ -1,6 +1,5 @@
 """The end of a run: the files at the top of its directory, their timing, and `metrics.json`."""
 
-import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,7 +58,7 @@ def deliver(plan: Planned, directory: Path, data: Dataset, entries: Sequence[dic
     delivered = ledger.reductions([file for _, file in exported], timed[0]["files"])
     metrics = {
         "name": plan.name,
-        "kpipe": importlib.metadata.version("kpipe"),
+        "kpipe": checkpoint.own_version(),
         "recipe_key": key,
         "data": {
             "source": plan.config["data"]["source"],

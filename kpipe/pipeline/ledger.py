@@ -93,7 +93,7 @@ def _ratio(then: float | None, now: float | None) -> float | None:
 def summary(entries: list[dict[str, Any]], delivery: list[dict[str, Any]]) -> dict[str, Any]:
     """Compare what is delivered with the baseline, the first entry.
 
-    The comparison is of the first delivered file; without a delivery, of the first file of the last step.
+    The comparison is of the first file of the last export; without one, of the first file of the last step.
 
     Args:
         entries: The entries of all the steps, their files with "latency".
@@ -103,7 +103,10 @@ def summary(entries: list[dict[str, Any]], delivery: list[dict[str, Any]]) -> di
         The figures that a reader wants first.
     """
     baseline = entries[0]
-    last = delivery or reductions(entries[-1]["files"], baseline["files"])
+    exports = [entry for entry in entries if entry["artifact"]["kind"] == "file"]
+    paths = {file["path"] for file in (exports[-1]["files"] if exports else ())}
+    last = [file for file in delivery if file["path"] in paths]
+    last = last or reductions(entries[-1]["files"], baseline["files"])
     before = baseline["metrics"]["accuracy"]
     after = last[0]["accuracy"] if last else entries[-1]["metrics"]["accuracy"]
     return {

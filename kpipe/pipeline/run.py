@@ -1,6 +1,5 @@
 """Run the stages of a plan one after another, each from what the one before left on disk."""
 
-import importlib.metadata
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,7 +103,7 @@ def run(plan: Plan, directory: Path, resume: bool = True, progress: Progress | N
 def _steps(plan: Plan, data: Dataset, model: keras.Model) -> list[Step]:
     key = checkpoint.digest(
         {
-            "kpipe": importlib.metadata.version("kpipe"),
+            "kpipe": checkpoint.own_version(),
             "seed": plan.seed,
             "data": checkpoint.data_fingerprint(data),
             "model": checkpoint.model_fingerprint(model),

@@ -92,12 +92,15 @@ def order_faults(stages: Sequence[Stage]) -> list[tuple[int, str]]:
         if kind not in wires.takes:
             takes = " or ".join(taken.kind for taken in wires.takes)
             faults.append(
-                (
-                    index,
-                    f"{stage.stage} takes a {takes} model, but stages[{giver}] ({stages[giver].stage}) gives a "
-                    f"{kind.kind} model. Move {stage.stage} before {stages[giver].stage}.",
-                )
+                (index, f"{stage.stage} takes a {takes} model, but {_giver(stages, giver, kind, stage.stage)}")
             )
         elif wires.gives is not None and kind not in wires.gives:
             kind, giver = wires.gives[0], index
     return faults
+
+
+def _giver(stages: Sequence[Stage], giver: int, kind: Any, wanted: str) -> str:
+    if giver < 0:
+        return f"a recipe starts with a {kind.kind} model. Put a stage that makes another kind before it."
+    name = stages[giver].stage
+    return f"stages[{giver}] ({name}) gives a {kind.kind} model. Move {wanted} before {name}."

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from kpipe.data import SOURCES, load
 from kpipe.errors import KpipeError, RecipeError
 from kpipe.pipeline import STAGES, ModelSource, Stage, order_faults
 from kpipe.pipeline.source import function_named, importable, locate
@@ -115,6 +116,8 @@ def _source_faults(head: Head, folder: Path) -> list[str]:
         faults += _attempt("data.source", lambda: locate(source, folder))
     elif ":" in source:
         faults += _attempt("data.source", lambda: _importing(source, folder))
+    elif source not in SOURCES:
+        faults += _attempt("data.source", lambda: load(source))
     return faults + _model_faults(head.model, "model", folder)
 
 

@@ -1,9 +1,9 @@
 """The types of the fields that several stages share; each is checked where a recipe is read."""
 
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from kpipe.errors import KpipeError
 from kpipe.export import FORMATS
@@ -100,3 +100,9 @@ class Target(BaseModel):
 
     macs: Remaining | None = None
     params: Remaining | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.macs is None) == (self.params is None):
+            raise KpipeError("give exactly one of macs and params, such as {macs: 0.5}")
+        return self

@@ -110,6 +110,8 @@ class PruneFilters(Stage):
             scope=self.scope,
             ignore=list(self.ignore) or None,
             data=evidence(context),
+            loss=loss_for(model, context.data.train[1], self.loss),
+            seed=context.seed,
         )
         train(self, model, context, [pruning], self.distill)
         return pruning.shrink()

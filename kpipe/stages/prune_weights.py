@@ -9,7 +9,6 @@ from pydantic import model_validator
 from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.measure import measure
 from kpipe.pipeline import STAGES, Context, FloatModel, Stage
-from kpipe.pipeline.ledger import plain
 from kpipe.pipeline.task import loss_for
 from kpipe.schedules import schedule
 from kpipe.stages.fields import (
@@ -25,7 +24,8 @@ from kpipe.stages.fields import (
     Teaching,
 )
 from kpipe.stages.training import evidence, steps_in, train
-from kpipe.unstructured import WeightPruning, prune_weights
+from kpipe.unstructured import Report, WeightPruning, find_targets, prune_weights
+from kpipe.unstructured.report import make_report
 
 
 @STAGES("prune_weights")
@@ -76,9 +76,13 @@ class PruneWeights(Stage):
         """Prune at once or along the training."""
         before = measure(artifact.model).nonzeros
         choice = {name: getattr(self, name) for name in ("criterion", "pattern", "scope", "layers")}
-        model = self._at_once(artifact.model, context, choice) if self.epochs == 0 else None
-        if model is None:
-            model = self._gradually(artifact.model, context, choice)
+        choice |= {
+            "data": evidence(context),
+            "loss": loss_for(artifact.model, context.data.train[1], self.loss),
+            "seed": context.seed,
+        }
+        prune = self._at_once if self.epochs == 0 else self._gradually
+        model = prune(artifact.model, context, choice)
         if measure(model).nonzeros >= before:
             text = f"{self.stage} set no weight of {model.name!r} to zero: raise the sparsity, or look at `layers`."
             warnings.warn(text, NoEffectWarning, stacklevel=2)
@@ -86,12 +90,21 @@ class PruneWeights(Stage):
         return FloatModel(model)
 
     def _at_once(self, model: keras.Model, context: Context, choice: dict[str, Any]) -> keras.Model:
-        loss = loss_for(model, context.data.train[1], self.loss)
-        return prune_weights(model, self.sparsity, data=evidence(context), loss=loss, **choice)
+        pruned = prune_weights(model, self.sparsity, **choice)
+        _tell(make_report(*find_targets(pruned, self.layers)), context)
+        return pruned
 
     def _gradually(self, model: keras.Model, context: Context, choice: dict[str, Any]) -> keras.Model:
         spec = self.schedule or {"polynomial_decay": {"final_sparsity": self.sparsity}}
-        pruning = WeightPruning(schedule(spec, steps=steps_in(self, context)), data=evidence(context), **choice)
+        pruning = WeightPruning(schedule(spec, steps=steps_in(self, context)), **choice)
         trained = train(self, model, context, [pruning], self.distill)
-        context.record.details["weights"] = plain(pruning.report())
+        _tell(pruning.report(), context)
         return trained
+
+
+def _tell(report: Report, context: Context) -> None:
+    context.record.details["weights"] = [
+        {"path": row.path, "shape": list(row.shape), "sparsity": row.sparsity} for row in report.pruned
+    ]
+    for row in report.skipped:
+        context.record.skip(row.path, str(row.reason))

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import keras
 import numpy as np
-from kpipe.distill import distill
 
+from kpipe.distill import distill
 from kpipe.pipeline.context import Context
 from kpipe.pipeline.task import loss_for
 from kpipe.projections import hold_zeros
@@ -32,7 +32,7 @@ class Training(Protocol):
 
 
 class Reporting(keras.callbacks.Callback):
-    """Tell the run's listener how far a training is, at most five times a second."""
+    """Tell the run's listener how far a training is, at most five times a second, and keep the curves."""
 
     def __init__(self, context: Context, epochs: int, steps: int):
         super().__init__()
@@ -56,7 +56,8 @@ class Reporting(keras.callbacks.Callback):
         self.context.progress.tell(f"epoch {self._epoch + 1}/{self.epochs}{self._last}", min(done, 1.0))
 
     def on_epoch_end(self, epoch, logs=None):
-        """Tell the validation accuracy."""
+        """Tell the validation accuracy, and keep what the epoch came to."""
+        self.context.record.add_history({name: [value] for name, value in (logs or {}).items()})
         reached = (logs or {}).get("val_accuracy")
         self._last = "" if reached is None else f", validation accuracy {reached:.4f}"
         self.context.progress.tell(f"epoch {epoch + 1}/{self.epochs}{self._last}", (epoch + 1) / self.epochs)
@@ -124,7 +125,7 @@ def train(
                 verbose=0,
             )
         model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], jit_compile=False)
-        history = model.fit(
+        model.fit(
             *context.data.train,
             epochs=training.epochs,
             batch_size=training.batch_size,
@@ -132,7 +133,6 @@ def train(
             callbacks=told,
             verbose=0,
         )
-    context.record.add_history(history.history)
     return model
 
 

@@ -1,0 +1,209 @@
+"""The pipeline with a stage of its own that changes weights without training, so that a run takes a second or two."""
+
+import copy
+import json
+from typing import Literal
+
+import keras
+import numpy as np
+import pytest
+
+from kpipe.errors import KpipeError
+from kpipe.pipeline import STAGES, Context, FloatModel, Quiet, Stage
+from kpipe.recipe import parse_recipe
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shift():
+    @STAGES("shift")
+    class Shift(Stage):
+        """Add a number, and some noise, to the last bias."""
+
+        stage: Literal["shift"] = "shift"
+        by: float = 1.0
+        fails: bool = False
+
+        def run(self, artifact: FloatModel, context: Context) -> FloatModel:
+            if self.fails:
+                raise KpipeError("shift was told to fail")
+            bias = artifact.model.layers[-1].bias
+            bias.assign(bias + self.by + keras.random.uniform(bias.shape))
+            context.record.note(f"shifted by {self.by}")
+            return artifact if self.by == 0 else FloatModel(artifact.model)
+
+    yield
+    STAGES._objects.pop("shift")
+    STAGES._facts.pop("shift")
+
+
+def data():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 4)).astype("float32"), np.arange(60) % 3
+    return x[:40], y[:40], x[40:], y[40:]
+
+
+def net(classes):
+    # The layers have no names: whatever was made before in this process must not show.
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(5, activation="relu"), keras.layers.Dense(classes)])
+
+
+@pytest.fixture
+def document(tmp_path, monkeypatch, request):
+    (tmp_path / "pipeline_source.py").write_text(
+        "import keras\nimport numpy as np\n\n\n"
+        + "\n\n".join(__import__("inspect").getsource(function) for function in (data, net))
+    )
+    monkeypatch.chdir(tmp_path)
+    return {
+        "name": "shifts",
+        "data": {"source": "pipeline_source:data", "calibration_samples": 16},
+        "model": {"factory": "pipeline_source:net"},
+        "stages": [{"stage": "shift", "by": 1.0}, {"stage": "shift", "by": 2.0}, {"stage": "export"}],
+    }
+
+
+class Heard(Quiet):
+    def __init__(self):
+        self.made, self.taken = [], []
+
+    def end(self, entry, reused):
+        (self.taken if reused else self.made).append(entry["name"])
+
+
+def go(document, directory, **options):
+    heard = Heard()
+    metrics = parse_recipe(document).run(directory, progress=heard, **options)
+    return metrics, heard
+
+
+def without_timings(metrics):
+    metrics = copy.deepcopy(metrics)
+    for entry in metrics["stages"]:
+        del entry["seconds"]
+        for file in entry["files"]:
+            del file["latency"]
+    for file in metrics["delivery"]:
+        del file["latency"], file["faster"]
+    del metrics["summary"]["faster"]
+    return metrics
+
+
+def test_a_run_writes_its_directory(document, tmp_path):
+    metrics, heard = go(document, tmp_path / "run")
+    assert heard.made == ["00-model", "01-shift", "02-shift", "03-export"]
+    directory = tmp_path / "run"
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "00-model", "01-shift", "02-shift", "03-export",
+        "latency.json", "metrics.json", "recipe.yaml", "shifts.tflite",
+    ]  # fmt: skip
+    assert metrics == json.loads((directory / "metrics.json").read_text())
+    assert (directory / "shifts.tflite").read_bytes() == (directory / "03-export" / "shifts.tflite").read_bytes()
+    for entry in metrics["stages"]:
+        assert json.loads((directory / entry["name"] / "entry.json").read_text())["key"] == entry["key"]
+        for file in entry["files"]:
+            path = directory / entry["name"] / file["path"]
+            assert file["bytes"] == path.stat().st_size
+            assert 0 < file["latency"]["median_ms"] <= file["latency"]["p90_ms"]
+            assert 0 <= file["accuracy"] <= 1
+    assert metrics["stages"][1]["notes"] == ["shifted by 1.0"]
+    assert metrics["stages"][-1]["artifact"] == {"kind": "file", "path": "shifts.tflite"}
+    assert metrics["data"] == {
+        "source": "pipeline_source:data", "train": 36, "validation": 4, "test": 20, "calibration": 16,
+    }  # fmt: skip
+
+
+def test_the_baseline_is_the_model_as_it_came_without_a_training_first(document, tmp_path):
+    metrics, _ = go(document, tmp_path / "run")
+    summary = metrics["summary"]
+    assert summary["baseline"] == "00-model"
+    assert summary["accuracy_baseline"] == metrics["stages"][0]["metrics"]["accuracy"]
+    assert summary["accuracy_delivered"] == metrics["delivery"][0]["accuracy"]
+    assert summary["accuracy_drop"] == pytest.approx(summary["accuracy_baseline"] - summary["accuracy_delivered"])
+    before, after = metrics["stages"][0]["files"][0], metrics["delivery"][0]
+    assert summary["smaller"] == pytest.approx(before["bytes"] / after["bytes"])
+    assert summary["faster"] == pytest.approx(before["latency"]["median_ms"] / after["latency"]["median_ms"])
+
+
+def test_a_finished_run_is_taken_over_whole(document, tmp_path):
+    first, _ = go(document, tmp_path / "run")
+    again, heard = go(document, tmp_path / "run")
+    assert heard.made == []
+    assert again == first
+    _, heard = go(document, tmp_path / "run", resume=False)
+    assert heard.taken == []
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(document, tmp_path):
+    whole, _ = go(document, tmp_path / "whole")
+    broken = {**document, "stages": [*document["stages"][:1], {**document["stages"][1], "fails": True}]}
+    with pytest.raises(KpipeError, match="02-shift: shift was told to fail"):
+        go(broken, tmp_path / "broken")
+    left = sorted(path.name for path in (tmp_path / "broken").iterdir())
+    assert left == ["00-model", "01-shift", "recipe.yaml"]
+    resumed, heard = go(document, tmp_path / "broken")
+    assert heard.taken == ["00-model", "01-shift"]
+    assert without_timings(resumed) == without_timings(whole)
+    # The control: another seed gives other noise, and the comparison sees it.
+    other, _ = go({**document, "seed": 1}, tmp_path / "other")
+    assert without_timings(other) != without_timings(whole)
+
+
+def test_a_changed_stage_runs_again_and_what_follows(document, tmp_path):
+    go(document, tmp_path / "run")
+    document["stages"][1]["by"] = 3.0
+    changed, heard = go(document, tmp_path / "run")
+    assert heard.taken == ["00-model", "01-shift"]
+    assert heard.made == ["02-shift", "03-export"]
+    fresh, _ = go(document, tmp_path / "fresh")
+    assert without_timings(changed) == without_timings(fresh)
+
+
+@pytest.mark.parametrize(
+    ("change", "made"),
+    [
+        (lambda document: document["data"].update(limit=30), 4),
+        (lambda document: document.update(seed=5), 4),
+        (lambda document: document["stages"].pop(), 0),
+        (lambda document: document["stages"].insert(0, {"stage": "shift", "by": 9.0}), 4),
+    ],
+)
+def test_what_a_step_rests_on_makes_its_key(document, tmp_path, change, made):
+    go(document, tmp_path / "run")
+    change(document)
+    _, heard = go(document, tmp_path / "run")
+    assert len(heard.made) == made
+    steps = {path.name for path in (tmp_path / "run").iterdir() if path.is_dir()}
+    assert steps == {*heard.made, *heard.taken}
+
+
+def test_a_format_asked_for_later_is_added_to_finished_steps(document, tmp_path):
+    go(document, tmp_path / "run")
+    document["stages"][2]["formats"] = ["tflite", "onnx"]
+    metrics, heard = go(document, tmp_path / "run")
+    assert heard.made == ["03-export"]
+    assert all({file["format"] for file in entry["files"]} == {"tflite", "onnx"} for entry in metrics["stages"])
+    assert {file["path"] for file in metrics["delivery"]} == {"shifts.tflite", "shifts.onnx"}
+
+
+def test_what_is_delivered_no_more_is_withdrawn(document, tmp_path):
+    go(document, tmp_path / "run")
+    (tmp_path / "run" / "mine.txt").touch()
+    document["stages"][2]["name"] = "other"
+    go(document, tmp_path / "run")
+    assert not (tmp_path / "run" / "shifts.tflite").exists()
+    assert (tmp_path / "run" / "other.tflite").exists()
+    assert (tmp_path / "run" / "mine.txt").exists()
+
+
+def test_a_run_that_fails_at_once_leaves_no_directory(document, tmp_path):
+    document["stages"] = [{"stage": "train", "epochs": 1, "loss": "categorical_crossentropy"}]
+    document["model"] = {"factory": "pipeline_source:two"}
+    source = tmp_path / "pipeline_source.py"
+    source.write_text(
+        source.read_text() + "\n\ndef two():\n    x = keras.Input((4,))\n"
+        "    return keras.Model(x, [keras.layers.Dense(2)(x), keras.layers.Dense(2)(x)])\n"
+    )
+    __import__("sys").modules.pop("pipeline_source", None)
+    with pytest.raises(KpipeError, match=r"01-train: .*has 2 outputs"):
+        go(document, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

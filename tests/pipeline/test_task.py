@@ -1,0 +1,80 @@
+import keras
+import numpy as np
+import pytest
+
+from kpipe.errors import KpipeError
+from kpipe.pipeline.task import accuracy, classifies, gives_probabilities, loss_for
+
+
+def net(units, activation=None):
+    return keras.Sequential([keras.Input((3,)), keras.layers.Dense(units, activation=activation)])
+
+
+@pytest.mark.parametrize(
+    ("units", "labels", "expected"),
+    [
+        (4, np.array([0, 3, 1]), "sparse_categorical_crossentropy"),
+        (1, np.array([0, 1, 1]), "binary_crossentropy"),
+        (3, np.eye(3), "categorical_crossentropy"),
+        (2, np.array([[0.5, 3.0], [1.0, 1.0]]), "mean_squared_error"),
+        (1, np.array([0.5, 3.0]), "mean_squared_error"),
+    ],
+)
+def test_the_loss_fits_output_and_labels(units, labels, expected):
+    assert loss_for(net(units), labels).name == expected
+
+
+def test_logits_and_probabilities_give_the_same_loss():
+    logits = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = np.array([0, 2, 1, 1, 0])
+    naive = -np.mean(np.log(shares[np.arange(5), labels]))
+    assert float(loss_for(net(3), labels)(labels, logits)) == pytest.approx(naive, rel=1e-5)
+    assert float(loss_for(net(3, "softmax"), labels)(labels, shares)) == pytest.approx(naive, rel=1e-5)
+    # The control: probabilities taken for logits give another value.
+    assert float(loss_for(net(3), labels)(labels, shares)) != pytest.approx(naive, rel=1e-2)
+
+
+def test_a_named_loss_is_taken_and_an_unknown_one_refused():
+    assert loss_for(net(2), np.array([0, 1]), "huber").name == "huber_loss"
+    with pytest.raises(KpipeError, match=r"Unknown loss 'hubr'.*Did you mean 'huber'"):
+        loss_for(net(2), np.array([0, 1]), "hubr")
+
+
+def test_several_outputs_are_refused():
+    x = keras.Input((3,))
+    model = keras.Model(x, [keras.layers.Dense(2)(x), keras.layers.Dense(2)(x)])
+    with pytest.raises(KpipeError, match="has 2 outputs"):
+        loss_for(model, np.array([0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([keras.layers.Dense(2)], False),
+        ([keras.layers.Dense(2), keras.layers.Softmax()], True),
+        ([keras.layers.Dense(2), keras.layers.Activation("sigmoid")], True),
+        ([keras.Sequential([keras.layers.Dense(2, activation="softmax")])], True),
+    ],
+)
+def test_the_last_activation_is_found(layers, expected):
+    assert gives_probabilities(keras.Sequential([keras.Input((3,)), *layers])) is expected
+
+
+def test_accuracy_counts_right_answers():
+    rng = np.random.default_rng(1)
+    outputs, labels = rng.normal(size=(50, 4)), rng.integers(0, 4, 50)
+    naive = sum(int(max(range(4), key=lambda k, row=row: row[k]) == label) for row, label in zip(outputs, labels)) / 50  # noqa: B905
+    assert accuracy(outputs, labels) == pytest.approx(naive)
+    assert accuracy(outputs, np.eye(4)[labels]) == pytest.approx(naive)
+
+
+def test_accuracy_of_one_output_knows_probabilities():
+    outputs, labels = np.array([[0.3], [0.9]]), np.array([0, 1])
+    assert accuracy(outputs, labels, probabilities=True) == 1.0
+    assert accuracy(outputs, labels) == 0.5
+
+
+def test_labels_that_are_no_classes_have_no_accuracy():
+    assert not classifies(np.array([0.25, 1.5]))
+    assert accuracy(np.zeros((2, 1)), np.array([0.25, 1.5])) is None
