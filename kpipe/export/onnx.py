@@ -174,7 +174,9 @@ def inspect(path: Path) -> Inspection:
         for node in proto.graph.node
     )
     operations = tuple(Operation(o.name, o.inputs, o.outputs, n) for o, n in found.most_common())
-    faults = [f"{node.op_type} belongs to {node.domain}" for node in proto.graph.node if node.domain not in ("", "ai.onnx")]
+    faults = [
+        f"{node.op_type} belongs to {node.domain}" for node in proto.graph.node if node.domain not in ("", "ai.onnx")
+    ]
     rounded = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
     half = any(types.get(tensor.name) == "float16" for tensor in proto.graph.initializer)
     precision = "int8" if rounded else "float16" if half else "float32"

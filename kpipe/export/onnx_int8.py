@@ -8,7 +8,19 @@ import numpy as np
 from kpipe.fake_quant.affine import channel_scales, to_levels
 
 WITH_WEIGHTS = ("Conv", "MatMul", "Gemm")
-MOVES = ("Transpose", "Reshape", "Pad", "MaxPool", "Slice", "Squeeze", "Unsqueeze", "Flatten", "Tile", "Identity")
+MOVES = (
+    "Transpose",
+    "Reshape",
+    "Pad",
+    "MaxPool",
+    "Slice",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+    "Tile",
+    "Identity",
+    "ReduceMax",
+)
 """Operations that only move values (or drop some): the grid of what goes in holds for what comes out."""
 LARGEST_BIAS = 2**30
 

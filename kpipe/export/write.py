@@ -99,7 +99,9 @@ def check_precision(model: keras.Model, precision: str | None, name: str, form: 
             f"Model {model.name!r} is not quantized. Call kpipe.quantize(model, calibration=...) first and export its result."
         )
     if precision != "int8" and quantized:
-        raise ExportError(f"Model {model.name!r} is quantized: its file is int8. Export the float model as {precision}.")
+        raise ExportError(
+            f"Model {model.name!r} is quantized: its file is int8. Export the float model as {precision}."
+        )
     return precision
 
 

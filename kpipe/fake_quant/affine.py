@@ -75,22 +75,22 @@ def channel_axes(role: str, rank: int) -> tuple[int, ...]:
 def channel_scales(kernel: np.ndarray, axes: tuple[int, ...], bits: int = 8) -> np.ndarray:
     """Give the step of each channel, shaped to broadcast with the kernel: s = max|w| / (2**(bits - 1) - 1).
 
-    A channel of zeros only gets the step 1: any grid holds it exactly, and its bias keeps a sane scale.
+    A channel of zeros only gets the greatest step of the others: any grid holds it, and its bias keeps a fine one.
 
     Example:
         >>> channel_scales(np.array([[1.27, 0.0], [-2.54, 0.0]]), axes=(1,))
-        array([[0.02, 1.  ]])
+        array([[0.02, 0.02]])
     """
     rest = tuple(axis for axis in range(kernel.ndim) if axis not in axes)
     largest = np.abs(np.asarray(kernel, np.float64)).max(axis=rest, keepdims=True)
-    return np.where(largest > 0, largest, 2 ** (bits - 1) - 1) / (2 ** (bits - 1) - 1)
+    return np.where(largest > 0, largest, largest.max() or 1.0) / (2 ** (bits - 1) - 1)
 
 
 def to_levels(kernel: np.ndarray, scales: np.ndarray, bits: int = 8) -> np.ndarray:
     """Give the whole numbers round(w / s), symmetric and narrow (-127 to 127 at 8 bits); zeros stay zeros.
 
     Example:
-        >>> to_levels(np.array([[1.27, 0.0], [-2.54, 0.0]]), np.array([[0.02, 1.0]]))
+        >>> to_levels(np.array([[1.27, 0.0], [-2.54, 0.0]]), np.array([[0.02, 0.02]]))
         array([[  64,    0],
                [-127,    0]], dtype=int8)
     """

@@ -11,6 +11,10 @@ from kpipe.fake_quant.affine import channel_axes, on_grid
 from kpipe.fake_quant.fold import fold, multiplier_and_offset, uneven
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
 from kpipe.graph import Flow, Site, replay, sites
+from kpipe.layers import quantization_of
+
+COPYING = (L.Maximum, L.Minimum, L.Concatenate)
+"""Their integer kernels copy whole numbers: their inputs must lie on the output's grid."""
 
 
 def is_quantized(model: Any) -> bool:
@@ -53,6 +57,7 @@ class _Baker:
 
     def __init__(self, flow: Flow):
         self.flow = flow
+        self.maker = {key: site for site in flow.sites for key in site.outputs}
         self.made: dict[tuple[int, ...], keras.Layer] = {}
         self.folded: set[tuple[str, int]] = set()
 
@@ -68,8 +73,14 @@ class _Baker:
             return self.made[key](*args)
         if isinstance(operation, L.BatchNormalization):
             return args[0] if (site.path, site.call) in self.folded else self._alone(site, args[0])
-        if not isinstance(operation, keras.Layer):
-            return operation(*args, **kwargs)
+        if isinstance(operation, L.Average):
+            return self._average(site, args[0])
+        if isinstance(operation, L.AveragePooling2D) and whole_windows(operation, site.input_shapes[0]):
+            return self._pool(site, args[0])
+        if isinstance(operation, COPYING):
+            args = ([self._on_grid(site, key, x) for key, x in zip(site.inputs, args[0], strict=True)],)
+        if isinstance(operation, L.ReLU) and operation.max_value is not None:
+            return L.ReLU(name=self._name(site))(*args)
         return self._copy(operation, site.input_shapes)(*args, **kwargs)
 
     def _copy(self, layer: keras.Layer, input_shapes: tuple) -> keras.Layer:
@@ -80,6 +91,36 @@ class _Baker:
                 copy.set_weights(layer.get_weights())
             self.made[id(layer),] = copy
         return self.made[id(layer),]
+
+    def _on_grid(self, site: Site, key: int, x: Any) -> Any:
+        """Round an input of a layer that copies to the grid behind it, unless it lies on one already."""
+        while True:
+            maker = self.maker[key]
+            if isinstance(maker.operation, FakeQuant):
+                return x
+            if maker.is_input or quantization_of(maker.operation) != "same":
+                break
+            key = maker.inputs[0]
+        following = self.flow.consumers(site)[0].operation
+        return FakeQuant(following.bits, fixed=(float(following.low), float(following.high)))(x)
+
+    def _average(self, site: Site, inputs: list[Any]) -> Any:
+        """Write an average as a sum on a grid n times as coarse, and its nth part: the whole numbers are the same."""
+        count, following = len(inputs), self.flow.consumers(site)[0].operation
+        coarse = FakeQuant(following.bits, fixed=(count * float(following.low), count * float(following.high)))
+        return L.Rescaling(1 / count)(coarse(L.Add()(inputs)))
+
+    def _pool(self, site: Site, x: Any) -> Any:
+        """Write an average pooling as a depthwise convolution, whose integer kernel has an output grid of its own."""
+        pool = site.operation
+        height, width = pool.pool_size
+        layer = L.DepthwiseConv2D((height, width), pool.strides, use_bias=False, name=self._name(site))
+        layer.build(site.input_shapes[0])
+        layer.set_weights([np.full(layer.kernel.shape, 1 / (height * width))])
+        return layer(x)
+
+    def _name(self, site: Site) -> str:
+        return site.operation.name if site.call == 0 else f"{site.operation.name}_{site.call}"
 
     def _alone(self, site: Site, x: Any) -> Any:
         """Write a batch norm as a 1 × 1 depthwise convolution, which int8 can hold exactly."""
@@ -94,6 +135,28 @@ class _Baker:
         # (batch, ..., c) -> (batch, 1, places, c) -> back
         spread = L.Reshape((1, int(np.prod(shape[1:-1], dtype=int)), shape[-1]))(x)
         return L.Reshape(shape[1:])(self.made[key](spread))
+
+
+def whole_windows(layer: Any, shape: tuple[int | None, ...]) -> bool:
+    """Say whether a layer is a 2-D pooling none of whose windows reaches into padding.
+
+    Args:
+        layer: A layer.
+        shape: Of its input, (batch, h, w, c).
+
+    Example:
+        >>> pool = keras.layers.AveragePooling2D(2, padding="same")
+        >>> whole_windows(pool, (None, 8, 8, 3)), whole_windows(pool, (None, 9, 8, 3))
+        (True, False)
+    """
+    if not isinstance(layer, L.AveragePooling2D):
+        return False
+    if layer.padding == "valid":
+        return True
+    sizes = zip(shape[1:3], layer.pool_size, layer.strides, strict=True)
+    return all(
+        size is not None and (-(-size // stride) - 1) * stride + window <= size for size, window, stride in sizes
+    )
 
 
 def foldable(flow: Flow, site: Site) -> Site | None:

@@ -52,13 +52,15 @@ class FakeQuant(keras.layers.Layer):
         self.low.assign(low)
         self.high.assign(high)
 
-    def call(self, x: Any, training: bool | None = None) -> Any:
-        """Round `x`, shape (batch, ...)."""
-        if training and self.fixed is None and self.momentum < 1.0:
-            low = keras.ops.minimum(keras.ops.min(x), 0.0)
-            high = keras.ops.maximum(keras.ops.max(x), low + SMALLEST_RANGE)
-            for variable, seen in ((self.low, low), (self.high, keras.ops.maximum(high, 0.0))):
-                variable.assign(self.momentum * variable + (1.0 - self.momentum) * keras.ops.stop_gradient(seen))
+    def call(self, x: Any, training: bool | None = None, observe: bool = True) -> Any:
+        """Round `x`, shape (batch, ...); with `observe` off the range does not follow it."""
+        if training and observe and self.fixed is None and self.momentum < 1.0:
+            seen = tf.stop_gradient(x)
+            least = tf.minimum(tf.reduce_min(seen), 0.0)
+            # A batch of zeros only must not shrink the range to nothing.
+            greatest = tf.maximum(tf.maximum(tf.reduce_max(seen), 0.0), least + SMALLEST_RANGE)
+            for variable, end in ((self.low, least), (self.high, greatest)):
+                variable.assign(self.momentum * variable + (1.0 - self.momentum) * end)
         low, high = keras.ops.convert_to_tensor(self.low), keras.ops.convert_to_tensor(self.high)
         return tf.quantization.fake_quant_with_min_max_vars(x, low, high, num_bits=self.bits)
 
@@ -157,5 +159,5 @@ class _Masked:
         self.mask, self.before = mask, before
 
     def __call__(self, kernel: Any) -> Any:
-        kernel = kernel if self.before is None else self.before(kernel)
-        return kernel * keras.ops.cast(self.mask, kernel.dtype)
+        kernel = tf.convert_to_tensor(kernel if self.before is None else self.before(kernel))
+        return tf.where(tf.cast(self.mask.value, tf.bool), kernel, tf.zeros_like(kernel))

@@ -107,7 +107,7 @@ rule(
 rule(L.ZeroPadding1D, L.Cropping1D, L.UpSampling1D, quantization="same")(_sequence)
 
 
-@rule(L.GlobalMaxPooling1D, L.GlobalMaxPooling2D, L.GlobalMaxPooling3D, quantization="output")
+@rule(L.GlobalMaxPooling1D, L.GlobalMaxPooling2D, L.GlobalMaxPooling3D, quantization="same")
 @rule(L.GlobalAveragePooling1D, L.GlobalAveragePooling2D, L.GlobalAveragePooling3D, quantization="output")
 def global_pooling(layer: L.GlobalAveragePooling2D, ids: ChannelIds, x: Ids) -> Rule:
     """Places are merged, with or without `keepdims`; channels pass."""

@@ -40,8 +40,10 @@ def observe(flow: Flow, inputs: Sequence[np.ndarray], seen: dict[str, list[float
             continue
         args, kwargs = site.rebind(values)
         if isinstance(site.operation, FakeQuant):
-            seen.setdefault(site.path, []).extend((float(keras.ops.min(args[0])), float(keras.ops.max(args[0]))))
             outputs = [args[0]]
+            if kwargs.get("observe", True):
+                ends = (float(keras.ops.min(args[0])), float(keras.ops.max(args[0])))
+                seen.setdefault(site.path, []).extend(ends)
         else:
             outputs = keras.tree.flatten(site.operation(*args, **{**kwargs, "training": False}))
         values.update(zip(site.outputs, outputs, strict=True))

@@ -1,15 +1,16 @@
 """A float graph written anew with fake quantization: one range behind each group that the runtimes fuse."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import layers as L
 
-from kpipe.errors import KpipeError
-from kpipe.fake_quant import FakeQuant, QuantizedWeights
+from kpipe.fake_quant import COPYING, FakeQuant, QuantizedWeights, whole_windows
 from kpipe.graph import Flow, Site, replay, sites
-from kpipe.layers import RULES, quantization_of
+from kpipe.layers import quantization_of
 from kpipe.quantize.split import split, unique
+from kpipe.quantize.support import refuse_unsupported
 
 FIXED_RANGES = {
     keras.activations.softmax: (0.0, 255 / 256),
@@ -17,14 +18,16 @@ FIXED_RANGES = {
     keras.activations.tanh: (-1.0, 127 / 128),
 }
 """Ranges that both runtimes expect behind these functions: steps of 1/256 and 1/128."""
+AVERAGE = (L.AveragePooling1D, L.AveragePooling2D, L.AveragePooling3D)
+"""Their integer kernels round to the input's grid; where no window is cut off, a depthwise convolution does better."""
 
 
 def rewrite(model: keras.Model, momentum: float = 0.99) -> keras.Model:
     """Put fake quantization into a model; ranges are not calibrated yet.
 
     A range follows the inputs and each group that a runtime computes at once: a convolution or dense layer with its
-    batch norm and ReLU, an addition with its ReLU, any other layer that makes new values. None follows layers that
-    only move values.
+    batch norm and ReLU, an addition with its ReLU, any other layer that makes new values. None follows layers that only
+    move values, nor values that only go into a concatenation or comparison: those are rounded behind it, to its grid.
 
     Args:
         model: A built Functional or Sequential model; it is not changed.
@@ -39,25 +42,49 @@ def rewrite(model: keras.Model, momentum: float = 0.99) -> keras.Model:
     """
     refuse_unsupported(sites(model))
     plain = split(model)
-    flow = sites(plain)
-    taken = {site.path for site in flow.sites}
-    wrappers: dict[int, QuantizedWeights] = {}
-
-    def ranged(layer: Any, x: Any) -> Any:
-        name = unique(f"{layer.name}_range", taken)
-        return FakeQuant(momentum=momentum, fixed=fixed_range(layer), name=name)(x)
-
-    def call(site: Site, *args: Any, **kwargs: Any) -> Any:
-        layer, kind = site.operation, quantization_of(site.operation)
-        if kind == "weights" and id(layer) not in wrappers:
-            wrappers[id(layer)] = QuantizedWeights(layer, name=layer.name)
-        y = wrappers.get(id(layer), layer)(*args, **kwargs)
-        return y if kind == "same" or fused_onward(flow, site) else ranged(layer, y)
-
-    quantized = replay(plain, call, on_input=lambda site, x: ranged(site.operation, x), name=model.name)
-    for wrapper in wrappers.values():
+    rewriter = _Rewriter(sites(plain), momentum)
+    quantized = replay(plain, rewriter, on_input=rewriter.on_input, name=model.name)
+    for wrapper in rewriter.wrappers.values():
         wrapper.hold_zeros()
     return quantized
+
+
+class _Rewriter:
+    """Say for each site of a split model what stands there in the quantized one."""
+
+    def __init__(self, flow: Flow, momentum: float):
+        self.flow, self.momentum = flow, momentum
+        self.taken = {site.path for site in flow.sites}
+        self.wrappers: dict[int, QuantizedWeights] = {}
+
+    def on_input(self, site: Site, x: Any) -> Any:
+        """Put a range behind an input."""
+        return self.range_behind(site.operation)(x)
+
+    def __call__(self, site: Site, *args: Any, **kwargs: Any) -> Any:
+        """Give the output of a site, rounded where the runtimes round it."""
+        layer, kind = site.operation, quantization_of(site.operation)
+        if isinstance(layer, AVERAGE) and not whole_windows(layer, site.input_shapes[0]):
+            return range_before(args[0])(layer(*args, **kwargs), observe=False)
+        if kind == "weights" and id(layer) not in self.wrappers:
+            self.wrappers[id(layer)] = QuantizedWeights(layer, name=layer.name)
+        y = self.wrappers.get(id(layer), layer)(*args, **kwargs)
+        if kind == "same" or fused_onward(self.flow, site) or copied_onward(self.flow, site):
+            return y
+        return self.range_behind(layer)(y)
+
+    def range_behind(self, layer: Any) -> Callable[..., Any]:
+        """Make a range named after a layer."""
+        name = unique(f"{layer.name}_range", self.taken)
+        return FakeQuant(momentum=self.momentum, fixed=fixed_range(layer), name=name)
+
+
+def range_before(x: Any) -> FakeQuant:
+    """Find the range of the grid on which a tensor lies, through layers that only move values."""
+    operation, node_index, _ = x._keras_history
+    if isinstance(operation, FakeQuant):
+        return operation
+    return range_before(operation._inbound_nodes[node_index].input_tensors[0])
 
 
 def fixed_range(layer: Any) -> tuple[float, float] | None:
@@ -78,29 +105,7 @@ def fused_onward(flow: Flow, site: Site) -> bool:
     return following == "fused" and (kind == "normalise" or isinstance(site.operation, L.Add))
 
 
-def refuse_unsupported(flow: Flow) -> None:
-    """Raise a `KpipeError` at the first site that no int8 file can hold."""
-    for site in flow.sites:
-        reason = unsupported(site)
-        if reason is not None:
-            cls = type(site.operation)
-            raise KpipeError(f"Layer {site.path!r} ({cls.__module__}.{cls.__name__}) cannot be quantized: {reason}.")
-
-
-def unsupported(site: Site) -> str | None:
-    """Say why a site cannot be quantized; None when it can."""
-    layer, kind, shape = site.operation, quantization_of(site.operation), site.input_shapes[0]
-    if site.is_input:
-        return None if layer.dtype == "float32" else f"its type is {layer.dtype}; only float32 inputs can be rounded"
-    if kind is None:
-        known = ", ".join(sorted(cls.__name__ for cls in RULES if RULES[cls].quantization is not None))
-        return f"kpipe can round {known}; write this part of the model with these"
-    if layer.compute_dtype != "float32":
-        return f"it computes in {layer.compute_dtype}; rebuild it with keras.config.set_dtype_policy('float32')"
-    if getattr(layer, "data_format", None) == "channels_first":
-        return "its data format is channels_first; the runtimes take channels_last"
-    if kind == "normalise" and (layer.axis % len(shape) != len(shape) - 1 or None in shape[1:]):
-        return (
-            f"it normalises axis {layer.axis} of the shape {shape}; only the last axis of a fixed shape can be folded"
-        )
-    return None
+def copied_onward(flow: Flow, site: Site) -> bool:
+    """Say whether the only layer that takes this site's values copies them, so that they need its grid and no other."""
+    consumers = flow.consumers(site)
+    return len(consumers) == 1 and not flow.is_output(site) and isinstance(consumers[0].operation, COPYING)
