@@ -12,7 +12,6 @@ import numpy as np
 from kpipe.errors import SurgeryError
 from kpipe.graph.flow import Flow, Site, sites
 from kpipe.layers import KERNEL_ROLES, RULES, ChannelIds, Ids, Rule, weights
-from kpipe.registry import nearest
 
 
 @dataclass(frozen=True)
@@ -167,12 +166,10 @@ def _ask(site: Site, ids: ChannelIds, inputs: list[Ids], unknown: str) -> Rule:
         return facts.channels(site.operation, ids, *inputs)
     cls = type(site.operation)
     if unknown == "refuse":
-        known = {known.__name__ for known in RULES}
         kind = "layer" if isinstance(site.operation, keras.Layer) else "operation"
         raise SurgeryError(
             f"The {kind} {site.path!r} ({cls.__module__}.{cls.__name__}) has no rule: its channels cannot be followed. "
-            f"Known layers: `kpipe ls layers`.{nearest(cls.__name__, known - {cls.__name__})} "
-            "Register one with kpipe.layers.rule."
+            "`kpipe ls layers` lists the known ones; register one with kpipe.layers.rule."
         )
     reason = f"they touch {site.path!r}, whose class {cls.__name__} has no rule"
     for x in inputs:

@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 from keras import layers as L
 
 from kpipe.layers.activation import FUSED, activate
@@ -78,6 +79,14 @@ rule(
 )(_pass)
 rule(L.LeakyReLU, L.ELU, quantization="output")(_pass)
 rule(L.ReLU, quantization=_relu_quantization)(_pass)
+
+
+@rule(L.Rescaling, quantization="output")
+def rescaling(layer: L.Rescaling, ids: ChannelIds, x: Ids) -> Rule:
+    """Pass the ids where one scale and offset serve all; those of their own for each channel freeze them."""
+    if np.ndim(layer.scale) or np.ndim(layer.offset):
+        ids.freeze(x, f"{ids.path!r} has a scale or an offset for each channel")
+    return Rule(x)
 
 
 @rule(L.Activation, quantization=_activation_quantization)

@@ -58,6 +58,7 @@ CASES = {
     L.LeakyReLU: first_of(2, L.LeakyReLU, negative_slope=0.2),
     L.ELU: first_of(2, L.ELU),
     L.ReLU: first_of(2, L.ReLU, 6.0),
+    L.Rescaling: first_of(2, L.Rescaling, 0.5, offset=0.1),
     L.Activation: first_of(2, L.Activation, "sigmoid"),
     L.Softmax: first_of(2, L.Softmax, axis=1),
     L.Conv1D: first_of(1, L.Conv1D, 7, 3),
@@ -143,6 +144,11 @@ def test_a_rule_that_forgets_to_tie_is_caught(monkeypatch):
 @pytest.mark.parametrize("softmax", [L.Softmax(), L.Activation("softmax")], ids=["layer", "activation"])
 def test_a_softmax_over_channels_freezes_them(softmax):
     traced = trace(seeded(lambda: around(softmax)))
+    assert "before" not in {group.name for group in traced.groups} and "before" in traced.frozen
+
+
+def test_a_rescaling_for_each_channel_freezes_them():
+    traced = trace(seeded(lambda: around(L.Rescaling([1.0, 2.0, 3.0, 1.0, 2.0, 3.0]))))
     assert "before" not in {group.name for group in traced.groups} and "before" in traced.frozen
 
 
