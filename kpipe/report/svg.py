@@ -137,7 +137,7 @@ def _place(axes: "Axes", point: tuple[float, float], label: str, taken: Sequence
     text = axes.annotate(label, point, (0, 0), textcoords="offset points", va="center", fontsize=9, color=INK)
     for right, up in (*PLACES, PLACES[0]):
         text.set_position((9 * right, 12 * up))
-        text.set_horizontalalignment({1: "left", 0: "center", -1: "right"}[right])
+        text.set_horizontalalignment("left" if right > 0 else "right" if right < 0 else "center")
         box = text.get_window_extent().padded(1)
         inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
         if inside and not any(box.overlaps(other) for other in taken):

@@ -1,6 +1,7 @@
 """The drawings hold the figures of the run at their places, and keep to the page's own colours."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,13 @@ DRAWINGS = {
 }
 
 
+def drawn(name: str, metrics: dict[str, Any]) -> str:
+    """Draw one drawing that is there to be drawn."""
+    svg = DRAWINGS[name](record(metrics))
+    assert svg is not None
+    return svg
+
+
 def markers(svg: str) -> np.ndarray:
     """Read the places (x, y) of the markers that stand alone, drawn by `use`, y upwards."""
     found = re.findall(r'<use href="#[^"]+" x="([\d.]+)" y="([\d.]+)"', svg)
@@ -33,20 +41,19 @@ def test_the_path_lies_where_size_and_accuracy_say(metrics):
     for stage in metrics["stages"]:
         stage["files"] = stage["files"][:1]
         stage["config"] = {}
-    svg = accuracy_against_size(record(metrics))
-    drawn = markers(svg)[-5:]
+    places = markers(drawn("size", metrics))[-5:]
     sizes = np.log([stage["files"][0]["bytes"] for stage in metrics["stages"]])
     accuracies = np.array([stage["files"][0]["accuracy"] for stage in metrics["stages"]])
     for axis, values in enumerate((sizes, accuracies)):
-        slope, offset = np.polyfit(values, drawn[:, axis], 1)
+        slope, offset = np.polyfit(values, places[:, axis], 1)
         assert slope > 0
-        assert np.abs(slope * values + offset - drawn[:, axis]).max() < 0.01
-    assert np.abs(np.polyval(np.polyfit(sizes[::-1], drawn[:, 0], 1), sizes[::-1]) - drawn[:, 0]).max() > 1
+        assert np.abs(slope * values + offset - places[:, axis]).max() < 0.01
+    assert np.abs(np.polyval(np.polyfit(sizes[::-1], places[:, 0], 1), sizes[::-1]) - places[:, 0]).max() > 1
 
 
 @pytest.mark.parametrize("name", ["size", "latency"])
 def test_each_stage_is_named_in_the_path(metrics, name):
-    svg = DRAWINGS[name](record(metrics))
+    svg = drawn(name, metrics)
     for stage in metrics["stages"]:
         assert stage["name"] in svg
     assert "LiteRT" in svg and "ONNX" in svg
@@ -54,7 +61,7 @@ def test_each_stage_is_named_in_the_path(metrics, name):
 
 @pytest.mark.parametrize("name", list(DRAWINGS))
 def test_a_drawing_takes_its_colours_from_the_page_and_its_ids_from_its_name(metrics, name):
-    svg = DRAWINGS[name](record(metrics))
+    svg = drawn(name, metrics)
     assert set(re.findall(r"#[0-9a-f]{6}\b(?=[;\"\s])", svg)) == set()
     assert "var(--ink)" in svg and "var(--first)" in svg
     assert all(found.startswith(name) for found in re.findall(r'\bid="([^"]+)"', svg))
@@ -92,10 +99,10 @@ def test_channels_go_from_the_first_to_the_last_float_model(metrics):
 
 
 def test_the_bars_are_labelled_with_what_was_counted(metrics):
-    svg = channels_per_layer(record(metrics))
+    svg = drawn("channels", metrics)
     for label in ("16 of 32", "28 of 64", "36 of 64", "64 of 128", "10 of 10"):
         assert label in svg
-    svg = sparsity_per_layer(record(metrics))
+    svg = drawn("sparsity", metrics)
     for layer in metrics["stages"][-1]["measure"]["layers"]:
         if layer["kind"] in ("Conv2D", "Dense"):
             assert f"{100 * (1 - layer['kernel_nonzeros'] / layer['kernel_params']):.1f} %" in svg

@@ -47,8 +47,11 @@ def figure(text: str) -> float | None:
     """Read a figure back: what a dash stands for is None."""
     if text == "–":
         return None
-    number, scale = re.fullmatch(r"([−\d.,]+)×? ?([kMG%])?", text).groups()
-    return float(number.replace(",", "").replace("−", "-")) * {"k": 1e3, "M": 1e6, "G": 1e9, None: 1, "%": 0.01}[scale]
+    read = re.fullmatch(r"([−\d.,]+)×? ?([kMG%])?", text)
+    if read is None:
+        raise ValueError(f"Not a figure: {text!r}")
+    scale = {"k": 1e3, "M": 1e6, "G": 1e9, None: 1, "%": 0.01}[read[2]]
+    return float(read[1].replace(",", "").replace("−", "-")) * scale
 
 
 def expected_rows(metrics: dict[str, Any]) -> list[dict[str, float]]:
@@ -185,9 +188,7 @@ def unbalanced(html: str) -> list[str]:
     parser, open_elements, wrong = HTMLParser(), [], []
     parser.handle_starttag = lambda tag, attributes: open_elements.append(tag) if tag not in VOID else None
     parser.handle_startendtag = lambda tag, attributes: None
-    parser.handle_endtag = lambda tag: (
-        open_elements.pop() if open_elements[-1:] == [tag] else wrong.append(tag)  # type: ignore[func-returns-value]
-    )
+    parser.handle_endtag = lambda tag: open_elements.pop() if open_elements[-1:] == [tag] else wrong.append(tag)
     parser.feed(html)
     return wrong + open_elements
 
