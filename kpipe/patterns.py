@@ -160,9 +160,13 @@ def smallest(arrays: Sequence[np.ndarray], k: int) -> Any:
     if size > _SMALL:
         low, high = _bracket(arrays, size, k)
         below = sum(int(np.count_nonzero(values < low)) for values in arrays)
-        between = np.concatenate([values[np.flatnonzero((values >= low) & (values <= high))] for values in arrays])
-        if below < k <= below + len(between):
-            return low if low == high else np.partition(between, k - below - 1)[k - below - 1]
+        up_to_low = sum(int(np.count_nonzero(values <= low)) for values in arrays)
+        if below < k <= up_to_low:
+            return low
+        # Strictly between: what was dropped before has one score, and must not be sorted through again.
+        between = np.concatenate([values[np.flatnonzero((values > low) & (values < high))] for values in arrays])
+        if up_to_low < k <= up_to_low + len(between):
+            return np.partition(between, k - up_to_low - 1)[k - up_to_low - 1]
     return np.partition(np.concatenate(arrays), k - 1)[k - 1]
 
 

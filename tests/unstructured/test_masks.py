@@ -42,3 +42,10 @@ def test_nothing_is_due_where_the_count_is_reached():
 def test_a_pattern_of_another_shape_is_refused():
     with pytest.raises(KpipeError, match=r"mask of shape \(2,\)"):
         drop_more({"a": np.ones(3, bool)}, {"a": np.ones(3)}, 0.5, "layer", lambda scores, sparsity: np.ones(2, bool))
+
+
+def test_what_is_dropped_may_score_anything():
+    keep, scores = np.array([True, False, False, True]), np.array([2.0, np.inf, np.nan, 1.0])
+    assert drop_more({"a": keep}, {"a": scores}, 0.75)["a"].tolist() == [True, False, False, False]
+    with pytest.raises(KpipeError, match="NaN"):
+        drop_more({"a": keep}, {"a": scores[::-1]}, 0.75)
