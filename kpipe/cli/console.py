@@ -11,11 +11,14 @@ from kpipe.errors import KpipeError
 
 USERS_MISTAKE = 2
 INTERRUPTED = 130
+WIDTH = 120
+"""Columns of a result that goes into a file or a pipe, where there is no terminal to ask."""
 
 
 def out() -> Console:
     """Give the console for results, which are the same whoever reads them."""
-    return Console(highlight=False)
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
 
 
 def aside() -> Console:

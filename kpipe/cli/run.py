@@ -71,8 +71,9 @@ def closing(metrics: dict[str, Any], directory: Path, page: Path) -> list[str]:
     if found["smaller"] is not None:
         words = [f"{found['smaller']:.1f} times smaller", f"{found['smaller_gzip']:.1f} times smaller gzipped"]
         words += [f"{found['faster']:.1f} times faster"] if found["faster"] else []
-        drop = found["accuracy_drop"]
-        words += [] if drop is None else [f"accuracy {found['accuracy_delivered']:.4f} ({0.0 - round(100 * drop, 2):+.2f} points)"]
+        if found["accuracy_drop"] is not None:
+            points = 0.0 - round(100 * found["accuracy_drop"], 2)  # never "-0.00"
+            words.append(f"accuracy {found['accuracy_delivered']:.4f} ({points:+.2f} points)")
         lines.append(f"{found['file']}: {', '.join(words)}, against {found['baseline']}")
     delivered = [str(directory / file["path"]) for file in metrics["delivery"]]
     lines.append(f"delivered: {', '.join(delivered) or 'no file, as the recipe has no export stage'}")
