@@ -15,10 +15,10 @@ class Agreement:
 
     Args:
         max_relative_error: Greatest difference of an output over that output's greatest value, max|a - b| / max|b|.
-        within_two_steps: Fraction of the values that are at most two steps of the output's grid off; None for floats.
+        within_two_steps: Fraction of values at most two steps of the output's grid off; None for floats.
         max_steps: Greatest difference in steps of the output's grid; None for floats.
-        argmax_agreement: Fraction of the rows whose greatest entry is at the same place, where an output has at least two
-            entries; where the model's greatest entries are equal, any of them counts. None without such an output.
+        argmax_agreement: Fraction of the rows whose greatest entry is at the same place, over the outputs with at least
+            two entries; where the model's greatest entries are equal, any of them counts. None without such an output.
         samples: How many samples were compared.
         source: "data" when they are the caller's, "random" when they were drawn.
 
@@ -114,9 +114,9 @@ class Inspection:
 
     Args:
         operations: Its operations, like ones counted together, most frequent first.
-        precision: "int8" when its outputs lie on an int8 grid, "float16" when its weights are stored so, else "float32".
-        faults: Why it must not be delivered as what it claims to be: float operations in an int8 file, operations that only
-            exist with an extension of the runtime.
+        precision: "int8" when it computes in int8, "float16" when its weights are stored so, else "float32".
+        faults: Why it must not be delivered as what it claims to be: float operations in an int8 file, operations
+            that only exist with an extension of the runtime.
     """
 
     operations: tuple[Operation, ...]

@@ -92,14 +92,21 @@ def store_int8(proto: Any) -> None:
     """
     graph = Graph(proto.graph)
     _dense_as_gemm(graph, proto)
+    by_weight: dict[str, list[Any]] = {}
     for node in proto.graph.node:
-        if node.op_type not in WITH_WEIGHTS or node.input[1] not in graph.constants:
-            continue
-        name, axis = node.input[1], _channel_axis(node, graph.constants[node.input[1]])
-        scales = channel_scales(graph.constants[name], (axis,))
-        node.input[1] = graph.dequantized(name, to_levels(graph.constants[name], scales), scales.reshape(-1), axis)
-        if len(node.input) > 2 and node.input[2] in graph.constants:
-            node.input[2] = _bias(graph, node, scales.reshape(-1))
+        if node.op_type in WITH_WEIGHTS and node.input[1] in graph.constants:
+            by_weight.setdefault(node.input[1], []).append(node)
+    for name, nodes in by_weight.items():
+        value, axis = graph.constants[name], _channel_axis(nodes[0], graph.constants[name])
+        scales = channel_scales(value, (axis,))
+        for node in nodes:
+            scales = np.maximum(
+                scales, _least_scales(graph, node).reshape([-1 if n == axis else 1 for n in range(value.ndim)])
+            )
+        for node in nodes:
+            node.input[1] = graph.dequantized(name, to_levels(value, scales), scales.reshape(-1), axis)
+            if len(node.input) > 2 and node.input[2] in graph.constants:
+                node.input[2] = _bias(graph, node, scales.reshape(-1))
     graph.write()
 
 
@@ -109,16 +116,22 @@ def _channel_axis(node: Any, weight: np.ndarray) -> int:
     return 0 if node.op_type == "Conv" or transposed else weight.ndim - 1
 
 
+def _least_scales(graph: Graph, node: Any) -> np.ndarray:
+    """Give the least weight scales with which a bias fits in 32 bits; they matter for channels that are all but dead."""
+    grid = graph.grid(node.input[0])
+    if grid is None or len(node.input) < 3 or node.input[2] not in graph.constants:
+        return np.zeros(1)
+    return np.abs(graph.constants[node.input[2]].reshape(-1).astype(np.float64)) / (grid[0] * LARGEST_BIAS)
+
+
 def _bias(graph: Graph, node: Any, scales: np.ndarray) -> str:
-    """Give the name of a node's bias as int32; as it is where the input has no grid or the numbers are too large."""
+    """Give the name of a node's bias as int32; as it is where the input has no grid."""
     name, grid = node.input[2], graph.grid(node.input[0])
     if grid is None:
         return name
     steps = scales.astype(np.float64) * grid[0]
-    levels = np.round(graph.constants[name].reshape(-1) / steps)
-    if np.abs(levels).max() > LARGEST_BIAS:
-        return name
-    return graph.dequantized(f"{name}_for_{node.input[0]}", levels.astype(np.int32), steps, 0)
+    levels = np.round(graph.constants[name].reshape(-1) / steps).astype(np.int32)
+    return graph.dequantized(f"{name}_for_{node.input[0]}", levels, steps, 0)
 
 
 def _dense_as_gemm(graph: Graph, proto: Any) -> None:

@@ -25,10 +25,10 @@ DATA_SAMPLES, RANDOM_SAMPLES = 256, 64
 def verify(file: File | str | Path, model: keras.Model, data: Any = None) -> Agreement:
     """Run a file in its runtime and compare its outputs with the Keras model's.
 
-    Float files must agree within a relative error of 1e-4 (float16: 1e-2). Outputs of int8 files must have at least 97 %
-    of the values within two steps of their grid and none beyond six; on the caller's own data, the argmax of outputs
-    with at least two entries must agree on 99 % of the rows. On random samples the argmax is only reported: noise lies
-    on the borders between classes.
+    Float files must agree within a relative error of 1e-4 (float16: 1e-2). Outputs of int8 files must have at least
+    97 % of the values within two steps of their grid and none beyond six; on the caller's own data, the argmax of
+    outputs with at least two entries must agree on 99 % of the rows. On random samples the argmax is only reported:
+    noise lies on the borders between classes.
 
     Args:
         file: A file, or its path.
@@ -39,7 +39,8 @@ def verify(file: File | str | Path, model: keras.Model, data: Any = None) -> Agr
         How well they agree.
 
     Raises:
-        ExportError: When the file cannot be loaded, its inputs or outputs are others than the model's, or it does not agree.
+        ExportError: When the file cannot be loaded, has other inputs or outputs than the model, or does not agree.
+        KpipeError: When the data is empty, of another shape, or not finite.
     """
     path = Path(file.path if isinstance(file, File) else file)
     _, form = format_of(path)
@@ -47,15 +48,15 @@ def verify(file: File | str | Path, model: keras.Model, data: Any = None) -> Agr
     if not path.is_file():
         raise ExportError(f"There is no file {path}.")
     precision = form.inspect(path).precision
-    inputs = random_inputs(model) if data is None else samples(data, model, limit=DATA_SAMPLES, what="verification")
     with form.runtime(path) as runtime:
-        agreement = compare(runtime, model, inputs, "random" if data is None else "data")
-    check(agreement, precision, path)
+        agreement = compare(runtime, model, data)
+    check(agreement, precision, str(path))
     return agreement
 
 
-def compare(runtime: Runtime, model: keras.Model, inputs: Sequence[np.ndarray], source: str) -> Agreement:
-    """Measure how a loaded file agrees with a model on samples, one array an input; judge nothing."""
+def compare(runtime: Runtime, model: keras.Model, data: Any = None) -> Agreement:
+    """Measure how a loaded file agrees with a model on samples of `data`, or on random ones; judge nothing."""
+    inputs = random_inputs(model) if data is None else samples(data, model, limit=DATA_SAMPLES, what="verification")
     references = predict(model, inputs)
     answers = runtime.run(inputs)
     if [answer.shape for answer in answers] != [reference.shape for reference in references]:
@@ -73,7 +74,7 @@ def compare(runtime: Runtime, model: keras.Model, inputs: Sequence[np.ndarray], 
         max_steps=None if together is None else float(together.max()),
         argmax_agreement=float(np.concatenate(rows).mean()) if rows else None,
         samples=len(inputs[0]),
-        source=source,
+        source="random" if data is None else "data",
     )
 
 
@@ -116,7 +117,7 @@ def same_argmax(answer: np.ndarray, reference: np.ndarray, step: float = 0.0) ->
     return chosen >= reference.max(-1) - step / 2
 
 
-def check(agreement: Agreement, precision: str, path: Path) -> None:
+def check(agreement: Agreement, precision: str, what: str) -> None:
     """Raise an `ExportError` when a file agrees less than its precision must."""
     faults = []
     if agreement.max_steps is None or agreement.within_two_steps is None:
@@ -134,7 +135,7 @@ def check(agreement: Agreement, precision: str, path: Path) -> None:
             faults.append(f"the argmax agrees on {argmax:.1%} of the rows, at least {ARGMAX_AGREEMENT:.0%} must")
     if faults:
         raise ExportError(
-            f"{path} ({precision}) does not agree with the Keras model on {agreement.samples} samples "
+            f"{what} ({precision}) does not agree with the Keras model on {agreement.samples} samples "
             f"({agreement.source}): {'; '.join(faults)}."
         )
 

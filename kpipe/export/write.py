@@ -11,9 +11,9 @@ import keras
 from kpipe.data import samples
 from kpipe.errors import ExportError
 from kpipe.export.file import Agreement, File, gzip_size
-from kpipe.export.formats import Format, format_of
+from kpipe.export.formats import FORMATS, Format, format_of
 from kpipe.export.signature import check_exportable, output_names
-from kpipe.export.verify import DATA_SAMPLES, verify
+from kpipe.export.verify import DATA_SAMPLES, check, compare
 from kpipe.fake_quant import bake, is_quantized
 from kpipe.registry import nearest
 
@@ -53,22 +53,19 @@ def export(model: keras.Model, path: str | Path, precision: str | None = None, d
     check_exportable(model)
     precision = check_precision(model, precision, name, form)
     check_folder(path)
-    if data is not None:
-        data = tuple_free(samples(data, model, limit=DATA_SAMPLES, what="verification"))
+    if data is not None:  # read once, before any work: it may be a generator, and it may be wrong
+        inputs = samples(data, model, limit=DATA_SAMPLES, what="verification")
+        data = inputs[0] if len(inputs) == 1 else inputs
     content = form.convert(bake(model) if precision == "int8" else model, precision, output_names(model))
     with in_place(path) as temporary:
         temporary.write_bytes(content)
-        agreement = prove(temporary, form, precision, model, data)
+        agreement = prove(temporary, name, precision, model, data)
     return File(path, name, precision, len(content), gzip_size(content), agreement)
 
 
-def tuple_free(arrays: list) -> Any:
-    """Give one array plainly and several as a list, the two forms that mean inputs and no labels."""
-    return arrays[0] if len(arrays) == 1 else arrays
-
-
-def prove(path: Path, form: Format, precision: str, model: keras.Model, data: Any) -> Agreement:
+def prove(path: Path, name: str, precision: str, model: keras.Model, data: Any) -> Agreement:
     """Inspect a written file and compare it with its model; raise an `ExportError` at a fault."""
+    form = FORMATS[name]
     found = form.inspect(path)
     faults = list(found.faults)
     if found.precision != precision and (precision == "int8" or found.precision == "int8"):
@@ -78,7 +75,10 @@ def prove(path: Path, form: Format, precision: str, model: keras.Model, data: An
             f"The {precision} file of model {model.name!r} is refused: {'; '.join(faults)}. "
             "Replace the layers that lead to these operations."
         )
-    return verify(path, model, data)
+    with form.runtime(path) as runtime:
+        agreement = compare(runtime, model, data)
+    check(agreement, precision, f"The {name} file of model {model.name!r}")
+    return agreement
 
 
 def check_precision(model: keras.Model, precision: str | None, name: str, form: Format) -> str:
@@ -96,7 +96,8 @@ def check_precision(model: keras.Model, precision: str | None, name: str, form: 
         )
     if precision == "int8" and not quantized:
         raise ExportError(
-            f"Model {model.name!r} is not quantized. Call kpipe.quantize(model, calibration=...) first and export its result."
+            f"Model {model.name!r} is not quantized. Call kpipe.quantize(model, calibration=...) first and export "
+            "what it gives."
         )
     if precision != "int8" and quantized:
         raise ExportError(

@@ -33,10 +33,10 @@ def is_quantized(model: Any) -> bool:
 def bake(model: keras.Model) -> keras.Model:
     """Give the model that an int8 file is written from.
 
-    Every kernel is put on its per-channel grid, round(w / s) · s, and rounded no more when the model runs; a batch norm
-    behind a convolution or dense layer is folded into it, one that stands alone becomes a 1 × 1 depthwise convolution; the
-    ranges of activations stay. Its outputs equal those of `model` within float rounding, or a step where a value
-    lies on the edge between two.
+    Every kernel is put on its per-channel grid, round(w / s) · s, and rounded no more when the model runs; a batch
+    norm behind a convolution or dense layer is folded into it, one that stands alone becomes a 1 × 1 depthwise
+    convolution, and so does an average pooling; the ranges of activations stay. Its outputs equal those of `model`
+    within float rounding, or a step where a value lies on the edge between two.
 
     Args:
         model: A model made by `kpipe.quantize`; it is not changed.

@@ -77,8 +77,8 @@ class FakeQuant(keras.layers.Layer):
 class QuantizedWeights(keras.layers.Wrapper):
     """Call a layer with its kernels rounded to per-channel levels; gradients reach the float kernels unchanged.
 
-    The kernels are symmetric and narrow (-127 to 127 at 8 bits), with s = max|w| / 127 for each output channel. Each has a
-    saved `mask` of zeros and ones; while it trains, zeros of the mask hold the kernel at exactly 0.
+    The kernels are symmetric and narrow (-127 to 127 at 8 bits), with s = max|w| / 127 for each output channel. Each
+    has a saved `mask` of zeros and ones; while it trains, zeros of the mask hold the kernel at exactly 0.
 
     Args:
         layer: A layer with a kernel: a convolution, a depthwise one, or dense.

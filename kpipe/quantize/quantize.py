@@ -25,10 +25,10 @@ def quantize(
 ) -> keras.Model:
     """Make a model compute with the rounding of an int8 runtime.
 
-    Weights are rounded symmetrically per output channel, activations asymmetrically per tensor, with ranges found on the
-    calibration data. What comes out is a Keras model: export it as it is (post-training quantization), or compile and
-    fit it first (quantization-aware training). Zeros of the kernels stay exact zeros through the training, a saved file
-    and the export.
+    Weights are rounded symmetrically per output channel, activations asymmetrically per tensor, with ranges found on
+    the calibration data. What comes out is a Keras model: export it as it is (post-training quantization), or compile
+    and fit it first (quantization-aware training). Zeros of the kernels stay exact zeros through the training, a saved
+    file and the export.
 
     Args:
         model: A built Functional or Sequential float32 model; it is left untouched.
@@ -41,8 +41,8 @@ def quantize(
         A new model with the same inputs and outputs, not compiled.
 
     Raises:
-        KpipeError: When the scheme is unknown, the calibration data is missing, empty, of another shape or not finite, or
-            a layer cannot be quantized.
+        KpipeError: When the scheme is unknown, the calibration data is missing, empty, of another shape or not finite,
+            or a layer cannot be quantized.
         SurgeryError: When the model's graph cannot be read.
 
     Example:
@@ -53,7 +53,8 @@ def quantize(
         (None, 2)
 
     References:
-        Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018.
+        Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
+        CVPR 2018.
     """
     if scheme not in SCHEMES:
         raise KpipeError(f"Unknown scheme {scheme!r}. Known: {', '.join(SCHEMES)}.{nearest(str(scheme), SCHEMES)}")

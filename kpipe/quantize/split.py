@@ -1,4 +1,4 @@
-"""A float graph written with layers that each do one thing: what an int8 runtime rounds separately stands separately."""
+"""A float graph written with layers that each do one thing: what a runtime rounds separately stands separately."""
 
 from typing import Any
 
@@ -22,9 +22,9 @@ def split(model: keras.Model) -> keras.Model:
         A Functional model that computes the same; a layer's name is its path with "_" for "/".
 
     Example:
-        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax", name="probabilities")])
-        >>> [layer.name for layer in split(model).layers[1:]]
-        ['probabilities_linear', 'probabilities']
+        >>> dense = keras.layers.Dense(3, activation="softmax", name="classes")
+        >>> [layer.name for layer in split(keras.Sequential([keras.Input((4,)), dense])).layers[1:]]
+        ['classes_linear', 'classes']
     """
     made: dict[int, list[keras.Layer]] = {}
     names: set[str] = set()
