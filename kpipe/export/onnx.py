@@ -13,6 +13,7 @@ from kpipe.errors import ExportError
 from kpipe.export.file import Inspection, Operation, Port
 from kpipe.export.formats import FORMATS, Format
 from kpipe.export.onnx_int8 import scale_behind, store_int8, weight_faults
+from kpipe.export.onnx_names import rename
 from kpipe.export.quiet import quiet
 from kpipe.export.runtime import Runtime
 from kpipe.export.signature import input_names, serving
@@ -49,6 +50,7 @@ def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
             _order(proto.graph.output, names)
             if precision == "int8":
                 store_int8(proto)
+            rename(proto.graph)
             onnx.checker.check_model(proto, full_check=True)
         except Exception as error:
             raise ExportError(f"tf2onnx cannot write model {model.name!r}: {_first_line(error)}") from error
