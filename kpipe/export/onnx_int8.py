@@ -117,7 +117,7 @@ def _channel_axis(node: Any, weight: np.ndarray) -> int:
 
 
 def _least_scales(graph: Graph, node: Any) -> np.ndarray:
-    """Give the least weight scales with which a bias fits in 32 bits; they matter for channels that are all but dead."""
+    """Give the least weight scales with which a bias fits in 32 bits; they matter where a channel is all but dead."""
     grid = graph.grid(node.input[0])
     if grid is None or len(node.input) < 3 or node.input[2] not in graph.constants:
         return np.zeros(1)

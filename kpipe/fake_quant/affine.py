@@ -1,36 +1,9 @@
 """Affine 8-bit grids in plain NumPy: the scales and ranges that the runtimes use."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 SMALLEST_RANGE = 1e-6
 """A tensor that spans less than this says nothing of its range: it gets one of width 1 instead."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """An asymmetric grid of whole steps: value = (level - zero_point) * scale.
-
-    Args:
-        scale: Step, in units of the value.
-        zero_point: The level of the value 0.
-        levels: How many levels there are.
-    """
-
-    scale: float
-    zero_point: int
-    levels: int
-
-    def round(self, x: np.ndarray) -> np.ndarray:
-        """Put values on the grid; what lies beyond its ends is clipped.
-
-        Example:
-            >>> Grid(0.5, 2, 8).round(np.array([-9.0, 0.2, 0.3, 9.0]))
-            array([-1. ,  0. ,  0.5,  2.5])
-        """
-        level = np.clip(np.floor(np.asarray(x) / self.scale + 0.5) + self.zero_point, 0, self.levels - 1)
-        return (level - self.zero_point) * self.scale
 
 
 def widen(low: float, high: float) -> tuple[float, float]:
@@ -42,21 +15,6 @@ def widen(low: float, high: float) -> tuple[float, float]:
     """
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     return (low, high) if high - low > SMALLEST_RANGE else (low, low + 1.0)
-
-
-def grid(low: float, high: float, bits: int = 8) -> Grid:
-    """Lay 2**bits levels over [low, high], moved by less than a step so that 0 is one of them.
-
-    Example:
-        >>> grid(-1.0, 254.0)
-        Grid(scale=1.0, zero_point=1, levels=256)
-        >>> grid(0.0, 6.0).zero_point
-        0
-    """
-    levels = 2**bits
-    scale = (high - low) / (levels - 1)
-    zero_point = int(np.clip(np.floor(-low / scale + 0.5), 0, levels - 1))
-    return Grid(scale, zero_point, levels)
 
 
 def channel_axes(role: str, rank: int) -> tuple[int, ...]:

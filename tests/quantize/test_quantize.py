@@ -1,0 +1,171 @@
+"""Quantized models: where ranges stand, that they agree with what they came from, and that they train."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+
+import kpipe
+from kpipe.errors import KpipeError
+from kpipe.export.verify import predict
+from kpipe.fake_quant import FakeQuant, QuantizedWeights, bake, is_quantized
+from kpipe.quantize.split import split
+from tests.models import ZOO, build, samples
+
+
+def plain(arrays):
+    return arrays[0] if len(arrays) == 1 else arrays
+
+
+@pytest.fixture(scope="module")
+def quantized():
+    made = {}
+
+    def get(name):
+        if name not in made:
+            model = build(name)
+            made[name] = (model, kpipe.quantize(model, calibration=plain(samples(model, 64))))
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", list(ZOO))
+def test_splitting_changes_no_output(name):
+    model = build(name)
+    x = samples(model)
+    for a, b in zip(predict(split(model), x), predict(model, x), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(ZOO))
+def test_quantized_stays_close_and_leaves_the_original_alone(name, quantized):
+    model, made = quantized(name)
+    x = samples(model, 64)
+    assert [v.tolist() for v in model.get_weights()] == [v.tolist() for v in build(name).get_weights()]
+    assert [t.name for t in made.inputs] == [t.name for t in model.inputs]
+    for a, b in zip(predict(made, x), predict(model, x), strict=True):
+        assert np.abs(a - b).max() < 0.05 * np.abs(b).max()
+        assert np.abs(a - b).max() > 0
+
+
+@pytest.mark.parametrize("name", list(ZOO))
+def test_baked_equals_quantized(name, quantized):
+    model, made = quantized(name)
+    x = samples(model, 64, seed=3)
+    baked = bake(made)
+    assert not any(isinstance(layer, (QuantizedWeights, L.BatchNormalization)) for layer in baked.layers)
+    last = [layer for layer in made.layers if isinstance(layer, FakeQuant)][-1]
+    step = float(last.high - last.low) / 255
+    for a, b in zip(predict(baked, x), predict(made, x), strict=True):
+        assert np.abs(a - b).max() < 3.1 * step
+        assert np.mean(np.abs(a - b) < step / 2) > 0.99
+
+
+def test_ranges_stand_behind_fused_groups_only(quantized):
+    _, made = quantized("conv_bn")
+    names = [layer.name for layer in made.layers if isinstance(layer, FakeQuant)]
+    assert names == ["image_range", "relu1_range", "conv2_range", "fc_range", "logits_range"]
+
+
+def test_ranges_are_the_least_and_greatest_seen():
+    model = keras.Sequential([keras.Input((3,), name="x"), L.ReLU(name="relu")])
+    x = np.random.default_rng(0).normal(size=(70, 3)).astype("float32")
+    made = kpipe.quantize(model, calibration=x)
+    before, behind = made.get_layer("x_range"), made.get_layer("relu_range")
+    np.testing.assert_allclose((before.low, before.high), (x.min(), x.max()), rtol=1e-6)
+    np.testing.assert_allclose((behind.low, behind.high), (0.0, x.max()), rtol=1e-6)
+
+
+def test_other_activations_are_split_off_and_keep_the_name():
+    model = keras.Sequential([keras.Input((3,)), L.Dense(4, activation="softmax", name="classes")])
+    made = kpipe.quantize(model, calibration=np.eye(3, dtype="float32"))
+    kinds = [type(layer).__name__ for layer in made.layers[2:]]
+    assert kinds == ["QuantizedWeights", "FakeQuant", "Activation", "FakeQuant"]
+    assert made.layers[-2].name == "classes"
+    assert float(made.layers[-1].high) == pytest.approx(255 / 256)
+
+
+def test_a_shared_layer_stays_shared(quantized):
+    model, made = quantized("siamese")
+    kernels = [layer for layer in made.layers if isinstance(layer, QuantizedWeights)]
+    assert len(kernels) == 5  # tower/conv, tower/fc, shared, first, second
+    assert made.output_shape == model.output_shape
+
+
+def test_it_trains_and_keeps_pruned_zeros():
+    model = build("depthwise")
+    rng, zeros = np.random.default_rng(0), {}
+    for layer in model.layers:
+        if isinstance(layer, (L.Conv2D, L.SeparableConv2D, L.Dense)):
+            values = layer.get_weights()
+            values[0] = np.where(rng.random(values[0].shape) < 0.6, 0.0, values[0])
+            layer.set_weights(values)
+    x = samples(model, 64)[0]
+    made = kpipe.quantize(model, calibration=x)
+    for layer in made.layers:
+        if isinstance(layer, QuantizedWeights):
+            zeros[layer.name] = layer.kernels()[0].variable.numpy() == 0
+    made.compile(keras.optimizers.Adam(1e-2), "mse", jit_compile=False)
+    before = made.evaluate(x, predict(model, [x])[0] + 1.0, verbose=0)
+    made.fit(x, predict(model, [x])[0] + 1.0, epochs=4, batch_size=16, verbose=0)
+    assert made.evaluate(x, predict(model, [x])[0] + 1.0, verbose=0) < before
+    assert sum(mask.sum() for mask in zeros.values()) > 100
+    for name, mask in zeros.items():
+        assert (made.get_layer(name).kernels()[0].variable.numpy()[mask] == 0).all(), name
+
+
+def test_it_saves_and_loads(tmp_path, quantized):
+    model, made = quantized("se_block")
+    made.save(tmp_path / "q.keras")
+    again = keras.models.load_model(tmp_path / "q.keras")
+    assert is_quantized(again) and not is_quantized(model)
+    x = samples(model)
+    np.testing.assert_array_equal(predict(again, x)[0], predict(made, x)[0])
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "why"),
+    [
+        (L.LSTM(3, name="it"), (4, 2), r"'it'.*LSTM.*kpipe can round"),
+        (L.Conv1D(3, 3, name="it"), (8, 2), r"'it'.*Conv1D"),
+        (L.LayerNormalization(name="it"), (4,), r"'it'.*LayerNormalization"),
+        (L.Dense(3, activation="elu", name="it"), (4,), r"'it'.*'elu'"),
+        (L.UpSampling2D(2, interpolation="bilinear", name="it"), (4, 4, 2), r"'it'.*nearest"),
+        (L.Softmax(axis=1, name="it"), (4, 4, 2), r"'it'.*last axis"),
+        (L.BatchNormalization(axis=1, name="it"), (4, 4, 2), r"'it'.*last axis"),
+        (L.Dense(3, dtype="mixed_float16", name="it"), (4,), r"'it'.*float32"),
+    ],
+)
+def test_what_cannot_be_rounded_is_named(layer, shape, why):
+    model = keras.Sequential([keras.Input(shape), layer])
+    with pytest.raises(KpipeError, match=why):
+        kpipe.quantize(model, calibration=np.zeros((2, *shape), "float32"))
+
+
+@pytest.mark.parametrize(
+    ("calibration", "why"),
+    [
+        (None, "calibration data"),
+        (np.zeros((0, 12), "float32"), "empty"),
+        (np.zeros((4, 5), "float32"), r"\(5,\).*\(12,\)"),
+        (np.full((4, 12), np.nan, "float32"), "NaN"),
+    ],
+)
+def test_bad_calibration(calibration, why):
+    with pytest.raises(KpipeError, match=why):
+        kpipe.quantize(build("dense"), calibration=calibration)
+
+
+def test_bad_models_and_schemes(quantized):
+    x = np.zeros((2, 12), "float32")
+    with pytest.raises(KpipeError, match="Keras"):
+        kpipe.quantize("model.keras", calibration=x)
+    with pytest.raises(KpipeError, match="not built"):
+        kpipe.quantize(keras.Sequential([L.Dense(2)]), calibration=x)
+    with pytest.raises(KpipeError, match="Did you mean 'int8'"):
+        kpipe.quantize(build("dense"), "int88", calibration=x)
+    with pytest.raises(KpipeError, match="quantized already"):
+        kpipe.quantize(quantized("dense")[1], calibration=x)
+    with pytest.raises(KpipeError, match="not quantized"):
+        bake(build("dense"))
