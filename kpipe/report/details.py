@@ -44,6 +44,8 @@ def written(name: str, value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int | float):
         return _number(name, value)
+    if isinstance(value, list | tuple) and not value:
+        return "none"
     if isinstance(value, list | tuple) and len(value) <= 6:
         return (" × " if name == "shape" else ", ").join(written("", item) for item in value)
     return f"{len(value)} values" if isinstance(value, Mapping | list | tuple) else str(value)
@@ -78,11 +80,22 @@ def details_tables(stage: StageRecord) -> list[tuple[str, list[Row]]]:
     return [*([("Noted", facts)] if facts else []), *_tables(stage.details, "")]
 
 
+def _flat(facts: Mapping[str, Any], above: str = "") -> list[Row]:
+    """Give the single values of a mapping and of those within it, one row each, named by their way down."""
+    rows = []
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{above}{words(name)}: ")
+        elif single(value):
+            rows.append({"Name": f"{above}{words(name)}", "Value": written(name, value)})
+    return rows
+
+
 def _tables(details: Mapping[str, Any], above: str) -> Iterable[tuple[str, list[Row]]]:
     for name, value in details.items():
         title = f"{above}{words(name)}"
         if isinstance(value, Mapping):
-            if facts := facts_table(value):
+            if not above and (facts := _flat(value)):
                 yield title, facts
             yield from _tables(value, f"{title}: ")
         elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):

@@ -95,15 +95,15 @@ def _missed_targets(stage: StageRecord, before: StageRecord | None) -> list[str]
     return said
 
 
-def effects(run: RunRecord) -> list[Effect]:
-    """Say what each stage after the first did to the file, from the files' own figures.
+def effects(run: RunRecord, format: str | None = None) -> list[Effect]:
+    """Say what each stage after the first did to the file of a format (the run's own), from the files' own figures.
 
     A size or a latency counts as changed when the ratio of before and after is at least 1.1 either way: below that a
     latency is noise.
     """
     found, before = [], None
     for stage in run.stages:
-        file = stage.file(run.format)
+        file = stage.file(format or run.format)
         if file is None:
             continue
         if before is not None:
@@ -189,9 +189,9 @@ def summary_sentence(run: RunRecord) -> str:
     return f"{' and '.join(phrase for phrase in phrases if phrase)} than the baseline{cost}."
 
 
-def turning_points(run: RunRecord) -> list[str]:
+def turning_points(run: RunRecord, format: str | None = None) -> list[str]:
     """Name the stages that made the file faster and those that only made it smaller, from the figures of this run."""
-    brought = effects(run)
+    brought = effects(run, format)
     names = {
         "faster": [f"{one.stage} ({times(one.faster)})" for one in brought if (one.faster or 0) >= NOISE],
         "only smaller": [

@@ -61,12 +61,19 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "delivery": tables.delivery_table(run),
         "agreement": tables.agreement_table(run),
         "files": tables.file_table(run),
-        "effects": findings.effects(run),
-        "turning_points": findings.turning_points(run),
+        "effects": [_effects(run, name) for name in run.formats if findings.effects(run, name)],
         "stages": [_stage(stage) for stage in run.stages],
         "layers": tables.layer_table(run),
         "setting": tables.setting_table(run),
         "terms": TERMS,
+    }
+
+
+def _effects(run: RunRecord, format: str) -> dict[str, Any]:
+    return {
+        "format": tables.FORMAT_NAMES.get(format, format),
+        "stages": findings.effects(run, format),
+        "summary": findings.turning_points(run, format),
     }
 
 

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 from kpipe.report.record import LayerRecord, RunRecord, StageRecord, number, sequence
 from kpipe.report.svg import FIRST, INK, MUTED, PALE, PAPER, RULE, SECOND, figure, inline, place_labels
-from kpipe.report.tables import accuracy, baseline_accuracy
+from kpipe.report.tables import FORMAT_NAMES, accuracy, baseline_accuracy
 from kpipe.report.units import count, kilobytes, milliseconds, share, significant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LAYERS = 48  # layers in one drawing; of larger models the largest are shown
-NAMES = {"tflite": "LiteRT", "onnx": "ONNX"}
 
 
 def accuracy_against_size(run: RunRecord) -> str | None:
@@ -33,9 +32,7 @@ def kilobytes_axis(value: float) -> str:
 
 
 def _path(run: RunRecord, name: str, figure_of: Callable, label: str, write: Callable[[float], str]) -> str | None:
-    formats = list(dict.fromkeys(file.format for stage in run.stages for file in stage.files if file.format))
-    formats.sort(key=lambda one: one != run.format)
-    series = {one: _points(run.stages, one, figure_of) for one in formats}
+    series = {one: _points(run.stages, one, figure_of) for one in run.formats}
     series = {one: points for one, points in series.items() if points}
     if sum(len(points) for points in series.values()) < 2:
         return None
@@ -48,7 +45,7 @@ def _path(run: RunRecord, name: str, figure_of: Callable, label: str, write: Cal
         x, y = [point[0] for point in points], [point[1] for point in points]
         axes.plot(x, y, color=colour, linewidth=1.2, alpha=0.45, zorder=2)
         axes.plot(x[:-1], y[:-1], marker, color=colour, markersize=6, markerfacecolor=PAPER, zorder=3)
-        named = NAMES.get(format_name, format_name)
+        named = FORMAT_NAMES.get(format_name, format_name)
         axes.plot(x[-1:], y[-1:], marker, color=colour, markersize=7.5, zorder=3, label=named)
     axes.set_xlabel(label, color=MUTED, fontsize=9)
     if len(series) > 1:
@@ -133,8 +130,7 @@ def sparsity_per_layer(run: RunRecord) -> str | None:
 
 def channels(run: RunRecord) -> list[tuple[str, int, int]]:
     """Give each layer's channels in the first and in the last float model; 0 where the last one has no such layer."""
-    measured = [stage for stage in run.stages if stage.layers]
-    floats = [stage for stage in measured if stage.artifact in (None, "float")] or measured
+    floats = run.measured()
     if len(floats) < 2:
         return []
     last = {layer.layer: layer.channels for layer in floats[-1].layers}
@@ -231,7 +227,7 @@ def _curve_axes(axes: "Axes", name: str, seen: list[float], epochs: int) -> None
     else:
         if min(seen) > 0 and max(seen) > 20 * min(seen):
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(seen) < 100 * min(seen) else (1,)))
             axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 2)))
     lines = [

@@ -97,6 +97,17 @@ class RunRecord:
         named = [stage for stage in self.stages if stage.name == self.summary.get("baseline")]
         return (named or list(self.stages) or [None])[0]
 
+    def measured(self) -> list[StageRecord]:
+        """Give the stages with a float model whose layers were counted; any with counted layers where none is."""
+        counted = [stage for stage in self.stages if stage.layers]
+        return [stage for stage in counted if stage.artifact in (None, "float")] or counted
+
+    @property
+    def formats(self) -> list[str]:
+        """Give the formats of the run's files, the one in which the stages are compared first."""
+        found = dict.fromkeys(file.format for stage in self.stages for file in stage.files if file.format)
+        return sorted(found, key=lambda one: one != self.format)
+
     @property
     def format(self) -> str | None:
         """Give the format in which the stages are compared: the baseline's, LiteRT first."""

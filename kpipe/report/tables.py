@@ -20,6 +20,7 @@ from kpipe.report.units import (
     times,
 )
 
+FORMAT_NAMES = {"tflite": "LiteRT", "onnx": "ONNX"}
 FIGURE = re.compile(r"–|NaN|−?(∞|[\d,.]+(e[−+]\d+)?)×?( [kMG%])?")
 
 
@@ -146,8 +147,11 @@ def agreement_table(run: RunRecord) -> list[Row]:
 
 
 def layer_table(run: RunRecord) -> list[Row]:
-    """Give the layers of the last measured model that hold parameters, one row each, beside the first model's width."""
-    measured = [stage for stage in run.stages if stage.layers]
+    """Give the layers of the last float model that hold parameters, one row each, beside the first model's width.
+
+    Quantization folds layers into one another and renames them, so its model does not compare layer by layer.
+    """
+    measured = run.measured()
     before = {layer.layer: layer.channels for layer in measured[0].layers} if measured else {}
     return [
         {
@@ -172,7 +176,7 @@ def setting_table(run: RunRecord) -> list[Row]:
         for of, facts in (
             ("data", run.data),
             ("environment", {"kpipe": run.version, **run.environment}),
-            ("latency", run.latency),
+            ("latency", {name: value for name, value in run.latency.items() if name != "key"}),
             ("recipe", {"key": run.key}),
         )
         for row in facts_table(facts)

@@ -63,6 +63,14 @@ def test_each_stage_is_told_by_its_own_ratios(metrics):
     assert [effect.stage for effect in found] == [stage["name"] for stage in metrics["stages"][1:]]
 
 
+def test_a_format_has_ratios_of_its_own(metrics):
+    metrics["stages"][3]["files"][1]["latency"]["median_ms"] = metrics["stages"][2]["files"][1]["latency"]["median_ms"]
+    assert "04-quantize (1.90×)" in turning_points(record(metrics), "tflite")[0]
+    faster, smaller, _ = turning_points(record(metrics), "onnx")
+    assert "04-quantize" not in faster
+    assert "04-quantize (2.96×)" in smaller
+
+
 def test_scattered_zeros_and_cut_filters_are_told_apart(metrics):
     assert turning_points(record(metrics)) == [
         "Made the file faster: 02-prune_filters (2.39×), 04-quantize (1.90×).",

@@ -3,7 +3,9 @@
 import pytest
 
 from kpipe.errors import KpipeError
-from kpipe.report.tables import result_table
+from kpipe.report.details import details_tables
+from kpipe.report.record import record
+from kpipe.report.tables import layer_table, result_table
 
 
 def test_rows_have_the_same_columns_in_the_same_order(metrics):
@@ -39,3 +41,21 @@ def test_a_drop_is_counted_from_the_baseline_that_the_summary_names(metrics):
 def test_what_is_no_metrics_is_refused():
     with pytest.raises(KpipeError, match="stages"):
         result_table({"name": "digits"})
+
+
+def test_layers_are_those_of_the_last_float_model(metrics):
+    metrics["stages"][3]["measure"]["layers"][0]["layer"] = "conv1_bn1"  # what quantization folded
+    rows = {row["Layer"]: row for row in layer_table(record(metrics))}
+    assert "conv1_bn1" not in rows
+    assert list(rows["conv1"].values())[2:] == ["32", "16", "160", "64", "66.7 %", "1.44 k"]
+    metrics["stages"][2]["artifact"]["kind"] = "quantized"
+    assert {row["Layer"]: row for row in layer_table(record(metrics))}["conv1"]["Nonzeros"] == "160"
+
+
+def test_details_of_any_shape_become_tables(metrics):
+    plan = {"ratio": None, "target": {"macs": 0.5}, "groups": [{"name": "conv1", "removed": [1, 2]}, {"name": "b"}]}
+    metrics["stages"][1]["details"] = {"plan": plan, "steps": 120}
+    noted, flat, groups = details_tables(record(metrics).stages[1])
+    assert noted == ("Noted", [{"Name": "steps", "Value": "120"}])
+    assert flat == ("plan", [{"Name": "ratio", "Value": "–"}, {"Name": "target: macs", "Value": "0.500"}])
+    assert groups == ("plan: groups", [{"name": "conv1", "removed": "1, 2"}, {"name": "b", "removed": "–"}])
