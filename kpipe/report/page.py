@@ -100,6 +100,7 @@ def _template(name: str, escape: bool) -> Any:
     environment.filters["cell"] = cell
     environment.filters["fence"] = fence
     environment.tests["numeric"] = tables.is_numeric
+    environment.tests["numeric_in"] = lambda column, rows: tables.is_numeric(rows, column)
     return environment.get_template(name)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kpipe.report.record import LayerRecord, RunRecord, StageRecord, number, sequence
 from kpipe.report.svg import FIRST, INK, MUTED, PALE, PAPER, RULE, SECOND, figure, inline, place_labels
 from kpipe.report.tables import FORMAT_NAMES, accuracy, baseline_accuracy
-from kpipe.report.units import count, kilobytes, milliseconds, share, significant
+from kpipe.report.units import count, kilobytes, milliseconds, share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -229,7 +229,7 @@ def _curve_axes(axes: "Axes", name: str, seen: list[float], epochs: int) -> None
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(seen) < 100 * min(seen) else (1,)))
             axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 2)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     lines = [
         Line2D([], [], color=FIRST, linewidth=1.6, label="training"),
         Line2D([], [], color=SECOND, linewidth=1.6, linestyle=(0, (4, 1.5)), label="validation"),

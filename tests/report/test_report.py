@@ -23,7 +23,7 @@ VOID = {"meta", "br", "link", "img", "input", "hr", "base", "source"}
 
 def html_tables(html: str) -> list[list[list[str]]]:
     """Read every table of a page: a list of rows of cells, the head first."""
-    found = re.findall(r"<table>.*?</table>", html, flags=re.DOTALL)
+    found = re.findall(r"<table[^>]*>.*?</table>", html, flags=re.DOTALL)
     return [
         [["".join(cell.itertext()) for cell in row] for row in ElementTree.fromstring(table).iter("tr")]
         for table in found
