@@ -125,9 +125,9 @@ class Holder:
         variable.constraint.project()
         self._renew()
 
-    def project(self, variables: Iterable[keras.Variable] | None = None) -> None:
-        """Apply what is held now, on all held variables or on some of them."""
-        for variable in self.variables if variables is None else variables:
+    def project(self) -> None:
+        """Apply what is held on these variables now."""
+        for variable in self.variables:
             variable.constraint.project()
 
     @property

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.patterns import Pattern, check_scope, pattern_of, unstructured
@@ -110,6 +111,7 @@ class WeightPruning(keras.callbacks.Callback):
         self._masks = {path: Mask(keep) for path, keep in self._keeps.items()}
         for path, target in self._targets.items():
             self._holder.hold(target.variable, self._masks[path])
+        self._project = tf.function(self._holder.project)  # one call of the runtime for all weights
         self._asked = self._step()
         self._follow(first, self._asked)
 
@@ -163,7 +165,7 @@ class WeightPruning(keras.callbacks.Callback):
             self._keeps[path] = keep
             self._dropped[path] = keep.size - int(np.count_nonzero(keep))
             self._masks[path].assign(keep)
-        self._holder.project([self._targets[path].variable for path in paths])
+        self._project()
 
     def _warn(self) -> None:
         step, end = self._asked, self.schedule.end_step
