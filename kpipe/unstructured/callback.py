@@ -111,7 +111,7 @@ class WeightPruning(keras.callbacks.Callback):
         self._masks = {path: Mask(keep) for path, keep in self._keeps.items()}
         for path, target in self._targets.items():
             self._holder.hold(target.variable, self._masks[path])
-        self._project = tf.function(self._holder.project)  # one call of the runtime for all weights
+        self._project = tf.function(self._holder.project, autograph=False)  # one call of the runtime for all weights
         self._asked = self._step()
         self._follow(first, self._asked)
 
