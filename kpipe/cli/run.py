@@ -1,5 +1,6 @@
 """`kpipe run`: run a recipe and deliver."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from rich.table import Table
 from kpipe.cli.app import app, examples
 from kpipe.cli.console import aside, out, plain_errors
 from kpipe.cli.live import Live
+from kpipe.errors import NoEffectWarning
 from kpipe.recipe import load_recipe
 from kpipe.report import report
 
@@ -34,7 +36,8 @@ def run(
     with plain_errors():
         loaded = load_recipe(recipe)
         directory = output or Path("exported", loaded.name)
-        with Live(aside()) as live:
+        with Live(aside()) as live, warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoEffectWarning)  # they are among the notes
             metrics = loaded.run(directory, resume=not fresh, progress=live)
         page = report(directory)
         console = out()

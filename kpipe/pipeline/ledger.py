@@ -1,8 +1,12 @@
 """The record of a step, as plain data: what a stage says of itself, and the entry that is kept of it."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from kpipe.errors import NoEffectWarning
 
 
 @dataclass
@@ -27,6 +31,18 @@ class Record:
         """Append the curves of a training."""
         for name, values in history.items():
             self.history.setdefault(name, []).extend(float(value) for value in values)
+
+
+@contextmanager
+def noting(record: Record) -> Iterator[None]:
+    """Note what warns in the block that it changed nothing; every warning goes on to whoever listens."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if issubclass(warning.category, NoEffectWarning) and str(warning.message) not in record.notes:
+            record.note(str(warning.message))
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from kpipe.errors import KpipeError
 from kpipe.pipeline import checkpoint, delivery, examine
 from kpipe.pipeline.artifact import KINDS, Artifact, FloatModel
 from kpipe.pipeline.context import Baseline, Context, load_model
-from kpipe.pipeline.ledger import Record, plain
+from kpipe.pipeline.ledger import Record, noting, plain
 from kpipe.pipeline.progress import Progress, Quiet
 from kpipe.pipeline.stage import Stage
 
@@ -188,7 +188,8 @@ def _take(run: _Run, step: Step, entries: Sequence[dict[str, Any]], start: keras
             holds_zeros=any(stage.leaves_zeros for stage in run.plan.stages[: max(step.index - 1, 0)]),
             progress=run.progress,
         )
-        after = artifact if step.stage is None else step.stage.run(artifact, context)
+        with noting(context.record):
+            after = artifact if step.stage is None else step.stage.run(artifact, context)
         run.progress.tell("measuring", 1.0)
         entry = _entry(run, step, artifact, after, context)
         entry["seconds"] = round(time.perf_counter() - began, 3)

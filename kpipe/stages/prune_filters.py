@@ -1,13 +1,11 @@
 """Remove filters: the model gets smaller for real."""
 
-import warnings
 from typing import Literal, Self
 
 import keras
 from pydantic import model_validator
 
-from kpipe.errors import KpipeError, NoEffectWarning
-from kpipe.measure import measure
+from kpipe.errors import KpipeError
 from kpipe.pipeline import STAGES, Context, FloatModel, Stage
 from kpipe.pipeline.task import loss_for
 from kpipe.schedules import schedule
@@ -75,15 +73,8 @@ class PruneFilters(Stage):
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:
         """Cut and train, or train and cut."""
-        before = measure(artifact.model).params
-        small = (
-            self._cut_first(artifact.model, context) if self.schedule is None else self._gradually(artifact, context)
-        )
-        if measure(small).params == before:
-            text = f"{self.stage} removed no channel of {artifact.model.name!r}: raise the ratio, or look at `ignore`."
-            warnings.warn(text, NoEffectWarning, stacklevel=2)
-            context.record.note(text)
-        return FloatModel(small)
+        prune = self._cut_first if self.schedule is None else self._gradually
+        return FloatModel(prune(artifact.model, context))
 
     def _cut_first(self, model: keras.Model, context: Context) -> keras.Model:
         plan = plan_filters(
@@ -114,4 +105,6 @@ class PruneFilters(Stage):
             seed=context.seed,
         )
         train(self, model, context, [pruning], self.distill)
+        pruning.plan.save(context.folder / "plan.json")
+        context.record.details["plan"] = pruning.plan.to_dict()
         return pruning.shrink()

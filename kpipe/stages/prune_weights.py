@@ -1,13 +1,11 @@
 """Set weights to zero: the file compresses better."""
 
-import warnings
 from typing import Any, Literal, Self
 
 import keras
 from pydantic import model_validator
 
-from kpipe.errors import KpipeError, NoEffectWarning
-from kpipe.measure import measure
+from kpipe.errors import KpipeError
 from kpipe.pipeline import STAGES, Context, FloatModel, Stage
 from kpipe.pipeline.task import loss_for
 from kpipe.schedules import schedule
@@ -74,7 +72,6 @@ class PruneWeights(Stage):
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:
         """Prune at once or along the training."""
-        before = measure(artifact.model).nonzeros
         choice = {name: getattr(self, name) for name in ("criterion", "pattern", "scope", "layers")}
         choice |= {
             "data": evidence(context),
@@ -82,12 +79,7 @@ class PruneWeights(Stage):
             "seed": context.seed,
         }
         prune = self._at_once if self.epochs == 0 else self._gradually
-        model = prune(artifact.model, context, choice)
-        if measure(model).nonzeros >= before:
-            text = f"{self.stage} set no weight of {model.name!r} to zero: raise the sparsity, or look at `layers`."
-            warnings.warn(text, NoEffectWarning, stacklevel=2)
-            context.record.note(text)
-        return FloatModel(model)
+        return FloatModel(prune(artifact.model, context, choice))
 
     def _at_once(self, model: keras.Model, context: Context, choice: dict[str, Any]) -> keras.Model:
         pruned = prune_weights(model, self.sparsity, **choice)

@@ -115,8 +115,7 @@ def test_a_run_killed_in_four_places_ends_like_one_left_alone(recipe, tmp_path):
     assert without_timings(json.loads((killed / "metrics.json").read_text())) == without_timings(whole)
     for file in whole["delivery"]:
         assert (killed / file["path"]).read_bytes() == (tmp_path / "whole" / file["path"]).read_bytes()
-    # The control: the comparison sees the seed of a run of another chance.
-    other = {**RECIPE, "seed": 1, "stages": RECIPE["stages"][:1]}
-    recipe.write_text(yaml.safe_dump(other))
-    different = load_recipe(recipe).run(tmp_path / "other")
-    assert without_timings(different)["stages"][0]["history"] != whole["stages"][0]["history"]
+    # The control: the comparison sees one digit of one curve.
+    other = copy.deepcopy(whole)
+    other["stages"][0]["history"]["loss"][0] += 1e-9
+    assert without_timings(other) != without_timings(whole)

@@ -1,0 +1,266 @@
+"""Each stage on a net and data so small that a training takes a second."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+from kpipe.data import Dataset
+from kpipe.errors import ExportError, KpipeError, NoEffectWarning
+from kpipe.measure import measure
+from kpipe.pipeline import Baseline, Context, FloatModel, ModelSource, QuantizedModel
+from kpipe.pipeline.ledger import noting
+from kpipe.quantize import is_quantized
+from kpipe.stages import Distill, Export, PruneFilters, PruneWeights, Quantize, Train
+from kpipe.stages.fields import Optimizer, Target, Teaching
+from kpipe.stages.training import make_optimizer, steps_in
+
+
+def small(classes=3):
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 1), name="image"),
+            keras.layers.Conv2D(8, 3, name="conv1"),
+            keras.layers.BatchNormalization(momentum=0.5, name="bn"),
+            keras.layers.ReLU(name="relu"),
+            keras.layers.Conv2D(12, 3, activation="relu", name="conv2"),
+            keras.layers.Flatten(name="flatten"),
+            keras.layers.Dense(classes, name="logits"),
+        ],
+        name="small",
+    )
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    y = np.arange(240) % 3
+    x = rng.normal(size=(240, 6, 6, 1)).astype("float32")
+    x[np.arange(240), y, y, 0] += 4.0
+    return Dataset("dots", (x[:160], y[:160]), (x[160:200], y[160:200]), (x[200:], y[200:]), x[:48], 3)
+
+
+@pytest.fixture
+def model():
+    keras.utils.set_random_seed(0)
+    return small()
+
+
+@pytest.fixture
+def context(data, tmp_path):
+    return Context("net", data, 0, tmp_path, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def baseline(data, tmp_path_factory):
+    """A trained net on disk, as a teacher and a measure."""
+    keras.utils.set_random_seed(0)
+    folder = tmp_path_factory.mktemp("baseline")
+    trained = Train(epochs=4, batch_size=16, optimizer=Optimizer(learning_rate=0.01)).run(
+        FloatModel(small()), Context("net", data, 0, folder, folder)
+    )
+    trained.model.save(folder / "model.keras")
+    reached = float(np.mean(trained.model.predict(data.test[0], verbose=0).argmax(axis=1) == data.test[1]))
+    return Baseline({"metrics": {"accuracy": reached}}, folder / "model.keras")
+
+
+def taught(data, folder, baseline, **changes):
+    return Context("net", data, 0, folder, folder, baseline=baseline, **changes)
+
+
+def kernels(model):
+    return [
+        layer.kernel.numpy() for layer in model.layers if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense)
+    ]
+
+
+def test_train_learns_and_keeps_the_curves(model, context, data):
+    stage = Train(epochs=4, batch_size=16, optimizer=Optimizer(learning_rate=0.01))
+    after = stage.run(FloatModel(model), context)
+    history = context.record.history
+    assert {name: len(values) for name, values in history.items()} == dict.fromkeys(
+        ("accuracy", "loss", "val_accuracy", "val_loss"), 4
+    )
+    assert history["loss"][-1] < history["loss"][0]
+    assert np.mean(after.model.predict(data.test[0], verbose=0).argmax(axis=1) == data.test[1]) > 0.8
+
+
+def test_patience_stops_and_goes_back_to_the_best(model, context, data):
+    stage = Train(epochs=50, batch_size=16, optimizer=Optimizer(learning_rate=0.3, decay="none"), patience=1)
+    after = stage.run(FloatModel(model), context).model
+    history = context.record.history["val_loss"]
+    assert len(history) < 50
+    x, y = data.validation
+    logits = after.predict(x, verbose=0).astype("float64")
+    naive = -np.mean(
+        logits[np.arange(len(y)), y] - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) - logits.max(1)
+    )
+    assert naive == pytest.approx(min(history), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "check"),
+    [
+        ({"ratio": 0.5}, lambda before, after: after["conv1"] == 4 and after["conv2"] == 6),
+        ({"ratio": 0.5, "ignore": ("conv1",)}, lambda before, after: after["conv1"] == 8 and after["conv2"] == 6),
+        ({"ratio": 0.4, "round_to": 4}, lambda before, after: after["conv1"] % 4 == 0 and after["conv2"] % 4 == 0),
+        ({"target": Target(macs=0.5), "criterion": "taylor"}, lambda before, after: after["conv1"] < 8),
+        ({"ratio": 0.5, "scope": "global"}, lambda before, after: after["conv1"] + after["conv2"] < 20),
+        (
+            {"schedule": {"polynomial_decay": {"final_sparsity": 0.5}}, "epochs": 1},
+            lambda before, after: after["conv1"] == 4 and after["conv2"] == 6,
+        ),
+    ],
+)
+def test_prune_filters(model, context, fields, check):
+    stage = PruneFilters(**{"epochs": 0, **fields})
+    after = stage.run(FloatModel(model), context).model
+    channels = {layer.name: layer.filters for layer in after.layers if isinstance(layer, keras.layers.Conv2D)}
+    assert check(None, channels), channels
+    assert (context.folder / "plan.json").is_file()
+    assert context.record.details["plan"]
+
+
+def test_a_target_is_met(model, context):
+    after = PruneFilters(target=Target(params=0.4), epochs=0).run(FloatModel(model), context).model
+    assert after.count_params() <= 0.4 * small().count_params()
+
+
+def test_pruning_nothing_warns_and_notes_it(model, context):
+    with pytest.warns(NoEffectWarning, match="removes no channel"), noting(context.record):
+        PruneFilters(ratio=0.0, epochs=0).run(FloatModel(model), context)
+    assert any("removes no channel" in note for note in context.record.notes)
+
+
+def test_setting_no_weight_to_zero_warns_and_notes_it(model, context):
+    with pytest.warns(NoEffectWarning), noting(context.record):
+        PruneWeights(sparsity=0.0, epochs=0).run(FloatModel(model), context)
+    assert len(context.record.notes) == 1
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+@pytest.mark.parametrize("teaching", [None, Teaching()])
+def test_prune_weights_has_exact_counts(model, data, tmp_path, baseline, epochs, teaching):
+    context = taught(data, tmp_path, baseline)
+    after = PruneWeights(sparsity=0.6, epochs=epochs, distill=teaching).run(FloatModel(model), context).model
+    for kernel in kernels(after):
+        assert np.count_nonzero(kernel == 0) == round(0.6 * kernel.size)
+    assert {row["sparsity"] for row in context.record.details["weights"]} == {
+        round(0.6 * kernel.size) / kernel.size for kernel in kernels(after)
+    }
+    assert any("bias" in row["layer"] for row in context.record.skipped)
+
+
+def test_prune_weights_of_some_layers(model, context):
+    after = PruneWeights(sparsity=0.5, epochs=0, layers="conv2").run(FloatModel(model), context).model
+    assert [bool((kernel == 0).any()) for kernel in kernels(after)] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        Train(epochs=1),
+        Distill(epochs=1),
+        PruneFilters(ratio=0.25, epochs=1, criterion="l2"),
+        PruneFilters(ratio=0.25, epochs=1, criterion="l2", distill=Teaching()),
+    ],
+)
+def test_later_stages_keep_the_zeros(model, data, tmp_path, baseline, stage):
+    sparse = PruneWeights(sparsity=0.6, epochs=0).run(FloatModel(model), taught(data, tmp_path, baseline)).model
+    context = taught(data, tmp_path, baseline, holds_zeros=True)
+    cut = PruneFilters(ratio=0.25, epochs=0, criterion="l2").run(FloatModel(sparse), context).model
+    before = kernels(cut if isinstance(stage, PruneFilters) else sparse)
+    after = kernels(stage.run(FloatModel(sparse), context).model)
+    for old, new in zip(before, after, strict=True):
+        assert (new[old == 0] == 0).all()
+        assert not np.array_equal(old, new)
+
+
+def test_the_zeros_are_lost_without_holding_them(model, context):
+    """The control of the test above."""
+    sparse = PruneWeights(sparsity=0.6, epochs=0).run(FloatModel(model), context)
+    after = Train(epochs=1).run(sparse, context).model
+    assert sum(np.count_nonzero(kernel == 0) for kernel in kernels(after)) == 0
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_quantize_gives_a_quantized_model_that_keeps_zeros(model, data, tmp_path, baseline, epochs):
+    context = taught(data, tmp_path, baseline, holds_zeros=True)
+    sparse = PruneWeights(sparsity=0.6, epochs=0).run(FloatModel(model), context).model
+    zeros = [variable.numpy() == 0 for variable in sparse.trainable_variables if "kernel" in variable.path]
+    after = Quantize(epochs=epochs).run(FloatModel(sparse), context)
+    assert isinstance(after, QuantizedModel)
+    assert is_quantized(after.model)
+    held = [variable.numpy() for variable in after.model.trainable_variables if "kernel" in variable.path]
+    assert len(held) == len(zeros)
+    for kernel, zero in zip(held, zeros, strict=True):
+        assert (kernel[zero] == 0).all()
+
+
+def test_distill_needs_a_teacher(model, context):
+    with pytest.raises(KpipeError, match="distill has no teacher"):
+        Distill(epochs=1).run(FloatModel(model), context)
+
+
+def test_distill_into_another_student(model, data, tmp_path, baseline):
+    (tmp_path / "students.py").write_text(
+        "import keras\n\ndef tiny(input_shape, classes):\n    return keras.Sequential([keras.Input(input_shape), "
+        "keras.layers.Flatten(), keras.layers.Dense(classes)])\n"
+    )
+    context = taught(data, tmp_path, baseline)
+    stage = Distill(student=ModelSource(factory="students:tiny"), epochs=2, batch_size=16)
+    after = stage.run(FloatModel(model), context).model
+    assert after.count_params() == 36 * 3 + 3
+    assert len(context.record.history["val_accuracy"]) == 2
+
+
+def test_export_measures_its_files_and_gives_the_model_on(model, context):
+    given = FloatModel(model)
+    assert Export(formats=("tflite", "onnx"), name="out").run(given, context) is given
+    files = context.record.files
+    assert [file["path"] for file in files] == ["out.tflite", "out.onnx"]
+    x, y = context.data.test
+    expected = float(np.mean(model.predict(x, verbose=0).argmax(axis=1) == y))
+    for file in files:
+        assert file["bytes"] == (context.folder / file["path"]).stat().st_size
+        assert file["accuracy"] == pytest.approx(expected)
+
+
+def test_export_refuses_a_file_that_lost_too_much(model, data, tmp_path, baseline):
+    context = taught(data, tmp_path, baseline)  # the model has not been trained, the baseline has
+    with pytest.raises(ExportError, match=r"net\.tflite has accuracy 0\.\d+ .* max_accuracy_drop allows 0\.1"):
+        Export(max_accuracy_drop=0.1).run(FloatModel(model), context)
+    trained = FloatModel(baseline.load())
+    assert Export(max_accuracy_drop=0.1).run(trained, taught(data, tmp_path, baseline)) is trained
+
+
+def test_float16_is_half_as_large(model, context):
+    Export(name="full").run(FloatModel(model), context)
+    Export(name="half", precision="float16").run(FloatModel(model), context)
+    full, half = context.record.files
+    assert half["precision"] == "float16"
+    assert half["bytes"] < full["bytes"]
+    with pytest.raises(ValueError, match="onnx files are not written in float16"):
+        Export(formats=("onnx",), precision="float16")
+
+
+def test_the_rate_falls_to_zero_over_the_training(context):
+    stage = Train(epochs=3, batch_size=50)
+    steps = steps_in(stage, context)
+    assert steps == 3 * 4  # 160 samples in batches of 50
+    optimizer = make_optimizer(Optimizer(learning_rate=0.5), steps)
+    schedule = optimizer._learning_rate
+    assert [float(schedule(step)) for step in (0, steps // 2, steps)] == pytest.approx([0.5, 0.25, 0.0])
+
+
+def test_measuring_a_quantized_model_counts_what_is_written(model, context):
+    from kpipe.pipeline.examine import counted
+
+    quantized = Quantize().run(FloatModel(model), context).model
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        counts = counted(quantized)
+    plain = measure(small())
+    assert counts["macs"] == plain.macs
+    assert counts["params"] == plain.params - 4 * 8  # the batch norm of 8 channels goes into the convolution before it
