@@ -171,7 +171,8 @@ def take_turns(calls: Sequence[Callable[[], object]], repeats: Sequence[int], ru
     return seconds
 
 
-def _latency(runtime: Runtime, seconds: np.ndarray, **facts: int) -> Latency:
+def _latency(runtime: Runtime, seconds: np.ndarray, **facts: Any) -> Latency:
     ms = seconds * 1e3
-    figures = (np.median(ms), np.percentile(ms, 90), ms.mean(), ms.min(), ms.max())
-    return Latency(runtime.path, *(round(float(figure), 6) for figure in figures), **facts)
+    figures = [np.median(ms), np.percentile(ms, 90), ms.mean(), ms.min(), ms.max()]
+    median, p90, mean, least, most = (round(float(figure), 6) for figure in figures)
+    return Latency(runtime.path, median, p90, mean, least, most, **facts)

@@ -66,7 +66,7 @@ def in_order(content: bytes, inputs: list[str], outputs: list[str]) -> bytes:
         return content
     from ai_edge_litert.tools import flatbuffer_utils
 
-    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    model: Any = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
     signature = model.signatureDefs[0]
     graph = model.subgraphs[signature.subgraphIndex]
     for names, maps, end in ((inputs, signature.inputs, "inputs"), (outputs, signature.outputs, "outputs")):
@@ -88,7 +88,7 @@ class LiteRTRuntime(Runtime):
 
         check_content(path)
         try:
-            self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
+            self.interpreter: Any = Interpreter(model_path=str(path), num_threads=threads)
             self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ExportError(f"ai-edge-litert cannot load {path}: {_first_lines(error)}") from error
@@ -135,7 +135,7 @@ class LiteRTRuntime(Runtime):
 def _port(detail: dict[str, Any], names: dict[int, str]) -> Port:
     scale, zero_point = detail["quantization"]
     return Port(
-        name=names.get(detail["index"], detail["name"]),
+        name=names.get(detail["index"], str(detail["name"])),
         shape=tuple(int(size) for size in detail["shape"]),
         dtype=np.dtype(detail["dtype"]).name,
         scale=float(scale) or None,
@@ -156,7 +156,7 @@ def inspect(path: Path) -> Inspection:
 
     check_content(path)
     try:
-        model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+        model: Any = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
     except Exception as error:  # a broken flatbuffer fails anywhere in the generated code
         raise ExportError(f"{path} is a broken LiteRT file: {_first_lines(error)}") from error
     operators, types = _names_of(schema.BuiltinOperator), _names_of(schema.TensorType)
@@ -166,11 +166,11 @@ def inspect(path: Path) -> Inspection:
             code = model.operatorCodes[operator.opcodeIndex]
             number = max(code.builtinCode, code.deprecatedBuiltinCode)
             custom = f"CUSTOM {_text(code.customCode)}" if number == schema.BuiltinOperator.CUSTOM else ""
-            ends = (
+            inputs, outputs = (
                 tuple(types[graph.tensors[i].type].lower() for i in places if i >= 0)
                 for places in (operator.inputs, operator.outputs)
             )
-            found[Operation(custom or operators[number], *ends)] += 1
+            found[Operation(custom or operators[number], inputs, outputs)] += 1
     graph = model.subgraphs[0]
     ends = {types[graph.tensors[i].type] for i in (*graph.inputs, *graph.outputs)}
     stored = {types[tensor.type] for tensor in graph.tensors if _is_weight(model, tensor)}

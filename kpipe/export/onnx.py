@@ -14,6 +14,7 @@ from kpipe.export.file import Inspection, Operation, Port
 from kpipe.export.formats import FORMATS, Format
 from kpipe.export.onnx_int8 import scale_behind, store_int8, weight_faults
 from kpipe.export.onnx_names import rename
+from kpipe.export.onnx_shapes import known_reshapes
 from kpipe.export.quiet import quiet
 from kpipe.export.runtime import Runtime
 from kpipe.export.signature import input_names, serving
@@ -45,16 +46,29 @@ def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
         serve, specs = serving(_without_compiled_convolutions(model), names, batch=None)
         try:
             function = tf.function(serve, input_signature=specs)
-            proto, _ = tf2onnx.convert.from_function(function, input_signature=specs, opset=OPSET)
+            proto, _ = tf2onnx.convert.from_function(
+                function, input_signature=specs, opset=OPSET, custom_op_handlers={"Erfc": (_write_erfc, [])}
+            )
             _order(proto.graph.input, input_names(model))
             _order(proto.graph.output, names)
             if precision == "int8":
                 store_int8(proto)
+            known_reshapes(proto)
             rename(proto.graph)
             onnx.checker.check_model(proto, full_check=True)
         except Exception as error:
             raise ExportError(f"tf2onnx cannot write model {model.name!r}: {_first_line(error)}") from error
     return proto.SerializeToString()
+
+
+def _write_erfc(context: Any, node: Any, name: str, args: Any) -> None:
+    """Write erfc(x), of which the exact GELU is made and which ONNX lacks, as 1 - erf(x)."""
+    x, y, dtype = node.input[0], node.output[0], context.get_dtype(node.output[0])
+    shape = context.get_shape(y)
+    context.remove_node(node.name)
+    one = context.make_const(f"{name}_one", np.ones((), np.float32)).output[0]
+    erf = context.make_node("Erf", [x], dtypes=[dtype], shapes=[shape]).output[0]
+    context.make_node("Sub", [one, erf], outputs=[y], dtypes=[dtype], shapes=[shape])
 
 
 def _first_line(error: Exception) -> str:
@@ -76,7 +90,8 @@ class GroupedConvolution(keras.layers.Conv2D):
 
     def call(self, inputs: Any) -> Any:
         """Convolve, (batch, h, w, in) -> (batch, h, w, filters)."""
-        y = tf.nn.conv2d(inputs, self.kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate)
+        padding: Any = self.padding.upper()
+        y = tf.nn.conv2d(inputs, self.kernel, self.strides, padding, dilations=self.dilation_rate)
         y = tf.nn.bias_add(y, self.bias) if self.use_bias else y
         return self.activation(y)
 
@@ -117,7 +132,7 @@ class OnnxRuntime(Runtime):
         options.log_severity_level = 4
         proto = load(path)
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exceptions have no common parent
             raise ExportError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
         self.inputs = tuple(_port(end) for end in self.session.get_inputs())
@@ -145,7 +160,8 @@ class OnnxRuntime(Runtime):
 
 def _port(end: Any, scale: float | None = None, zero_point: int = 0) -> Port:
     shape = tuple(size if isinstance(size, int) else None for size in end.shape)
-    dtype = {"float": "float32", "double": "float64"}.get(kind := end.type[len("tensor(") : -1], kind)
+    kind = str(end.type)[len("tensor(") : -1]
+    dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
     return Port(end.name, shape, dtype, scale, zero_point)
 
 

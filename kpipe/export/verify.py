@@ -148,18 +148,18 @@ def predict(model: keras.Model, inputs: Sequence[np.ndarray], batch_size: int = 
         batch = [array[start : start + batch_size] for array in inputs]
         packed = batch[0] if isinstance(model, keras.Sequential) else keras.tree.pack_sequence_as(structure, batch)
         for row, output in zip(rows, keras.tree.flatten(model(packed, training=False)), strict=True):
-            row.append(keras.ops.convert_to_numpy(output))
+            row.append(np.asarray(keras.ops.convert_to_numpy(output)))
     return [np.concatenate(row) for row in rows]
 
 
 def random_inputs(model: keras.Model, count: int = RANDOM_SAMPLES, seed: int = 0) -> list[np.ndarray]:
     """Draw seeded inputs: over an input's own range where a quantized model knows it, else standard-normal."""
     rng = np.random.default_rng(seed)
-    ranges = {}
+    ranges: dict[str, tuple[float, float]] = {}
     for layer in model._flatten_layers():
         if isinstance(layer, FakeQuant):
             source = layer._inbound_nodes[0].input_tensors[0]._keras_history.operation
-            ranges[source.name] = (float(layer.low), float(layer.high))
+            ranges[source.name] = layer.range()
     arrays = []
     for tensor in model.inputs:
         shape = (count, *tensor.shape[1:])
@@ -167,7 +167,8 @@ def random_inputs(model: keras.Model, count: int = RANDOM_SAMPLES, seed: int = 0
         if np.dtype(tensor.dtype).kind in "iu":
             arrays.append(rng.integers(0, 2, shape).astype(tensor.dtype))
         elif name in ranges:
-            arrays.append(rng.uniform(*ranges[name], shape).astype(tensor.dtype))
+            low, high = ranges[name]
+            arrays.append(rng.uniform(low, high, shape).astype(tensor.dtype))
         else:
             arrays.append(rng.normal(size=shape).astype(tensor.dtype))
     return arrays

@@ -102,12 +102,13 @@ class _Baker:
                 break
             key = maker.inputs[0]
         following = self.flow.consumers(site)[0].operation
-        return FakeQuant(following.bits, fixed=(float(following.low), float(following.high)))(x)
+        return FakeQuant(following.bits, fixed=following.range())(x)
 
     def _average(self, site: Site, inputs: list[Any]) -> Any:
         """Write an average as a sum on a grid n times as coarse, and its nth part: the whole numbers are the same."""
         count, following = len(inputs), self.flow.consumers(site)[0].operation
-        coarse = FakeQuant(following.bits, fixed=(count * float(following.low), count * float(following.high)))
+        low, high = following.range()
+        coarse = FakeQuant(following.bits, fixed=(count * low, count * high))
         return L.Rescaling(1 / count)(coarse(L.Add()(inputs)))
 
     def _pool(self, site: Site, x: Any) -> Any:

@@ -52,6 +52,11 @@ class FakeQuant(keras.layers.Layer):
         self.low.assign(low)
         self.high.assign(high)
 
+    def range(self) -> tuple[float, float]:
+        """Give the range, (low, high)."""
+        low, high = (float(np.asarray(end)) for end in (self.low, self.high))
+        return low, high
+
     def call(self, x: Any, training: bool | None = None, observe: bool = True) -> Any:
         """Round `x`, shape (batch, ...); with `observe` off the range does not follow it."""
         if training and observe and self.fixed is None and self.momentum < 1.0:
@@ -132,7 +137,7 @@ class QuantizedWeights(keras.layers.Wrapper):
             return self.layer(x)
 
     def _rounded(self, kernel: Weight) -> Any:
-        value, shape = keras.ops.convert_to_tensor(kernel.variable), kernel.variable.shape
+        value, shape = tf.convert_to_tensor(kernel.variable.value), kernel.variable.shape
         axes = channel_axes(kernel.role, len(shape))
         # (..., in, multiplier) -> (..., in * multiplier): the operation knows one channel axis, the last.
         flat = tf.reshape(value, [*shape[: axes[0]], int(np.prod([shape[axis] for axis in axes]))])

@@ -42,7 +42,8 @@ def observe(flow: Flow, inputs: Sequence[np.ndarray], seen: dict[str, list[float
         if isinstance(site.operation, FakeQuant):
             outputs = [args[0]]
             if kwargs.get("observe", True):
-                ends = (float(keras.ops.min(args[0])), float(keras.ops.max(args[0])))
+                x = np.asarray(keras.ops.convert_to_numpy(args[0]))
+                ends = (float(np.min(x)), float(np.max(x)))
                 seen.setdefault(site.path, []).extend(ends)
         else:
             outputs = keras.tree.flatten(site.operation(*args, **{**kwargs, "training": False}))

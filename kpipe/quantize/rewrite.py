@@ -68,7 +68,8 @@ class _Rewriter:
             return range_before(args[0])(layer(*args, **kwargs), observe=False)
         if kind == "weights" and id(layer) not in self.wrappers:
             self.wrappers[id(layer)] = QuantizedWeights(layer, name=layer.name)
-        y = self.wrappers.get(id(layer), layer)(*args, **kwargs)
+        called: Any = self.wrappers.get(id(layer), layer)
+        y = called(*args, **kwargs)
         if kind == "same" or fused_onward(self.flow, site) or copied_onward(self.flow, site):
             return y
         return self.range_behind(layer)(y)

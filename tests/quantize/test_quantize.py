@@ -1,5 +1,7 @@
 """Quantized models: where ranges stand, that they agree with what they came from, and that they train."""
 
+from typing import Any, cast
+
 import keras
 import numpy as np
 import pytest
@@ -102,7 +104,7 @@ def test_it_trains_and_keeps_pruned_zeros():
             values[0] = np.where(rng.random(values[0].shape) < 0.6, 0.0, values[0])
             layer.set_weights(values)
     x = samples(model, 64)[0]
-    made = kpipe.quantize(model, calibration=x)
+    made: Any = kpipe.quantize(model, calibration=x)
     for layer in made.layers:
         if isinstance(layer, QuantizedWeights):
             zeros[layer.name] = layer.kernels()[0].variable.numpy() == 0
@@ -118,7 +120,7 @@ def test_it_trains_and_keeps_pruned_zeros():
 def test_it_saves_and_loads(tmp_path, quantized):
     model, made = quantized("se_block")
     made.save(tmp_path / "q.keras")
-    again = keras.models.load_model(tmp_path / "q.keras")
+    again: Any = keras.models.load_model(tmp_path / "q.keras")
     assert is_quantized(again) and not is_quantized(model)
     x = samples(model)
     np.testing.assert_array_equal(predict(again, x)[0], predict(made, x)[0])
@@ -160,7 +162,7 @@ def test_bad_calibration(calibration, why):
 def test_bad_models_and_schemes(quantized):
     x = np.zeros((2, 12), "float32")
     with pytest.raises(KpipeError, match="Keras"):
-        kpipe.quantize("model.keras", calibration=x)
+        kpipe.quantize(cast(Any, "model.keras"), calibration=x)
     with pytest.raises(KpipeError, match="not built"):
         kpipe.quantize(keras.Sequential([L.Dense(2)]), calibration=x)
     with pytest.raises(KpipeError, match="Did you mean 'int8'"):
