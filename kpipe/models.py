@@ -1,5 +1,7 @@
 """Networks for the recipes, made for the data's `input_shape` and `classes`; their layers have fixed names."""
 
+from typing import Any
+
 import keras
 from keras import layers as L
 
@@ -41,6 +43,6 @@ def fashion_cnn(input_shape: tuple[int, ...] = (28, 28, 1), classes: int = 10) -
     return keras.Model(image, L.Dense(classes, name="logits")(x), name="fashion_cnn")
 
 
-def _convolution(x: keras.KerasTensor, filters: int, name: str, strides: int = 1) -> keras.KerasTensor:
+def _convolution(x: Any, filters: int, name: str, strides: int = 1) -> Any:
     x = L.Conv2D(filters, 3, strides=strides, padding="same", use_bias=False, name=name)(x)
     return L.ReLU(name=f"{name}_relu")(L.BatchNormalization(name=f"{name}_bn")(x))

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 from kpipe.errors import KpipeError
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -43,13 +44,13 @@ class Registry(Generic[T]):
         self._objects: dict[str, T] = {}
         self._facts: dict[str, dict[str, Any]] = {}
 
-    def __call__(self, name: str, **facts: Any) -> Callable[[T], T]:
-        """Register the decorated object under `name`, with what else is to be known of it."""
+    def __call__(self, name: str, **facts: Any) -> Callable[[S], S]:
+        """Register the decorated object under `name`, with what else is to be known of it; its own type stays."""
 
-        def register(item: T) -> T:
+        def register(item: S) -> S:
             if name in self._objects and self._objects[name] is not item:
                 raise KpipeError(f"The {self.kind} {name!r} is registered already. Choose another name.")
-            self._objects[name] = item
+            self._objects[name] = item  # type: ignore[assignment]
             self._facts[name] = facts
             return item
 

@@ -1,5 +1,6 @@
 import copy
 import re
+from typing import Any
 
 import keras
 import numpy as np
@@ -29,7 +30,7 @@ def changed(place, value):
     """Give GOOD with one value set; `place` is a path such as "stages.0.epochs"."""
     document = copy.deepcopy(GOOD)
     *path, last = (int(part) if part.isdigit() else part for part in place.split("."))
-    inside = document
+    inside: Any = document
     for part in path:
         inside = inside[part]
     if value is None:

@@ -11,6 +11,7 @@ from kpipe.cli.console import out, plain_errors
 from kpipe.errors import KpipeError
 from kpipe.export import inspect
 from kpipe.measure import measure
+from kpipe.pipeline.context import load_model
 
 
 @app.command(
@@ -27,6 +28,6 @@ def show(model: Annotated[Path, typer.Argument(help="A .keras, .tflite or .onnx 
 
 def _loaded(path: Path) -> keras.Model:
     try:
-        return keras.models.load_model(path, compile=False)
+        return load_model(path)
     except Exception as error:  # Keras raises many kinds for a file that is no model
         raise KpipeError(f"{path} is not a Keras model file that can be loaded: {error}") from error

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import keras
 
@@ -52,4 +52,4 @@ class Context:
 
 def load_model(path: Path) -> keras.Model:
     """Load a `.keras` file as it was saved, not compiled."""
-    return keras.models.load_model(path, compile=False)
+    return cast(keras.Model, keras.models.load_model(path, compile=False))

@@ -25,7 +25,7 @@ RUNS = 100
 def evaluate(model: keras.Model, data: Dataset, loss: str = "auto") -> dict[str, float | None]:
     """Give the accuracy and the loss of a Keras model on the test split."""
     x, y = data.test
-    outputs = model.predict(x, batch_size=BATCH, verbose=0)
+    outputs = model.predict(x, batch_size=BATCH, verbose=0)  # type: ignore[arg-type]
     value = loss_for(model, y, loss)(y, outputs)
     return {"accuracy": accuracy(outputs, y, gives_probabilities(model)), "loss": float(value)}
 

@@ -1,12 +1,14 @@
 """What the network is for: which loss its output and the labels ask for, and how well it does."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 
 from kpipe.errors import KpipeError
 from kpipe.registry import nearest
 
-LOSSES: dict[str, tuple[type[keras.losses.Loss], bool]] = {
+LOSSES: dict[str, tuple[Callable[..., keras.losses.Loss], bool]] = {
     "sparse_categorical_crossentropy": (keras.losses.SparseCategoricalCrossentropy, True),
     "categorical_crossentropy": (keras.losses.CategoricalCrossentropy, True),
     "binary_crossentropy": (keras.losses.BinaryCrossentropy, True),

@@ -82,7 +82,7 @@ class PruneWeights(Stage):
         return FloatModel(prune(artifact.model, context, choice))
 
     def _at_once(self, model: keras.Model, context: Context, choice: dict[str, Any]) -> keras.Model:
-        pruned = prune_weights(model, self.sparsity, **choice)
+        pruned = prune_weights(model, self.sparsity or 0.0, **choice)
         _tell(make_report(*find_targets(pruned, self.layers)), context)
         return pruned
 

@@ -124,14 +124,14 @@ def train(
                 batch_size=training.batch_size,
                 verbose=0,
             )
-        model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], jit_compile=False)
+        model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], jit_compile=False)  # type: ignore[arg-type]
         model.fit(
             *context.data.train,
             epochs=training.epochs,
             batch_size=training.batch_size,
             validation_data=context.data.validation,
             callbacks=told,
-            verbose=0,
+            verbose=0,  # type: ignore[arg-type]
         )
     return model
 

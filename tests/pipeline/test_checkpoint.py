@@ -19,7 +19,9 @@ def step(folder, key="k", **changes):
 
 def test_a_finished_step_is_found_by_its_key(tmp_path):
     folder = step(tmp_path / "01-train")
-    assert checkpoint.finished(folder, "k")["key"] == "k"
+    entry = checkpoint.finished(folder, "k")
+    assert entry is not None
+    assert entry["key"] == "k"
     assert checkpoint.finished(folder, "other") is None
 
 

@@ -69,10 +69,9 @@ def taught(data, folder, baseline, **changes):
     return Context("net", data, 0, folder, folder, baseline=baseline, **changes)
 
 
-def kernels(model):
-    return [
-        layer.kernel.numpy() for layer in model.layers if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense)
-    ]
+def kernels(model) -> list[np.ndarray]:
+    multiplying = keras.layers.Conv2D | keras.layers.Dense
+    return [layer.get_weights()[0] for layer in model.layers if isinstance(layer, multiplying)]
 
 
 def test_train_learns_and_keeps_the_curves(model, context, data):
