@@ -18,7 +18,7 @@ from kpipe.export.onnx_shapes import known_reshapes
 from kpipe.export.quiet import quiet
 from kpipe.export.runtime import Runtime
 from kpipe.export.signature import input_names, serving
-from kpipe.graph import replay, sites
+from kpipe.graph import replay
 
 OPSET = 18
 
@@ -112,7 +112,6 @@ def _without_compiled_convolutions(model: keras.Model) -> keras.Model:
             copy.set_weights(site.operation.get_weights())
         return made[id(site.operation)](*args)
 
-    sites(model)
     return replay(model, call)
 
 

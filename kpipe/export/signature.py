@@ -62,8 +62,6 @@ def _maker(tensor: Any) -> Any:
     operation, node_index, _ = tensor._keras_history
     if isinstance(operation, FakeQuant):
         return _maker(operation._inbound_nodes[node_index].input_tensors[0])
-    if isinstance(operation, keras.Model):
-        return operation
     return operation
 
 
