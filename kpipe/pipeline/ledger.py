@@ -1,10 +1,13 @@
 """The record of a step, as plain data: what a stage says of itself, and the entry that is kept of it."""
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from kpipe.errors import NoEffectWarning
 
@@ -49,7 +52,6 @@ def plain(value: Any) -> Any:
     """Turn a value into what JSON can hold: NumPy numbers and arrays, tuples, paths, NaN as None.
 
     Example:
-        >>> import numpy as np
         >>> plain({"a": np.float64(0.5), "b": (np.int64(2), float("nan"))})
         {'a': 0.5, 'b': [2, None]}
     """
@@ -57,19 +59,13 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(value.tolist())
     if isinstance(value, bool | int | str) or value is None:
         return value
     if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
-    if isinstance(value, _numpy_kinds()):
-        return plain(value.tolist())
+        return value if math.isfinite(value) else None
     return str(value)
-
-
-def _numpy_kinds() -> tuple[type, ...]:
-    import numpy as np
-
-    return (np.generic, np.ndarray)
 
 
 def reductions(files: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -25,8 +25,8 @@ def parse(
     Example:
         >>> class Point(BaseModel, extra="forbid"):
         ...     height: int
-        >>> parse(Point, {"hight": 1}, "at")[1]
-        ["at.height: missing; give it a value", "at.hight: unknown key. Known: height. Did you mean 'height'?"]
+        >>> print(*parse(Point, {"hight": 1}, "at")[1], sep=" | ")
+        at.height: missing; give it a value | at.hight: unknown key. Known: height. Did you mean 'height'?
     """
     try:
         return schema.model_validate(given), []
