@@ -40,8 +40,11 @@ class SoftAnswers(keras.distillation.DistillationLoss):
     """
 
     def __init__(self, temperature: float = 3.0, teacher: Answers = "logits", student: Answers = "logits"):
-        self.temperature, self.teacher, self.student = temperature, teacher, student
-        self._compare = keras.distillation.LogitsDistillation(temperature, loss=keras.losses.KLDivergence())
+        self.temperature = temperature
+        self.teacher: Answers = teacher
+        self.student: Answers = student
+        divergence: Any = keras.losses.KLDivergence()  # by name it would be taken for a plain function
+        self._compare = keras.distillation.LogitsDistillation(temperature, loss=divergence)
 
     def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any) -> Any:
         """Compute the loss of one batch; both outputs have shape (batch, ..., classes)."""
@@ -85,7 +88,7 @@ def answers_of(model: keras.Model, x: Any) -> Answers:
     outputs = keras.tree.flatten(model(keras.tree.map_structure(keras.ops.convert_to_tensor, x), training=False))
     if len(outputs) != 1:
         raise KpipeError(f"The model {model.name!r} has {len(outputs)} outputs; distillation expects one. Split it.")
-    answers = keras.ops.convert_to_numpy(outputs[0]).astype("float32")
+    answers = np.asarray(keras.ops.convert_to_numpy(outputs[0]), "float32")
     squashed = _last_activation(model) is keras.activations.sigmoid
     if answers.ndim < 2 or answers.shape[-1] < 2 or squashed:
         raise KpipeError(
@@ -97,7 +100,7 @@ def answers_of(model: keras.Model, x: Any) -> Answers:
 
 
 def _last_activation(model: keras.Model) -> Callable[..., Any] | None:
-    last = model.layers[-1] if model.layers else None
+    last: Any = model
     while isinstance(last, keras.Model) and last.layers:
         last = last.layers[-1]
     return getattr(last, "activation", None)
@@ -116,7 +119,7 @@ def distill(
     validation_data: Any = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     batch_size: int = 32,
-    verbose: int | str = "auto",
+    verbose: Any = "auto",
 ) -> keras.Model:
     """Train a copy of the student on the labels and on the teacher's answers.
 

@@ -41,7 +41,7 @@ class Mask:
     """
 
     def __init__(self, keep: np.ndarray):
-        self.keep = tf.Variable(np.asarray(keep, bool), trainable=False, name="keep")
+        self.keep = tf.Variable(tf.constant(keep, tf.bool), trainable=False, name="keep")
 
     def __call__(self, w: Any) -> Any:
         w = tf.convert_to_tensor(w)

@@ -1,6 +1,6 @@
 """Anything that `model.fit` takes, as NumPy batches or as checked samples for a model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -32,10 +32,10 @@ def batches(data: Any, batch_size: int = 32, limit: int | None = None) -> Iterat
     left = limit
     for batch in _raw(data, batch_size):
         x, y = _unpack(batch)
-        x, y = keras.tree.map_structure(np.asarray, (x, y), none_is_leaf=False)
+        x, y = _map(np.asarray, x), _map(np.asarray, y)
         count = len(keras.tree.flatten(x)[0])
         if left is not None and count > left:
-            x, y = keras.tree.map_structure(lambda a, n=left: a[:n], (x, y), none_is_leaf=False)
+            x, y = _map(lambda a, n=left: a[:n], x), _map(lambda a, n=left: a[:n], y)
         if left is None or left > 0:
             yield x, y
         if left is not None:
@@ -44,10 +44,15 @@ def batches(data: Any, batch_size: int = 32, limit: int | None = None) -> Iterat
                 return
 
 
+def _map(function: Callable[[Any], Any], structure: Any) -> Any:
+    return keras.tree.map_structure(function, structure, none_is_leaf=False)
+
+
 def _unpack(batch: Any) -> tuple[Any, Any]:
-    if isinstance(batch, tuple):
-        return (batch[0], batch[1]) if len(batch) > 1 else (batch[0], None)
-    return batch, None
+    if not isinstance(batch, tuple):
+        return batch, None
+    x, y, *_ = (*batch, None)
+    return x, y
 
 
 def _raw(data: Any, batch_size: int) -> Iterator[Any]:
@@ -58,7 +63,8 @@ def _raw(data: Any, batch_size: int) -> Iterator[Any]:
     if isinstance(data, Iterator):
         return data
     if callable(data) and not isinstance(data, tf.Tensor | np.ndarray):
-        return iter(data())
+        made: Any = data()
+        return iter(made)
     leaves = keras.tree.flatten(data)
     if not leaves or not all(isinstance(leaf, np.ndarray | tf.Tensor) for leaf in leaves if leaf is not None):
         raise KpipeError(
@@ -74,7 +80,7 @@ def _raw(data: Any, batch_size: int) -> Iterator[Any]:
 def _slices(data: Any, count: int, batch_size: int) -> Iterator[Any]:
     for start in range(0, count, batch_size):
         rows = slice(start, start + batch_size)
-        yield keras.tree.map_structure(lambda a, rows=rows: a[rows], data, none_is_leaf=False)
+        yield _map(lambda a, rows=rows: a[rows], data)
 
 
 def samples(data: Any, model: keras.Model, limit: int | None = 256, what: str = "calibration") -> list[np.ndarray]:

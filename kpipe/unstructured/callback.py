@@ -99,15 +99,15 @@ class WeightPruning(keras.callbacks.Callback):
         if self._holder is not None:  # a fit that broke off
             self._holder.release()
         self._holder = None
-        if trained_model(self.model).weights:
+        if trained_model(self._fit).weights:
             self._begin(first=self._step())
 
     def _begin(self, first: int) -> None:
-        found, self._skipped = find_targets(trained_model(self.model), self.layers)
+        found, self._skipped = find_targets(trained_model(self._fit), self.layers)
         self._targets = {target.path: target for target in found}
         self._keeps = {path: first_mask(target.variable.numpy()) for path, target in self._targets.items()}
         self._dropped = {path: keep.size - int(np.count_nonzero(keep)) for path, keep in self._keeps.items()}
-        self._holder = Holder(self.model)
+        self._holder = Holder(self._fit)
         self._masks = {path: Mask(keep) for path, keep in self._keeps.items()}
         for path, target in self._targets.items():
             self._holder.hold(target.variable, self._masks[path])
@@ -137,8 +137,14 @@ class WeightPruning(keras.callbacks.Callback):
         self._holder = None
         self._warn()
 
+    @property
+    def _fit(self) -> keras.Model:
+        if self.model is None:
+            raise KpipeError("WeightPruning has no model yet: pass it to model.fit, or call set_model(model).")
+        return self.model
+
     def _step(self) -> int:
-        return int(self.model.optimizer.iterations)
+        return int(self._fit.optimizer.iterations)
 
     def _follow(self, first: int, last: int) -> None:
         sparsity = last_due(self.schedule, first, last)
@@ -152,7 +158,7 @@ class WeightPruning(keras.callbacks.Callback):
 
     def _prune(self, paths: list[str], sparsity: float) -> None:
         weights = [(path, self._targets[path].role, self._targets[path].variable) for path in paths]
-        student = trained_model(self.model)
+        student = trained_model(self._fit)
         evidence = gather(student, weights, self.needs, self.data, self.loss, self.seed)
         keeps = drop_more(
             {path: self._keeps[path] for path in paths},
