@@ -262,6 +262,14 @@ def test_ignored_layers_stay_whole():
         plan_filters(model, ratio=0.5, ignore="nosuch")
 
 
+def judges_nothing(evidence):
+    return None
+
+
+def misshapen(evidence):
+    return np.zeros(3)
+
+
 @pytest.mark.parametrize(
     "request_, message",
     [
@@ -273,13 +281,12 @@ def test_ignored_layers_stay_whole():
         ({"ratio": 0.5, "scope": "glob"}, "Did you mean 'global'"),
         ({"ratio": 0.5, "round_to": 0}, "round_to"),
         ({"ratio": 0.5, "criterion": "tailor"}, "Did you mean 'taylor'"),
-        ({"ratio": 0.5, "criterion": lambda e: None}, "judges no weight"),
-        ({"ratio": 0.5, "criterion": lambda e: np.zeros(3)}, "shape"),
+        ({"ratio": 0.5, "criterion": judges_nothing}, "judges no weight"),
+        ({"ratio": 0.5, "criterion": misshapen}, "shape"),
         ({"target": {"latency": 0.5}}, "macs"),
         ({"target": {"macs": 1.5}}, "in \\(0, 1\\)"),
         ({"target": {"macs": 0.001}}, "cannot be reached"),
     ],
-    ids=str,
 )
 def test_bad_requests_are_refused(request_, message):
     with pytest.raises(KpipeError, match=message):
