@@ -13,7 +13,7 @@ import tensorflow as tf
 from kpipe.errors import ExportError
 from kpipe.export.file import Inspection, Operation, Port
 from kpipe.export.formats import FORMATS, Format
-from kpipe.export.quiet import quiet
+from kpipe.export.quiet import quiet, quiet_native
 from kpipe.export.runtime import Runtime, from_port, to_port
 from kpipe.export.signature import input_names, serving
 
@@ -88,7 +88,8 @@ class LiteRTRuntime(Runtime):
 
         check_content(path)
         try:
-            self.interpreter: Any = Interpreter(model_path=str(path), num_threads=threads)
+            with quiet_native():
+                self.interpreter: Any = Interpreter(model_path=str(path), num_threads=threads)
             self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ExportError(f"ai-edge-litert cannot load {path}: {_first_lines(error)}") from error

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from kpipe.data import Dataset
 from kpipe.errors import KpipeError
 from kpipe.pipeline import checkpoint, delivery, examine
 from kpipe.pipeline.artifact import KINDS, Artifact, FloatModel
 from kpipe.pipeline.context import Baseline, Context, load_model
+from kpipe.pipeline.determinism import deterministic_operations
 from kpipe.pipeline.ledger import Record, noting, plain
 from kpipe.pipeline.progress import Progress, Quiet
 from kpipe.pipeline.stage import Stage
@@ -59,6 +59,7 @@ class Step:
     stage: Stage | None
 
 
+@deterministic_operations()
 def run(plan: Plan, directory: Path, resume: bool = True, progress: Progress | None = None) -> dict[str, Any]:
     """Run a plan into a directory and deliver.
 
@@ -79,7 +80,6 @@ def run(plan: Plan, directory: Path, resume: bool = True, progress: Progress | N
         KpipeError: When the directory cannot be written, or a stage fails; finished steps stay.
     """
     progress = progress or Quiet()
-    tf.config.experimental.enable_op_determinism()
     data = plan.load_data()
     _begin(plan.seed, 0)
     start = plan.make_model(data)
