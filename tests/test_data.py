@@ -194,3 +194,22 @@ def test_a_function_gives_the_data(tmp_path, monkeypatch):
         load("source_of_mine:absent")
     with pytest.raises(KpipeError, match="refused its options"):
         load("source_of_mine:make", size=3)
+
+
+@pytest.mark.parametrize(
+    ("code", "match", "cause"),
+    [
+        ("def make(:\n", r"cannot be imported: SyntaxError", SyntaxError),
+        ("1 / 0\n", r"cannot be imported: ZeroDivisionError", ZeroDivisionError),
+        ("make = 3\n", r"is int; expected a function", None),
+        ("def make():\n    return len(3)\n", r"failed with TypeError: object of type 'int'", TypeError),
+        ("def make():\n    raise OSError('no disk')\n", r"failed with OSError: no disk", OSError),
+    ],
+)
+def test_a_function_that_fails_is_named_with_its_cause(tmp_path, monkeypatch, request, code, match, cause):
+    module = f"failing_source_{request.node.callspec.indices['code']}"
+    (tmp_path / f"{module}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KpipeError, match=f"'{module}:make' {match}") as caught:
+        load(f"{module}:make")
+    assert cause is None or isinstance(caught.value.__cause__, cause)

@@ -1,6 +1,7 @@
 """Data by name, by file or by function, split for training, validation, test and calibration."""
 
 import importlib
+import inspect
 import os
 import zipfile
 from collections.abc import Callable
@@ -141,17 +142,20 @@ def _read(path: Path) -> Arrays:
 
 
 def _call(source: str, options: dict[str, Any]) -> Dataset | Arrays:
-    module_name, _, function_name = source.partition(":")
+    function = _import(source)
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
+        inspect.signature(function).bind(**options)
+    except TypeError as error:
         raise KpipeError(
-            f"The data source {source!r} cannot be imported: {error}. Expected 'module:function' on Python's path."
+            f"The data source {source!r} refused its options {options}: {error}. "
+            f"It takes {inspect.signature(function)}."
         ) from error
+    except ValueError:  # a builtin without a signature: the call itself tells
+        pass
     try:
         made = function(**options)
-    except TypeError as error:
-        raise KpipeError(f"The data source {source!r} refused its options {options}: {error}.") from error
+    except Exception as error:
+        raise KpipeError(f"The data source {source!r} failed with {type(error).__name__}: {error}") from error
     if isinstance(made, Dataset):
         return made
     if isinstance(made, tuple) and len(made) == 2 and all(isinstance(part, tuple) for part in made):
@@ -159,6 +163,20 @@ def _call(source: str, options: dict[str, Any]) -> Dataset | Arrays:
     if not isinstance(made, tuple | list) or len(made) != 4:
         raise KpipeError(f"The data source {source!r} returned {type(made).__name__}; expected a Dataset or 4 arrays.")
     return tuple(np.asarray(part) for part in made)  # type: ignore[return-value]
+
+
+def _import(source: str) -> Callable[..., Any]:
+    module_name, _, function_name = source.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except Exception as error:  # an import runs the user's code: anything may come out of it
+        raise KpipeError(
+            f"The data source {source!r} cannot be imported: {type(error).__name__}: {error}. "
+            "Expected 'module:function' on Python's path."
+        ) from error
+    if not callable(function):
+        raise KpipeError(f"The data source {source!r} is {type(function).__name__}; expected a function.")
+    return function
 
 
 def _prepare(source: str, arrays: Arrays) -> Arrays:
