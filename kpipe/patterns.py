@@ -1,6 +1,7 @@
 """Which entries of a weight to keep: (scores, sparsity) -> keep-mask, with exact counts."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -106,11 +107,15 @@ def check_scope(scope: str, pattern: Pattern) -> None:
 def drop_count(size: int, sparsity: float) -> int:
     """Give how many of `size` entries a sparsity drops: round(sparsity * size).
 
+    Raises:
+        KpipeError: When the sparsity is no number in [0, 1).
+
     Example:
         >>> drop_count(10, 0.86)
         9
     """
-    if isinstance(sparsity, bool) or not 0 <= sparsity < 1:
+    number = isinstance(sparsity, Real) and not isinstance(sparsity, bool)  # a NumPy float is a Real too
+    if not number or not 0 <= sparsity < 1:
         raise KpipeError(f"The sparsity is {sparsity!r}; expected a fraction of zeros in [0, 1), such as 0.8.")
     return round(sparsity * size)
 

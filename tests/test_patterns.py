@@ -84,6 +84,9 @@ def test_custom_pattern_by_function():
         (lambda: unstructured(np.array([1.0, np.nan]), 0.5), "1 of 2 scores are NaN"),
         (lambda: unstructured(np.ones(3), 1.0), "sparsity is 1.0"),
         (lambda: unstructured(np.ones(3), float("nan")), "sparsity is nan"),
+        (lambda: unstructured(np.ones(3), "0.5"), "sparsity is '0.5'; expected a fraction"),
+        (lambda: unstructured(np.ones(3), None), "sparsity is None"),
+        (lambda: unstructured(np.ones(3), np.array([0.1, 0.2])), "sparsity is array"),
         (lambda: keep_masks({}, 0.5, "model"), "scope is 'model'"),
         (lambda: keep_masks({}, 0.5, pattern="unstructurd"), "Did you mean 'unstructured'"),
         (lambda: keep_masks({}, 0.5, pattern=3), "pattern is 3"),
@@ -94,7 +97,20 @@ def test_wrong_arguments_are_refused(make, match):
         make()
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+DROPPED = {"unstructured": 600}
+"""Pattern -> entries that it drops of 40 x 30 at a sparsity of one half."""
+
+
+def test_every_pattern_has_a_case():
+    assert set(DROPPED) == set(PATTERNS)
+
+
+@pytest.mark.parametrize("name", DROPPED)
 def test_every_pattern_keeps_the_shape_and_the_count(name):
     keep = PATTERNS[name](SCORES["normal"], 0.5)
-    assert keep.shape == SCORES["normal"].shape and int((~keep).sum()) == 600
+    assert keep.shape == SCORES["normal"].shape and int((~keep).sum()) == DROPPED[name]
+
+
+@pytest.mark.parametrize("sparsity", [np.float32(0.5), np.float64(0.5), 0])
+def test_numpy_and_whole_numbers_are_sparsities(sparsity):
+    assert int((~unstructured(np.ones(4), sparsity)).sum()) == round(4 * float(sparsity))
