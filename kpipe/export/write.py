@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from kpipe.atomic import replace_atomically
 from kpipe.data import samples
 from kpipe.errors import ExportError
 from kpipe.export.file import Agreement, File, gzip_size
@@ -121,17 +122,14 @@ def check_folder(path: Path) -> None:
 def in_place(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path` that takes its place at the end; on failure remove it and new folders."""
     made = [folder for folder in path.absolute().parents if not folder.exists()]
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_atomically(path) as temporary:
             yield temporary
-            temporary.replace(path)
-        except OSError as error:
-            raise ExportError(f"{path} cannot be written: {error}.") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
         for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+        if isinstance(error, OSError):
+            raise ExportError(f"{path} cannot be written: {error}.") from error
         raise

@@ -1,10 +1,10 @@
 """A run directory as `report.md` and as one `report.html` that needs nothing else."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from kpipe.atomic import replace_atomically
 from kpipe.errors import KpipeError
 from kpipe.report import findings, plots, tables
 from kpipe.report.details import details_tables
@@ -131,12 +131,10 @@ def fence(text: str) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        with replace_atomically(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         reason = error.strerror or error
         raise KpipeError(
             f"'{path}' cannot be written ({reason}). Free some space or grant the right to write."

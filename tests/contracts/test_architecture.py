@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "kpipe"
 LEVELS = (
-    ("errors",),
+    ("errors", "atomic"),
     ("registry",),
     ("layers", "schedules", "patterns", "data", "models", "copies"),
     ("graph", "projections"),
