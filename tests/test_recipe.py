@@ -87,7 +87,16 @@ def test_a_good_recipe_is_read_with_its_defaults():
         ("stages.3.student", {}, "stages[3].student: give either factory: .*"),
         ("stages.3.student", {"factory": "kpipe.models:nope"}, "stages[3].student.factory: module .* has no 'nope'"),
         ("stages.4.name", "a/b", "stages[4].name: received 'a/b'.*"),
-        ("stages.4.name", None, "stages[6].name: stages[4] delivers this file too; give each export a name"),
+        ("stages.0.stage", ["train"], "stages[0].stage: unknown stage ['train']. Known: .*"),
+        (
+            "stages.4.name",
+            None,
+            "stages[6].name: stages[4] delivers good.tflite too; give each export a name of its own",
+        ),
+        ("stages.4.name", "good", "stages[6].name: stages[4] delivers good.tflite too; .*"),
+        ("stages.4.precision", "int8", "stages[4].precision: int8 needs a quantized model; put a quantize .*"),
+        ("stages.6.precision", "float32", "stages[6].precision: a quantized model is written in int8 only, not in .*"),
+        ("stages.6.precision", "float16", "stages[6]: onnx files are not written in float16; .*"),
         ("stages.5.scheme", "int9", "stages[5].scheme: unknown scheme 'int9'.* Did you mean 'int8'?"),
         ("stages.6.formats", ["tflight"], "stages[6].formats[0]: unknown format 'tflight'.* Did you mean 'tflite'?"),
         ("stages.6.formats", [], "stages[6].formats: .*"),
@@ -130,6 +139,30 @@ def test_prune_after_quantize_is_refused_and_export_before_is_not():
     (fault,) = faults(document)
     assert fault.startswith("stages[6]: prune_filters takes a float model, but stages[5] (quantize) gives a quantized")
     parse_recipe(GOOD)  # holds an export before quantize
+
+
+def test_two_exports_of_two_names_are_not_refused():
+    parse_recipe(changed("stages.4.name", "other"))
+    document = changed("stages.4.formats", ["onnx"])
+    document["stages"][6]["formats"] = ["tflite"]
+    document["stages"][4]["name"] = "good"
+    parse_recipe(document)
+
+
+def test_precisions_that_fit_are_not_refused():
+    parse_recipe(changed("stages.6.precision", "int8"))
+    parse_recipe(changed("stages.4.precision", "float16"))
+
+
+@pytest.mark.parametrize(
+    ("formats", "expected"),
+    [([], ["tflite"]), ([["onnx"]], ["onnx"]), ([["onnx"], ["tflite", "onnx"]], ["onnx", "tflite"])],
+)
+def test_steps_are_measured_in_the_formats_that_are_delivered(formats, expected):
+    document = copy.deepcopy(GOOD)
+    document["stages"] = [{"stage": "train"}]
+    document["stages"] += [{"stage": "export", "name": str(i), "formats": f} for i, f in enumerate(formats)]
+    assert parse_recipe(document).plan().formats == expected
 
 
 def test_a_file_is_looked_for_beside_the_recipe(tmp_path):

@@ -12,8 +12,8 @@ from kpipe.pipeline import STAGES, ModelSource, Stage, order_faults
 from kpipe.pipeline.source import function_named, importable, locate
 from kpipe.recipe.faults import parse
 from kpipe.recipe.schema import Head, Recipe, model_sources
+from kpipe.recipe.together import delivery_faults, precision_faults
 from kpipe.registry import nearest
-from kpipe.stages import Export
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -82,7 +82,9 @@ def parse_recipe(document: Any, folder: str | Path = ".", name: str | None = Non
     faults += _file_faults(stages, folder)
     if all(stage is not None for stage in stages):
         faults += [f"stages[{index}]: {fault}" for index, fault in order_faults([s for s in stages if s])]
-        faults += _delivery_faults([s for s in stages if s])
+        faults += precision_faults([s for s in stages if s])
+        if isinstance(head, Head):
+            faults += delivery_faults([s for s in stages if s], head.name)
     if faults or not isinstance(head, Head):
         raise RecipeError("\n".join(f"  {fault}" for fault in ["", *faults]).removeprefix("  "))
     return Recipe(head=head, stages=tuple(stage for stage in stages if stage), folder=folder)
@@ -99,7 +101,7 @@ def _parse_stages(listed: Any) -> tuple[list[Stage | None], list[str]]:
         stage = None
         if not isinstance(item, Mapping) or "stage" not in item:
             faults.append(f"{path}: received {item!r}; expected a mapping with `stage`. Known: {', '.join(STAGES)}")
-        elif item["stage"] not in STAGES:
+        elif not isinstance(item["stage"], str) or item["stage"] not in STAGES:
             hint = nearest(str(item["stage"]), STAGES)
             faults.append(f"{path}.stage: unknown stage {item['stage']!r}. Known: {', '.join(STAGES)}.{hint}")
         else:
@@ -148,21 +150,6 @@ def _attempt(path: str, check: Callable[[], Any]) -> list[str]:
     except KpipeError as error:
         return [f"{path}: {error}"]
     return []
-
-
-def _delivery_faults(stages: Sequence[Stage]) -> list[str]:
-    """Find exports that would deliver a file of the same name twice."""
-    faults = []
-    seen: dict[str, int] = {}
-    for index, stage in enumerate(stages):
-        if isinstance(stage, Export):
-            for suffix in stage.formats:
-                file = f"{stage.name or ''}.{suffix}"
-                if file in seen:
-                    other = f"stages[{seen[file]}]" if seen[file] != index else "the same stage"
-                    faults.append(f"stages[{index}].name: {other} delivers this file too; give each export a name")
-                seen[file] = index
-    return faults
 
 
 def _beside(path: Path) -> str:

@@ -141,8 +141,9 @@ def model_sources(stage: Stage) -> list[tuple[str, ModelSource]]:
 
 
 def _formats(stages: Sequence[Stage]) -> list[str]:
+    """Give the formats that every step is measured in: those that the recipe delivers; LiteRT if it delivers none."""
     asked = [suffix for stage in stages if isinstance(stage, Export) for suffix in stage.formats]
-    return list(dict.fromkeys(["tflite", *asked]))
+    return list(dict.fromkeys(asked)) or ["tflite"]
 
 
 def _stage_key(stage: Stage, folder: Path) -> str:

@@ -1,0 +1,67 @@
+"""Faults that no stage has alone: what cannot stand together in one recipe."""
+
+from collections.abc import Sequence
+
+from kpipe.pipeline import FloatModel, QuantizedModel, Stage, wiring
+from kpipe.stages import Export
+
+
+def delivery_faults(stages: Sequence[Stage], name: str) -> list[str]:
+    """Find exports that would deliver a file of the same name twice.
+
+    Args:
+        stages: The stages in their order.
+        name: The recipe's name, which an export takes that has none of its own.
+
+    Returns:
+        The faults, each with its path.
+
+    Example:
+        >>> delivery_faults([Export(), Export(name="a")], "a")
+        ['stages[1].name: stages[0] delivers a.tflite too; give each export a name of its own']
+    """
+    faults = []
+    seen: dict[str, int] = {}
+    for index, stage in enumerate(stages):
+        if isinstance(stage, Export):
+            for suffix in stage.formats:
+                file = f"{stage.name or name}.{suffix}"
+                if file in seen:
+                    other = f"stages[{seen[file]}]" if seen[file] != index else "the same stage"
+                    faults.append(
+                        f"stages[{index}].name: {other} delivers {file} too; give each export a name of its own"
+                    )
+                seen[file] = index
+    return faults
+
+
+def precision_faults(stages: Sequence[Stage]) -> list[str]:
+    """Find exports in a precision that the model they get cannot have.
+
+    Args:
+        stages: The stages in their order.
+
+    Returns:
+        The faults, each with its path.
+
+    Example:
+        >>> precision_faults([Export(precision="int8")])
+        ['stages[0].precision: int8 needs a quantized model; put a quantize stage before this one']
+    """
+    faults = []
+    kind: type = FloatModel
+    for index, stage in enumerate(stages):
+        if isinstance(stage, Export) and stage.precision is not None:
+            quantized = kind is QuantizedModel
+            path = f"stages[{index}].precision"
+            if quantized and stage.precision != "int8":
+                faults.append(
+                    f"{path}: a quantized model is written in int8 only, not in {stage.precision}; leave precision "
+                    "out, or export before quantize"
+                )
+            elif stage.precision == "int8" and not quantized:
+                faults.append(f"{path}: int8 needs a quantized model; put a quantize stage before this one")
+        gives = wiring(type(stage)).gives
+        if gives is not None and kind not in gives:
+            kind = gives[0]
+    return faults
