@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from kpipe.errors import RecipeError
+from kpipe.patterns import PATTERNS
 from kpipe.recipe import load_recipe, parse_recipe
 
 GOOD = {
@@ -68,9 +69,13 @@ def test_a_good_recipe_is_read_with_its_defaults():
         ("stages.1.criterion", "tailor", "stages[1].criterion: unknown criterion 'tailor'.* Did you mean 'taylor'?"),
         ("stages.1.target", {"mac": 0.5}, "stages[1].target.mac: unknown key. Known: macs, params.*mean 'macs'?"),
         ("stages.1.target", {"macs": 0.0}, "stages[1].target.macs: received 0.0; .*greater than 0"),
+        ("stages.1.target", {"macs": 1.0}, "stages[1].target.macs: received 1.0; .*less than 1"),
+        ("stages.1.ignore", ["conv1", "conv("], "stages[1].ignore[1]: 'conv(' is no regular expression: .*"),
+        ("stages.2.layers", "[a", "stages[2].layers: '[a' is no regular expression: .*"),
+        ("stages.2.epochs", 0, "stages[2]: a schedule needs epochs to prune in; .*"),
         ("stages.1.target", {}, "stages[1].target: .*macs.*params.*"),
         ("stages.1.ratio", 0.5, "stages[1]: received ratio, target; give exactly one of ratio, target, schedule"),
-        ("stages.1.scope", "net", "stages[1].scope: received 'net'; .*'layer' or 'global'"),
+        ("stages.1.scope", "net", "stages[1].scope: unknown scope 'net'. Known: layer, global..*"),
         ("stages.2.schedule", {"poly": {}}, "stages[2].schedule: Unknown schedule 'poly'.*"),
         (
             "stages.2.schedule",
@@ -152,6 +157,39 @@ def test_two_exports_of_two_names_are_not_refused():
 def test_precisions_that_fit_are_not_refused():
     parse_recipe(changed("stages.6.precision", "int8"))
     parse_recipe(changed("stages.4.precision", "float16"))
+
+
+@pytest.mark.parametrize("stage", [{"stage": "prune_filters", "ratio": 0.5}, {"stage": "quantize"}])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("distill", {}), ("optimizer", {"learning_rate": 0.5}), ("batch_size", 8), ("loss", "mean_squared_error")],
+)
+def test_what_only_a_training_reads_is_refused_without_one(stage, field, value):
+    document = changed("stages", [{"stage": "train"}, {**stage, "epochs": 0, field: value}])
+    (fault,) = faults(document)
+    assert fault.startswith(f"stages[1]: epochs is 0: nothing trains, and {field} would do nothing. Leave {field} out")
+    document["stages"][1]["epochs"] = 1
+    parse_recipe(document)
+
+
+def test_a_stage_that_does_not_train_is_read_again_from_its_resolved_recipe():
+    stages = [{"stage": "prune_weights", "sparsity": 0.5, "epochs": 0}, {"stage": "quantize"}]
+    resolved = parse_recipe(changed("stages", stages)).resolved()
+    assert parse_recipe(resolved).resolved() == resolved
+
+
+def test_a_criterion_with_gradients_reads_the_loss_without_a_training():
+    stage = {"stage": "prune_filters", "ratio": 0.5, "epochs": 0, "loss": "mean_squared_error"}
+    parse_recipe(changed("stages", [{**stage, "criterion": "taylor"}]))
+    assert len(faults(changed("stages", [{**stage, "criterion": "l1"}]))) == 1
+
+
+def test_a_pattern_without_a_global_ranking_is_refused(monkeypatch):
+    monkeypatch.setitem(PATTERNS._objects, "whole_rows", lambda scores, sparsity: scores > 0)
+    stage = {"stage": "prune_weights", "sparsity": 0.5, "pattern": "whole_rows"}
+    parse_recipe(changed("stages", [stage]))
+    (fault,) = faults(changed("stages", [{**stage, "scope": "global"}]))
+    assert fault.startswith("stages[0]: The pattern")
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def parse_recipe(document: Any, folder: str | Path = ".", name: str | None = Non
         kpipe.errors.RecipeError:
           stages[0].stage: unknown stage 'trian'. Known: distill, export, prune_filters, prune_weights, quantize,
           train. Did you mean 'train'?
-          stages[1].epoch: unknown key. Known: stage, scheme, epochs, batch_size, optimizer, loss, distill. Did you
+          stages[1].epoch: unknown key. Known: stage, epochs, batch_size, optimizer, loss, distill, scheme. Did you
           mean 'epochs'?
     """
     folder = Path(folder)

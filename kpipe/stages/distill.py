@@ -4,15 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kpipe.errors import KpipeError
-from kpipe.pipeline import STAGES, Context, FloatModel, ModelSource, Stage
+from kpipe.pipeline import STAGES, Context, FloatModel, ModelSource
 from kpipe.pipeline.source import make_model
-from kpipe.stages.fields import BatchSize, LossName, Optimizer, Teaching, TrainingEpochs
-from kpipe.stages.training import train
+from kpipe.stages.fields import Teaching, TrainingEpochs
+from kpipe.stages.training import TrainingStage, train
 
 
 @STAGES("distill")
-class Distill(Stage):
+class Distill(TrainingStage):
     """Train a student on the labels and on the baseline's answers.
 
     Args:
@@ -31,14 +30,9 @@ class Distill(Stage):
     temperature: Annotated[float, Field(gt=0)] = 3.0
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     epochs: TrainingEpochs = 10
-    batch_size: BatchSize = 64
-    optimizer: Optimizer = Optimizer()
-    loss: LossName = "auto"
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:
         """Teach."""
-        if context.baseline is None:
-            raise KpipeError("distill has no teacher: let a train stage come first, or load a trained model.")
         student = artifact.model
         if self.student is not None:
             student = make_model(self.student, context.data, context.recipe_folder)

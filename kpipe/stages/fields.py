@@ -1,5 +1,6 @@
 """The types of the fields that several stages share; each is checked where a recipe is read."""
 
+import re
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
@@ -7,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from kpipe.errors import KpipeError
 from kpipe.export import FORMATS
-from kpipe.patterns import PATTERNS
+from kpipe.patterns import PATTERNS, SCOPES
 from kpipe.pipeline.task import LOSSES
 from kpipe.quantize.quantize import SCHEMES
 from kpipe.registry import nearest
@@ -45,12 +46,21 @@ def _schedule(spec: dict[str, Any]) -> dict[str, Any]:
     return spec
 
 
+def _expression(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise KpipeError(f"{pattern!r} is no regular expression: {error}") from error
+    return pattern
+
+
 Epochs = Annotated[int, Field(ge=0, le=100_000)]
 TrainingEpochs = Annotated[int, Field(ge=1, le=100_000)]
 BatchSize = Annotated[int, Field(ge=1)]
+Multiple = Annotated[int, Field(ge=1)]
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
-Remaining = Annotated[float, Field(gt=0, le=1)]
+Remaining = Annotated[float, Field(gt=0, lt=1)]
 CriterionName = Annotated[str, _one_of("criterion", CRITERIA)]
 LossName = Annotated[str, _one_of("loss", ("auto", *LOSSES))]
 PatternName = Annotated[str, _one_of("pattern", PATTERNS)]
@@ -58,7 +68,8 @@ FormatName = Annotated[str, _one_of("format", FORMATS)]
 SchemeName = Annotated[str, _one_of("scheme", SCHEMES)]
 PrecisionName = Annotated[str, _one_of("precision", PRECISIONS)]
 ScheduleSpec = Annotated[dict[str, Any], AfterValidator(_schedule)]
-Scope = Literal["layer", "global"]
+ScopeName = Annotated[str, _one_of("scope", SCOPES)]
+Expression = Annotated[str, AfterValidator(_expression)]
 
 
 class Optimizer(BaseModel):

@@ -6,27 +6,17 @@ import keras
 from pydantic import model_validator
 
 from kpipe.errors import KpipeError
-from kpipe.pipeline import STAGES, Context, FloatModel, Stage
+from kpipe.pipeline import STAGES, Context, FloatModel
 from kpipe.pipeline.task import loss_for
 from kpipe.schedules import schedule
-from kpipe.stages.fields import (
-    BatchSize,
-    CriterionName,
-    Epochs,
-    LossName,
-    Optimizer,
-    Ratio,
-    ScheduleSpec,
-    Scope,
-    Target,
-    Teaching,
-)
+from kpipe.stages.fields import CriterionName, Expression, Multiple, Ratio, Target
+from kpipe.stages.pruning import PruningStage
 from kpipe.stages.training import evidence, steps_in, train
 from kpipe.structured import FilterPruning, plan_filters, prune_filters
 
 
 @STAGES("prune_filters")
-class PruneFilters(Stage):
+class PruneFilters(PruningStage):
     """Remove the least important channels, then train what is left.
 
     Say how many by one of `ratio`, `target` and `schedule`. The first two cut before the training; a schedule zeroes
@@ -51,24 +41,15 @@ class PruneFilters(Stage):
     stage: Literal["prune_filters"] = "prune_filters"
     ratio: Ratio | None = None
     target: Target | None = None
-    schedule: ScheduleSpec | None = None
     criterion: CriterionName = "l1"
-    scope: Scope = "layer"
-    round_to: BatchSize = 1
-    ignore: tuple[str, ...] = ()
-    epochs: Epochs = 5
-    batch_size: BatchSize = 64
-    optimizer: Optimizer = Optimizer()
-    loss: LossName = "auto"
-    distill: Teaching | None = None
+    round_to: Multiple = 1
+    ignore: tuple[Expression, ...] = ()
 
     @model_validator(mode="after")
     def _one_amount(self) -> Self:
         given = [name for name in ("ratio", "target", "schedule") if getattr(self, name) is not None]
         if len(given) != 1:
             raise KpipeError(f"received {', '.join(given) or 'no amount'}; give exactly one of ratio, target, schedule")
-        if self.schedule is not None and self.epochs == 0:
-            raise KpipeError("a schedule needs epochs to prune in; give epochs, or a ratio instead")
         return self
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:

@@ -6,28 +6,19 @@ import keras
 from pydantic import model_validator
 
 from kpipe.errors import KpipeError
-from kpipe.pipeline import STAGES, Context, FloatModel, Stage
+from kpipe.patterns import check_scope, pattern_of
+from kpipe.pipeline import STAGES, Context, FloatModel
 from kpipe.pipeline.task import loss_for
 from kpipe.schedules import schedule
-from kpipe.stages.fields import (
-    BatchSize,
-    CriterionName,
-    Epochs,
-    LossName,
-    Optimizer,
-    PatternName,
-    ScheduleSpec,
-    Scope,
-    Sparsity,
-    Teaching,
-)
+from kpipe.stages.fields import CriterionName, Expression, PatternName, Sparsity
+from kpipe.stages.pruning import PruningStage
 from kpipe.stages.training import evidence, steps_in, train
 from kpipe.unstructured import Report, WeightPruning, find_targets, prune_weights
 from kpipe.unstructured.report import make_report
 
 
 @STAGES("prune_weights")
-class PruneWeights(Stage):
+class PruneWeights(PruningStage):
     """Set the least important weights to zero while the model trains; later stages keep the zeros.
 
     Say how many by `sparsity` or `schedule`.
@@ -51,23 +42,15 @@ class PruneWeights(Stage):
     stage: Literal["prune_weights"] = "prune_weights"
     leaves_zeros = True
     sparsity: Sparsity | None = None
-    schedule: ScheduleSpec | None = None
     criterion: CriterionName = "magnitude"
     pattern: PatternName = "unstructured"
-    scope: Scope = "layer"
-    layers: str | None = None
-    epochs: Epochs = 5
-    batch_size: BatchSize = 64
-    optimizer: Optimizer = Optimizer()
-    loss: LossName = "auto"
-    distill: Teaching | None = None
+    layers: Expression | None = None
 
     @model_validator(mode="after")
     def _one_amount(self) -> Self:
         if (self.sparsity is None) == (self.schedule is None):
             raise KpipeError("give exactly one of sparsity and schedule")
-        if self.schedule is not None and self.epochs == 0:
-            raise KpipeError("a schedule needs epochs to prune in; give epochs, or a sparsity instead")
+        check_scope(self.scope, pattern_of(self.pattern))
         return self
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:

@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from kpipe.pipeline import STAGES, Context, FloatModel, QuantizedModel, Stage
+from kpipe.pipeline import STAGES, Context, FloatModel, QuantizedModel
 from kpipe.quantize import quantize
-from kpipe.stages.fields import BatchSize, Epochs, LossName, Optimizer, SchemeName, Teaching
-from kpipe.stages.training import train
+from kpipe.stages.fields import Epochs, Optimizer, SchemeName
+from kpipe.stages.training import RetrainingStage, train
 
 
 @STAGES("quantize")
-class Quantize(Stage):
+class Quantize(RetrainingStage):
     """Round weights and activations to integers, with ranges taken from the calibration samples; train on if asked.
 
     Args:
@@ -25,10 +25,7 @@ class Quantize(Stage):
     stage: Literal["quantize"] = "quantize"
     scheme: SchemeName = "int8"
     epochs: Epochs = 0
-    batch_size: BatchSize = 64
     optimizer: Optimizer = Optimizer(learning_rate=1e-4)
-    loss: LossName = "auto"
-    distill: Teaching | None = None
 
     def run(self, artifact: FloatModel, context: Context) -> QuantizedModel:
         """Quantize, and train on."""

@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 import keras
 from pydantic import Field
 
-from kpipe.pipeline import STAGES, Context, FloatModel, Stage
-from kpipe.stages.fields import BatchSize, LossName, Optimizer, TrainingEpochs
-from kpipe.stages.training import train
+from kpipe.pipeline import STAGES, Context, FloatModel
+from kpipe.stages.fields import TrainingEpochs
+from kpipe.stages.training import TrainingStage, train
 
 
 @STAGES("train")
-class Train(Stage):
+class Train(TrainingStage):
     """Train the model on the data; as the first stage it makes the baseline.
 
     Args:
@@ -25,9 +25,6 @@ class Train(Stage):
 
     stage: Literal["train"] = "train"
     epochs: TrainingEpochs = 10
-    batch_size: BatchSize = 64
-    optimizer: Optimizer = Optimizer()
-    loss: LossName = "auto"
     patience: Annotated[int, Field(ge=1)] | None = None
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:

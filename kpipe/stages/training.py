@@ -4,31 +4,62 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Protocol
+from typing import Self
 
 import keras
 import numpy as np
+from pydantic import model_validator
 
 from kpipe.distill import distill
+from kpipe.errors import KpipeError
+from kpipe.pipeline import Stage
 from kpipe.pipeline.context import Context
 from kpipe.pipeline.task import loss_for
 from kpipe.projections import hold_zeros
-from kpipe.stages.fields import OPTIMIZERS, Optimizer, Teaching
+from kpipe.stages.fields import OPTIMIZERS, BatchSize, Epochs, LossName, Optimizer, Teaching
 
 EVIDENCE_SAMPLES = 1024
 
 
-class Training(Protocol):
-    """The fields of a stage that trains."""
+class TrainingStage(Stage):
+    """Describe a stage that trains: the fields of its `fit`.
 
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def optimizer(self) -> Optimizer: ...
-    @property
-    def loss(self) -> str: ...
+    Args:
+        epochs: Passes over the training data.
+        batch_size: Samples an update.
+        optimizer: The optimizer.
+        loss: "auto" takes what fits the labels; else the name of a loss.
+    """
+
+    epochs: Epochs = 5
+    batch_size: BatchSize = 64
+    optimizer: Optimizer = Optimizer()
+    loss: LossName = "auto"
+
+
+class RetrainingStage(TrainingStage):
+    """Describe a stage that changes the model and may train it on, taught by the baseline or not.
+
+    Args:
+        distill: Let the baseline teach, such as {temperature: 3.0, alpha: 0.5}.
+    """
+
+    distill: Teaching | None = None
+
+    def only_for_training(self) -> tuple[str, ...]:
+        """Name the fields that nothing reads where nothing trains."""
+        return ("batch_size", "optimizer", "loss", "distill")
+
+    @model_validator(mode="after")
+    def _trains_where_it_is_told_how(self) -> Self:
+        fields = type(self).model_fields
+        idle = [name for name in self.only_for_training() if getattr(self, name) != fields[name].default]
+        if self.epochs == 0 and idle:
+            raise KpipeError(
+                f"epochs is 0: nothing trains, and {', '.join(idle)} would do nothing. Leave {', '.join(idle)} out, "
+                "or give epochs"
+            )
+        return self
 
 
 class Reporting(keras.callbacks.Callback):
@@ -63,7 +94,7 @@ class Reporting(keras.callbacks.Callback):
         self.context.progress.tell(f"epoch {epoch + 1}/{self.epochs}{self._last}", (epoch + 1) / self.epochs)
 
 
-def steps_in(training: Training, context: Context) -> int:
+def steps_in(training: TrainingStage, context: Context) -> int:
     """Give the number of optimizer updates of a stage's training."""
     return training.epochs * math.ceil(len(context.data.train[0]) / training.batch_size)
 
@@ -84,7 +115,7 @@ def make_optimizer(optimizer: Optimizer, steps: int) -> keras.optimizers.Optimiz
 
 
 def train(
-    training: Training,
+    training: TrainingStage,
     model: keras.Model,
     context: Context,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -101,9 +132,14 @@ def train(
 
     Returns:
         The trained model.
+
+    Raises:
+        KpipeError: When the baseline is to teach and there is none.
     """
     if training.epochs == 0:
         return model
+    if teaching is not None and context.baseline is None:
+        raise KpipeError("distill has no teacher: let a train stage come first, or load a trained model.")
     steps = steps_in(training, context)
     told = [*callbacks, Reporting(context, training.epochs, steps // training.epochs)]
     optimizer = make_optimizer(training.optimizer, steps)

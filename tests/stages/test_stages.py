@@ -138,8 +138,7 @@ def test_setting_no_weight_to_zero_warns_and_notes_it(model, context):
     assert len(context.record.notes) == 1
 
 
-@pytest.mark.parametrize("epochs", [0, 2])
-@pytest.mark.parametrize("teaching", [None, Teaching()])
+@pytest.mark.parametrize(("epochs", "teaching"), [(0, None), (2, None), (2, Teaching())])
 def test_prune_weights_has_exact_counts(model, data, tmp_path, baseline, epochs, teaching):
     context = taught(data, tmp_path, baseline)
     after = PruneWeights(sparsity=0.6, epochs=epochs, distill=teaching).run(FloatModel(model), context).model
@@ -163,6 +162,7 @@ def test_prune_weights_of_some_layers(model, context):
         Distill(epochs=1),
         PruneFilters(ratio=0.25, epochs=1, criterion="l2"),
         PruneFilters(ratio=0.25, epochs=1, criterion="l2", distill=Teaching()),
+        PruneFilters(schedule={"constant": {"target_sparsity": 0.25}}, epochs=1, criterion="l2"),
     ],
 )
 def test_later_stages_keep_the_zeros(model, data, tmp_path, baseline, stage):
@@ -197,9 +197,19 @@ def test_quantize_gives_a_quantized_model_that_keeps_zeros(model, data, tmp_path
         assert (kernel[zero] == 0).all()
 
 
-def test_distill_needs_a_teacher(model, context):
+@pytest.mark.parametrize(
+    "stage",
+    [
+        Distill(epochs=1),
+        PruneFilters(ratio=0.5, epochs=1, distill=Teaching()),
+        PruneWeights(sparsity=0.5, epochs=1, distill=Teaching()),
+        Quantize(epochs=1, distill=Teaching()),
+    ],
+    ids=lambda stage: stage.stage,
+)
+def test_teaching_needs_a_teacher(model, context, stage):
     with pytest.raises(KpipeError, match="distill has no teacher"):
-        Distill(epochs=1).run(FloatModel(model), context)
+        stage.run(FloatModel(model), context)
 
 
 def test_distill_into_another_student(model, data, tmp_path, baseline):
