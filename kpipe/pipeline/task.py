@@ -1,11 +1,18 @@
 """What the network is for: which loss its output and the labels ask for, and how well it does."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
+from keras import layers as L
+from keras.src.models.functional import Functional
+from keras.src.ops import nn
 
 from kpipe.errors import KpipeError
+from kpipe.fake_quant import FakeQuant, QuantizedWeights
+from kpipe.graph import functional
+from kpipe.layers import quantization_of
 from kpipe.registry import nearest
 
 LOSSES: dict[str, tuple[Callable[..., keras.losses.Loss], bool]] = {
@@ -17,6 +24,15 @@ LOSSES: dict[str, tuple[Callable[..., keras.losses.Loss], bool]] = {
     "huber": (keras.losses.Huber, False),
 }
 """Name -> the loss, and whether it is to be told that it sees logits."""
+
+SQUASHING = (keras.activations.softmax, keras.activations.sigmoid)
+SQUASHING_LAYERS = (L.Softmax, nn.Softmax, nn.Sigmoid)
+ACTIVATED = (
+    *(L.Activation, L.Dense, L.EinsumDense, L.Conv1D, L.Conv2D, L.Conv3D),
+    *(L.Conv1DTranspose, L.Conv2DTranspose, L.Conv3DTranspose),
+    *(L.DepthwiseConv1D, L.DepthwiseConv2D, L.SeparableConv1D, L.SeparableConv2D),
+)
+"""Layers that end in their own `activation`."""
 
 
 def loss_for(model: keras.Model, labels: np.ndarray, name: str = "auto") -> keras.losses.Loss:
@@ -65,22 +81,39 @@ def _fitting(units: int | None, labels: np.ndarray) -> str:
 def gives_probabilities(model: keras.Model) -> bool:
     """Tell whether a model ends in a softmax or a sigmoid.
 
+    The output is followed back to where its values are made: through layers that only move values, through fake
+    quantization, and into nested models. An activation further back, as in a squeeze-and-excite block, says nothing.
+
     Args:
-        model: The model. Layers after the last activation that only round values are passed over.
+        model: A model with one output, float or quantized.
+
+    Returns:
+        False for logits, and for a last layer that is not known.
 
     Example:
         >>> gives_probabilities(keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, activation="softmax")]))
         True
     """
-    squashing = (keras.activations.softmax, keras.activations.sigmoid)
-    for layer in reversed(model.layers):
-        if isinstance(layer, keras.Model):
-            return gives_probabilities(layer)
-        if isinstance(layer, keras.layers.Softmax):
-            return True
-        if isinstance(layer, keras.layers.Dense | keras.layers.Activation | keras.layers.Conv2D):
-            return layer.activation in squashing
-    return False
+    last = _made_by(model.outputs[0])
+    return isinstance(last, SQUASHING_LAYERS) or (isinstance(last, ACTIVATED) and last.activation in SQUASHING)
+
+
+def _made_by(tensor: Any) -> Any:
+    """Give the layer or operation that makes a tensor's values; None where they come from an input."""
+    while True:
+        layer, call, position = tensor._keras_history
+        fed = layer._inbound_nodes[call].input_tensors
+        if isinstance(layer, keras.Sequential | Functional):
+            made = _made_by(functional(layer).outputs[position])
+            if made is not None:
+                return made
+        elif isinstance(layer, QuantizedWeights):
+            return layer.layer
+        elif not (isinstance(layer, FakeQuant) or quantization_of(layer) == "same"):
+            return layer
+        if not fed:
+            return None
+        tensor = fed[0]
 
 
 def classifies(labels: np.ndarray) -> bool:

@@ -4,6 +4,7 @@ import pytest
 
 from kpipe.errors import KpipeError
 from kpipe.pipeline.task import accuracy, classifies, gives_probabilities, loss_for
+from kpipe.quantize import quantize
 
 
 def net(units, activation=None):
@@ -78,3 +79,31 @@ def test_accuracy_of_one_output_knows_probabilities():
 def test_labels_that_are_no_classes_have_no_accuracy():
     assert not classifies(np.array([0.25, 1.5]))
     assert accuracy(np.zeros((2, 1)), np.array([0.25, 1.5])) is None
+
+
+def gated(activation):
+    """Give a net whose squeeze-and-excite block ends in a sigmoid of its own."""
+    image = keras.Input((4, 4, 3))
+    x = keras.layers.Conv2D(4, 3, padding="same", activation="relu")(image)
+    gate = keras.layers.GlobalAveragePooling2D(keepdims=True)(x)
+    gate = keras.layers.Conv2D(4, 1, activation="sigmoid")(gate)
+    x = keras.layers.Flatten()(keras.layers.Multiply()([x, gate]))
+    return keras.Model(image, keras.layers.Dense(3, activation=activation)(x))
+
+
+@pytest.mark.parametrize(("activation", "expected"), [(None, False), ("softmax", True), ("sigmoid", True)])
+def test_a_quantized_net_ends_as_its_float_one(activation, expected):
+    model = gated(activation)
+    quantized = quantize(model, calibration=np.random.default_rng(0).normal(size=(16, 4, 4, 3)).astype("float32"))
+    assert gives_probabilities(model) is expected
+    assert gives_probabilities(quantized) is expected
+    assert loss_for(quantized, np.array([0, 2])).get_config()["from_logits"] is not expected
+
+
+def test_nested_models_are_followed_to_what_makes_the_output():
+    inner = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="softmax")])
+    moving = keras.Sequential([keras.Input((2,)), keras.layers.Reshape((2, 1)), keras.layers.Flatten()])
+    assert gives_probabilities(keras.Sequential([keras.Input((3,)), inner, moving]))
+    assert not gives_probabilities(keras.Sequential([keras.Input((3,)), inner, moving, keras.layers.Dense(2)]))
+    x = keras.Input((3,))
+    assert gives_probabilities(keras.Model(x, keras.ops.softmax(keras.layers.Dense(2)(x))))
