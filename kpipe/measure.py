@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from kpipe.errors import KpipeError, SurgeryError
+from kpipe.fake_quant import FakeQuant, bake, is_quantized
 from kpipe.graph import trace
 from kpipe.layers import KERNEL_ROLES, leaves, weights
 
@@ -117,7 +118,8 @@ def measure(model: keras.Model) -> Measurement:
 
     Args:
         model: Any built Keras model. MACs are counted for one sample, kernels only, from the rules of the layers; they
-            are None for a layer without a rule, an open input size, or a subclassed model.
+            are None for a layer without a rule, an open input size, or a subclassed model. A quantized model is counted
+            as it will be written: its kernels rounded, without masks and ranges.
 
     Returns:
         The counts; print them for a table.
@@ -136,13 +138,20 @@ def measure(model: keras.Model) -> Measurement:
         raise KpipeError(f"Expected a Keras model. Received: {type(model).__module__}.{type(model).__name__}.")
     if not model.built:
         raise KpipeError(f"Model {model.name!r} is not built. Call it once on data, or add a keras.Input.")
+    if is_quantized(model):
+        rows = [row for row in _rows(bake(model)) if row.kind != FakeQuant.__name__]
+    else:
+        rows = _rows(model)
+    return Measurement(model.name, tuple(rows))
+
+
+def _rows(model: keras.Model) -> list[LayerMeasure]:
     try:
         traced = trace(model, unknown="freeze")
         named = [(layer.path, layer.layer, sum_macs(layer.weights)) for layer in traced.layers]
     except SurgeryError:
         named = [(layer.path, layer, None if weights(layer) else 0) for layer in leaves(model)]
-    rows = [_row(path, layer, macs) for path, layer, macs in named if isinstance(layer, keras.Layer) and layer.weights]
-    return Measurement(model.name, tuple(rows))
+    return [_row(path, layer, macs) for path, layer, macs in named if isinstance(layer, keras.Layer) and layer.weights]
 
 
 def sum_macs(traced_weights: Sequence[Any]) -> int | None:

@@ -2,6 +2,7 @@
 
 import math
 import operator
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import keras
 
-from kpipe.errors import KpipeError
+from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.registry import Registry, nearest
 
 SCHEDULES: Registry[type["Schedule"]] = Registry("schedule")
@@ -190,9 +191,52 @@ def last_due(ask: Schedule, first: int, last: int) -> float | None:
     return None
 
 
+def warn_of_shortfall(what: str, ask: Schedule, begun: int, ended: int, changed: bool) -> None:
+    """Warn when a training did less than its schedule asks for; say which step numbers did not meet.
+
+    Args:
+        what: Who pruned, for the text.
+        ask: The schedule.
+        begun: Optimizer updates done when the training began.
+        ended: Optimizer updates done when it ended.
+        changed: Whether anything is pruned by now.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn_of_shortfall("WeightPruning", ConstantSparsity(0.5, begin_step=100), 0, 40, changed=False)
+        >>> print(caught[0].message)
+        WeightPruning pruned nothing: training ended at step 40, before begin_step=100. Train longer, or begin earlier.
+    """
+    if not changed and ended < ask.begin_step:
+        text = f"training ended at step {ended}, before begin_step={ask.begin_step}. Train longer, or begin earlier."
+    elif not changed and 0 <= ask.end_step < begun:
+        text = (
+            f"the schedule ended at step {ask.end_step} and this training began at step {begun}; the optimizer counts "
+            "its steps over all fits. Compile the model anew, or give a schedule that ends later."
+        )
+    elif not changed:
+        text = f"between steps {begun} and {ended} {ask} asked for less than one entry of each."
+    elif ended < ask.end_step:
+        warnings.warn(
+            f"{what} ended at step {ended}, before end_step={ask.end_step} of its schedule: the last sparsity asked "
+            f"for was below {ask.sparsity(ask.end_step)}. Train longer, or set end_step to at most {ended}.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return
+    else:
+        return
+    warnings.warn(f"{what} pruned nothing: {text}", NoEffectWarning, stacklevel=3)
+
+
 def _fill(fields: Mapping[str, Any], given: Mapping[str, Any], steps: int | None) -> dict[str, Any]:
     if steps is None:
         return {}
+    for name in ("begin_step", "end_step"):
+        if name in given:
+            _check_whole(name, given[name])
     begin = given.get("begin_step", 0)
     end = given.get("end_step", max(begin, begin + 3 * (steps - begin) // 4))
     filled = {"initial_sparsity": 0.0, "begin_step": begin, "end_step": end, "frequency": max(1, (end - begin) // 50)}
@@ -210,12 +254,16 @@ def _check_fraction(name: str, value: Any) -> None:
         raise KpipeError(f"{name} is {value!r}; expected a fraction of zeros in [0, 1), such as 0.8.")
 
 
+def _check_whole(name: str, value: Any) -> None:
+    try:
+        operator.index(value)
+    except TypeError:
+        raise KpipeError(f"{name} is {value!r}; expected a whole number of steps.") from None
+
+
 def _check_steps(begin: Any, end: Any, frequency: Any, endless: bool) -> None:
     for name, value in (("begin_step", begin), ("end_step", end), ("frequency", frequency)):
-        try:
-            operator.index(value)
-        except TypeError:
-            raise KpipeError(f"{name} is {value!r}; expected a whole number of steps.") from None
+        _check_whole(name, value)
     if begin < 0:
         raise KpipeError(f"begin_step is {begin}; expected 0 or more. Use 0 to begin before the first batch.")
     if end < begin and not (endless and end == -1):

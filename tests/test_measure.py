@@ -7,7 +7,8 @@ from keras import layers as L
 
 from kpipe.errors import KpipeError
 from kpipe.measure import measure
-from tests.models import ZOO, build
+from kpipe.quantize import quantize
+from tests.models import ZOO, build, samples
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -86,6 +87,20 @@ def test_the_table_shows_every_layer_and_the_total():
     text = str(measure(build("conv_bn")))
     assert [line.split()[0] for line in text.splitlines()[1:-2]] == ["conv1", "bn1", "conv2", "fc", "logits"]
     assert text.splitlines()[-1].split()[:3] == ["total", "3,901", "3,901"]
+
+
+def test_a_quantized_model_is_counted_as_it_will_be_written():
+    model = build("residual")
+    quantized = quantize(model, calibration=samples(model)[0])
+    counts, before = measure(quantized), measure(model)
+    assert {row.layer for row in counts.rows} <= {row.layer for row in before.rows} | {
+        "stem_stem_bn",
+        "a_a_bn",
+        "b_b_bn",
+    }
+    assert counts.macs == before.macs
+    # BatchNorm's four vectors of 8, 10 and 8 channels are folded away; the convolutions had a bias already
+    assert counts.params == before.params - 4 * (8 + 10 + 8)
 
 
 def test_bad_input():

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from kpipe.errors import KpipeError
+from kpipe.layers import KERNEL_ROLES
 from kpipe.registry import Registry
 from kpipe.saliency.evidence import Evidence
 
@@ -15,7 +16,7 @@ Criterion = Callable[[Evidence], np.ndarray | None]
 CRITERIA: Registry[Criterion] = Registry("criterion")
 """Facts of a criterion: `needs` ("grad" or None), and `comparable`: its scores compare between layers as they are."""
 
-_MULTIPLIED = ("kernel", "depthwise_kernel")
+_UNSAID = {"needs": None, "comparable": False}
 
 
 @CRITERIA("magnitude", needs=None, comparable=False)
@@ -28,7 +29,7 @@ def l1(evidence: Evidence) -> np.ndarray | None:
         >>> l1(Evidence("kernel", np.array([1.0, -2.0]), None, None, np.random.default_rng(0))).tolist()
         [1.0, 2.0]
     """
-    return np.abs(evidence.weight) if evidence.role in _MULTIPLIED else None
+    return np.abs(evidence.weight) if evidence.role in KERNEL_ROLES else None
 
 
 @CRITERIA("l2", needs=None, comparable=False)
@@ -40,13 +41,13 @@ def l2(evidence: Evidence) -> np.ndarray | None:
         >>> l2(Evidence("kernel", np.array([1.0, -2.0]), None, None, np.random.default_rng(0))).tolist()
         [1.0, 4.0]
     """
-    return np.square(evidence.weight) if evidence.role in _MULTIPLIED else None
+    return np.square(evidence.weight) if evidence.role in KERNEL_ROLES else None
 
 
 @CRITERIA("random", needs=None, comparable=True)
 def random(evidence: Evidence) -> np.ndarray | None:
     """Score by seeded uniform chance: the floor that any other criterion has to beat."""
-    return evidence.rng.random(evidence.weight.shape) if evidence.role in _MULTIPLIED else None
+    return evidence.rng.random(evidence.weight.shape) if evidence.role in KERNEL_ROLES else None
 
 
 @CRITERIA("taylor", needs="grad", comparable=True)
@@ -78,9 +79,9 @@ def criterion_of(criterion: str | Criterion) -> tuple[Criterion, dict[str, Any]]
         KpipeError: When the name is not known, or it is neither a name nor a function.
     """
     if isinstance(criterion, str):
-        return CRITERIA[criterion], CRITERIA.facts(criterion)
+        return CRITERIA[criterion], _UNSAID | CRITERIA.facts(criterion)
     if callable(criterion):
-        return criterion, {"needs": getattr(criterion, "needs", None), "comparable": False}
+        return criterion, _UNSAID | {"needs": getattr(criterion, "needs", None)}
     raise KpipeError(f"Expected a criterion's name or a function of Evidence. Received: {criterion!r}.")
 
 

@@ -1,16 +1,15 @@
 """Filter pruning during `fit`: whole channels go to zero on a schedule, then are cut out."""
 
-import warnings
 from typing import Any
 
 import keras
 import numpy as np
 
-from kpipe.errors import KpipeError, NoEffectWarning
+from kpipe.errors import KpipeError
 from kpipe.graph import Trace, trace
 from kpipe.projections import Holder, Mask, trained_model
 from kpipe.saliency import Criterion, criterion_of
-from kpipe.schedules import Schedule, last_due
+from kpipe.schedules import Schedule, last_due, warn_of_shortfall
 from kpipe.schedules import schedule as make_schedule
 from kpipe.structured.channels import axis_mask
 from kpipe.structured.filters import Ignore, check_request, freeze_ignored, prune_filters
@@ -120,8 +119,13 @@ class FilterPruning(keras.callbacks.Callback):
                 self._masks[weight.path] = Mask(np.ones(weight.variable.shape, bool))
                 self._holder.hold(weight.variable, self._masks[weight.path])
         self._mask()
-        self._asked = self._step()
+        self._begun = self._asked = self._step()
         self._follow(self._asked, self._asked)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begin anew when another callback has restored the weights and the optimizer meanwhile."""
+        if self._step() != self._asked:
+            self.on_train_begin()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Ask the schedule about every step since the last question."""
@@ -137,13 +141,8 @@ class FilterPruning(keras.callbacks.Callback):
         self._holder.release()
         self._holder = None
         self._write_plan()
-        if not any(len(places) for places in self._removed):
-            warnings.warn(
-                f"FilterPruning removed no channel in {self._asked} optimizer updates: {self.schedule!r} asked for "
-                "none, or round_to rounded it away.",
-                NoEffectWarning,
-                stacklevel=2,
-            )
+        changed = any(len(places) for places in self._removed)
+        warn_of_shortfall("FilterPruning", self.schedule, self._begun, self._asked, changed)
 
     def _step(self) -> int:
         return int(self.model.optimizer.iterations)

@@ -173,19 +173,28 @@ def freeze_ignored(traced: Trace, ignore: Ignore) -> Trace:
     """Freeze the groups that an ignored layer produces."""
     if ignore is None:
         return traced
-    if callable(ignore):
-        named = {layer.path for layer in traced.layers if ignore(layer.layer)}
-    else:
-        named = set()
-        for pattern in [ignore] if isinstance(ignore, str) else ignore:
-            found = {layer.path for layer in traced.layers if re.search(pattern, layer.path)}
-            if not found:
-                paths = ", ".join(layer.path for layer in traced.layers[:8])
-                raise KpipeError(f"ignore={pattern!r} matches no layer. Layers are: {paths}, ...")
-            named |= found
+    named: set[str] = set()
+    for wanted in [ignore] if isinstance(ignore, str) or callable(ignore) else ignore:
+        named |= _ignored(traced, wanted)
     stay: list[Group] = [group for group in traced.groups if not named & set(group.layers)]
     frozen = {g.name: "it is ignored" for g in traced.groups if named & set(g.layers)}
     return Trace(traced.flow, traced.layers, traced.class_of, {**traced.frozen, **frozen}, tuple(stay))
+
+
+def _ignored(traced: Trace, wanted: str | Callable[[keras.Layer], bool]) -> set[str]:
+    """Find the layers that one filter means; each must produce channels, or the filter would protect nothing."""
+    if callable(wanted):
+        found = {layer.path for layer in traced.layers if wanted(layer.layer)}
+    else:
+        try:
+            found = {layer.path for layer in traced.layers if re.search(wanted, layer.path)}
+        except re.error as fault:
+            raise KpipeError(f"ignore={wanted!r} is no regular expression: {fault}.") from fault
+    producing = {path for group in traced.groups for path in group.layers} | set(traced.frozen)
+    if not found & producing:
+        what = f"matches only {sorted(found)}, which produce no channels" if found else "matches no layer"
+        raise KpipeError(f"ignore={wanted!r} {what}. Layers that produce channels: {', '.join(sorted(producing))}.")
+    return found
 
 
 def _why(traced: Trace) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kpipe.atomic import replace_atomically
 from kpipe.errors import KpipeError
 from kpipe.graph import Trace
 from kpipe.structured.ranking import keep_of, step_of
@@ -89,12 +90,41 @@ class FilterPlan:
             raise KpipeError(f"Expected a plan as FilterPlan.save writes it. Received: {fault}.") from fault
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        """Write the plan as JSON; the file appears whole or not at all.
+
+        Args:
+            path: The file.
+
+        Raises:
+            KpipeError: When it cannot be written.
+
+        Example:
+            >>> import tempfile
+            >>> plan = FilterPlan((GroupPlan("conv", ("conv",), 8, (0, 3)),))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     plan.save(Path(folder) / "plan.json")
+            ...     FilterPlan.load(Path(folder) / "plan.json") == plan
+            True
+        """
+        try:
+            with replace_atomically(path) as partial:
+                partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        except OSError as fault:
+            raise KpipeError(f"Cannot write the plan to {str(path)!r}: {fault}.") from fault
 
     @classmethod
     def load(cls, path: str | Path) -> "FilterPlan":
-        """Read a plan that `save` wrote; a file that holds none is a KpipeError."""
+        """Read a plan that `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The plan.
+
+        Raises:
+            KpipeError: When the file cannot be read or holds no plan.
+        """
         try:
             data = json.loads(Path(path).read_text())
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as fault:
@@ -130,12 +160,14 @@ def describe(traced: Trace, removed: Sequence[np.ndarray], request: Mapping[str,
     keep, ratio, round_to = keep_of(traced, removed), request.get("ratio"), request.get("round_to", 1)
     groups = []
     for group, places in zip(traced.groups, removed, strict=True):
-        note, n = "", len(group)
+        note, n, kept = "", len(group), len(group) - len(places)
         asked = math.floor(ratio * n + 0.5) if ratio is not None and request.get("scope") == "layer" else None
         if asked is not None and asked >= n:
-            note = f"asked to remove all {n}; {n - len(places)} kept"
-        elif round_to > 1 and step_of(group, round_to) >= n:
-            note = f"not more than one multiple of round_to={round_to}"
+            note = f"asked to remove all {n}; {kept} kept"
+        elif kept == 1 < n:
+            note = "one channel is always kept"
+        elif round_to > 1 and kept == min(step_of(group, round_to), n):
+            note = f"one multiple of round_to={round_to} is always kept"
         groups.append(GroupPlan(group.name, group.layers, n, tuple(int(i) for i in places), note))
     before = {"macs": traced.macs(), "params": traced.params()}
     after = {"macs": traced.macs(keep), "params": traced.params(keep)}

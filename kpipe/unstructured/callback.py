@@ -1,17 +1,16 @@
 """Weight pruning during `fit`."""
 
-import warnings
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from kpipe.errors import KpipeError, NoEffectWarning
+from kpipe.errors import KpipeError
 from kpipe.patterns import Pattern, check_scope, pattern_of, unstructured
 from kpipe.projections import Holder, Mask, trained_model
 from kpipe.saliency import Criterion, criterion_of, gather
-from kpipe.schedules import Schedule, last_due
+from kpipe.schedules import Schedule, last_due, warn_of_shortfall
 from kpipe.schedules import schedule as make_schedule
 from kpipe.unstructured.masks import drop_more, due, first_mask, judge
 from kpipe.unstructured.report import Report, make_report
@@ -112,7 +111,7 @@ class WeightPruning(keras.callbacks.Callback):
         for path, target in self._targets.items():
             self._holder.hold(target.variable, self._masks[path])
         self._project = tf.function(self._holder.project, autograph=False)  # one call of the runtime for all weights
-        self._asked = self._step()
+        self._begun, self._asked = first, self._step()
         self._follow(first, self._asked)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -135,7 +134,8 @@ class WeightPruning(keras.callbacks.Callback):
             return
         self._holder.release()
         self._holder = None
-        self._warn()
+        changed = any(self._dropped.values())
+        warn_of_shortfall("WeightPruning", self.schedule, self._begun, self._asked, changed)
 
     @property
     def _fit(self) -> keras.Model:
@@ -172,20 +172,3 @@ class WeightPruning(keras.callbacks.Callback):
             self._dropped[path] = keep.size - int(np.count_nonzero(keep))
             self._masks[path].assign(keep)
         self._project()
-
-    def _warn(self) -> None:
-        step, end = self._asked, self.schedule.end_step
-        if not sum(self._dropped.values()):
-            warnings.warn(
-                f"WeightPruning set no weight to zero: training ended at step {step}, the schedule {self.schedule} "
-                f"begins at step {self.schedule.begin_step}. Train longer, or begin earlier.",
-                NoEffectWarning,
-                stacklevel=2,
-            )
-        elif step < end:
-            warnings.warn(
-                f"WeightPruning ended at step {step}, before end_step={end} of its schedule: the last sparsity asked "
-                f"for was below {self.schedule.sparsity(end)}. Train longer, or set end_step to at most {step}.",
-                UserWarning,
-                stacklevel=2,
-            )

@@ -6,6 +6,7 @@ import pytest
 
 from kpipe.errors import KpipeError
 from kpipe.saliency import CRITERIA, Evidence, criterion_of, gather, generator, score
+from kpipe.structured import plan_filters
 from tests.models import build, samples
 
 FORMULAS = {
@@ -89,3 +90,15 @@ def test_bad_scores_and_names_are_refused():
     kernel = model.get_layer("logits").kernel
     with pytest.raises(KpipeError, match="labels"):
         gather(model, [("k", "kernel", kernel)], "grad", samples(model)[0], "mse")
+
+
+def test_a_criterion_may_leave_its_facts_unsaid():
+    CRITERIA("cubic")(lambda e: np.abs(e.weight) ** 3 if e.role == "kernel" else None)
+    try:
+        assert criterion_of("cubic")[1] == {"needs": None, "comparable": False}
+        model = build("dense")
+        plan = plan_filters(model, ratio=0.5, criterion="cubic")
+        w1, w2 = (np.abs(np.asarray(model.get_layer(n).kernel)) ** 3 for n in ("hidden1", "hidden2"))
+        assert list(plan.groups[0].removed) == sorted(np.argsort(w1.sum(0) + w2.sum(1))[:8].tolist())
+    finally:
+        del CRITERIA._objects["cubic"], CRITERIA._facts["cubic"]

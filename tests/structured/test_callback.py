@@ -84,7 +84,8 @@ def test_a_second_fit_goes_on_and_constraints_come_back():
     model.get_layer("hidden1").kernel.constraint = norm = keras.constraints.MaxNorm(1.0)
     model.compile("sgd", "mse")
     prune = FilterPruning(PolynomialDecay(0.0, 0.5, 0, 12, power=1, frequency=1), round_to=2)
-    model.fit(x, y, batch_size=8, epochs=1, verbose=0, callbacks=[prune])  # 6 updates
+    with pytest.warns(UserWarning, match="ended at step 6, before end_step=12"):
+        model.fit(x, y, batch_size=8, epochs=1, verbose=0, callbacks=[prune])  # 6 updates
     first = prune.plan.groups[0].removed
     assert len(first) == 4  # 16 * 0.25
     assert model.get_layer("hidden1").kernel.constraint is norm
@@ -115,8 +116,43 @@ def test_faults_and_no_effect():
     model = build("dense")
     x, y = data(model, 8)
     model.compile("sgd", "mse")
-    with pytest.warns(NoEffectWarning, match="removed no channel"):
+    with pytest.warns(NoEffectWarning, match="pruned nothing: training ended at step 1, before begin_step=100"):
         model.fit(x, y, verbose=0, callbacks=[FilterPruning(ConstantSparsity(0.5, begin_step=100))])
+
+
+def test_a_schedule_that_does_not_meet_the_training_is_said():
+    model = build("dense")
+    x, y = data(model)
+    model.compile("sgd", "mse")
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0)  # 12 updates
+    over = FilterPruning(PolynomialDecay(0.0, 0.5, begin_step=0, end_step=6, frequency=2))
+    with pytest.warns(NoEffectWarning, match="schedule ended at step 6 and this training began at step 12"):
+        model.fit(x, y, batch_size=8, verbose=0, callbacks=[over])
+    short = FilterPruning(PolynomialDecay(0.4, 0.5, begin_step=18, end_step=100, frequency=1))
+    with pytest.warns(UserWarning, match="ended at step 24, before end_step=100"):
+        model.fit(x, y, batch_size=8, verbose=0, callbacks=[short])
+
+
+class Rewind(keras.callbacks.Callback):
+    """Put the weights back to what they were before the second epoch, as a restoring callback does."""
+
+    def on_train_begin(self, logs=None):
+        self.start = self.model.get_weights()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            self.model.set_weights(self.start)
+            self.model.optimizer.iterations.assign(0)
+
+
+def test_weights_that_another_callback_restores_are_masked_again():
+    model = build("dense")
+    x, y = data(model)
+    model.compile("sgd", "mse")
+    prune = FilterPruning(ConstantSparsity(0.5, begin_step=0))
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[Rewind(), prune])
+    assert (model.get_layer("hidden2").kernel.numpy() == 0).all(1).sum() == 8
+    assert np.abs(answers(prune.shrink(), x) - answers(model, x)).max() < 1e-5
 
 
 def test_trace_of_a_trained_model_is_that_of_a_fresh_one():

@@ -175,6 +175,10 @@ def test_a_ratio_that_would_empty_a_layer_keeps_one_and_says_so():
     assert [g.kept for g in plan.groups] == [1, 1, 1]
     assert all("1 kept" in g.note or "asked to remove all" in g.note for g in plan.groups)
     assert "asked to remove all" in str(plan)
+    for request in ({"ratio": 0.95, "scope": "global"}, {"target": {"macs": 0.04}}):
+        plan = plan_filters(build("residual"), **request)
+        lone = [g for g in plan.groups if g.kept == 1]
+        assert lone and all("one channel is always kept" in g.note for g in lone)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
@@ -242,6 +246,8 @@ def test_plan_is_data(tmp_path):
     assert again == plan
     first, second = prune_filters(model, plan), prune_filters(build("concat"), again)
     assert all(np.array_equal(a, b) for a, b in zip(first.get_weights(), second.get_weights(), strict=True))
+    with pytest.raises(KpipeError, match="Cannot write the plan"):
+        plan.save(tmp_path / "nosuch" / "plan.json")
     for text in ("{}", "[1]", "not json"):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(KpipeError):
@@ -258,8 +264,14 @@ def test_ignored_layers_stay_whole():
     assert small.get_layer("stem").filters == 8 and small.get_layer("a").filters == 5
     plan = plan_filters(model, ratio=0.5, ignore=lambda layer: isinstance(layer, L.Conv2D) and layer.filters == 12)
     assert {g.name for g in plan.groups} == {"stem", "a"} and plan.frozen["c"] == "it is ignored"
-    with pytest.raises(KpipeError, match="matches no layer"):
-        plan_filters(model, ratio=0.5, ignore="nosuch")
+    for ignore, message in [
+        ("nosuch", "matches no layer"),
+        (lambda layer: False, "matches no layer"),
+        ("^a_relu$", r"only \['a_relu'\], which produce no channels"),
+        ("(", "no regular expression"),
+    ]:
+        with pytest.raises(KpipeError, match=message):
+            plan_filters(model, ratio=0.5, ignore=ignore)
 
 
 def judges_nothing(evidence):

@@ -278,7 +278,7 @@ def test_swapped_averages_are_sparse():
 
 
 def test_a_run_too_short_says_so():
-    with pytest.warns(NoEffectWarning, match="set no weight to zero: training ended at step 6.*begins at step 100"):
+    with pytest.warns(NoEffectWarning, match="pruned nothing: training ended at step 6, before begin_step=100"):
         fit(compiled(), WeightPruning(ConstantSparsity(0.5, begin_step=100)), epochs=1)
     with pytest.warns(UserWarning, match="ended at step 6, before end_step=50"):
         fit(compiled(), WeightPruning(PolynomialDecay(0.2, 0.5, 0, 50)), epochs=1)
