@@ -85,10 +85,7 @@ def answers_of(model: keras.Model, x: Any) -> Answers:
         >>> answers_of(net, np.ones((4, 2)))
         'probabilities'
     """
-    outputs = keras.tree.flatten(model(keras.tree.map_structure(keras.ops.convert_to_tensor, x), training=False))
-    if len(outputs) != 1:
-        raise KpipeError(f"The model {model.name!r} has {len(outputs)} outputs; distillation expects one. Split it.")
-    answers = np.asarray(keras.ops.convert_to_numpy(outputs[0]), "float32")
+    answers = _ask(model, x)
     squashed = _last_activation(model) is keras.activations.sigmoid
     if answers.ndim < 2 or answers.shape[-1] < 2 or squashed:
         raise KpipeError(
@@ -97,6 +94,13 @@ def answers_of(model: keras.Model, x: Any) -> Answers:
         )
     sums = answers.sum(axis=-1)
     return "probabilities" if answers.min() >= 0 and np.allclose(sums, 1, atol=0.02) else "logits"
+
+
+def _ask(model: keras.Model, x: Any) -> np.ndarray:
+    outputs = keras.tree.flatten(model(keras.tree.map_structure(keras.ops.convert_to_tensor, x), training=False))
+    if len(outputs) != 1:
+        raise KpipeError(f"The model {model.name!r} has {len(outputs)} outputs; distillation expects one. Split it.")
+    return np.asarray(keras.ops.convert_to_numpy(outputs[0]), "float32")
 
 
 def _last_activation(model: keras.Model) -> Callable[..., Any] | None:
@@ -159,7 +163,7 @@ def distill(
     for model in (teacher, student):
         samples(x, model, what="training")
     answers: tuple[Answers, Answers] = (answers_of(teacher, x), answers_of(student, x))
-    loss = loss if loss is not None else _loss_for(y, answers[1])
+    loss = loss if loss is not None else _loss_for(y, _ask(student, x).ndim, answers[1])
     taught = copy_model(student)
     with _unchanged(teacher):
         try:
@@ -204,17 +208,23 @@ def _first_batch(data: Any, alpha: float) -> tuple[Any, Any]:
     return first
 
 
-def _loss_for(y: Any, answers: Answers) -> keras.losses.Loss:
+def _loss_for(y: Any, rank: int, answers: Answers) -> keras.losses.Loss:
+    """Give the cross-entropy for labels y and answers of `rank` dimensions (batch, ..., classes).
+
+    One-hot labels have the shape of the answers; numbers of classes have it without its last axis, or with 1 there.
+    """
     from_logits = answers == "logits"
-    if y is not None and np.ndim(y) > 1 and np.shape(y)[-1] > 1:
+    if y is not None and np.ndim(y) == rank and np.shape(y)[-1] > 1:
         return keras.losses.CategoricalCrossentropy(from_logits=from_logits)
     return keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
 
 
 def _arguments(data: Any, batch_size: int) -> dict[str, Any]:
     """Say the data in the arguments of `fit`; a generator function is gathered into arrays, for many epochs."""
-    if isinstance(data, tf.data.Dataset | keras.utils.PyDataset):
-        return {"x": data, "shuffle": False}
+    if isinstance(data, tf.data.Dataset):
+        return {"x": data, "shuffle": False}  # it says its order itself, and fit warns of a True
+    if isinstance(data, keras.utils.PyDataset):
+        return {"x": data}
     if callable(data):
         parts = list(batches(data))
         data = keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts, none_is_leaf=False)

@@ -78,6 +78,52 @@ def test_labels_alone_are_plain_training(labels):
     assert np.mean(np.argmax(taught(X), -1) == Y) > np.mean(np.argmax(build("dense", 2)(X), -1) == Y) + 0.2
 
 
+@pytest.mark.parametrize("labels", ["numbers", "numbers with an axis", "one-hot"])
+def test_labels_of_every_pixel_are_learnt(labels):
+    x = RNG.normal(size=(32, 4, 5, 3)).astype("float32")
+    classes = np.argmax(x, -1)  # one a pixel: (32, 4, 5)
+    y = {"numbers": classes, "numbers with an axis": classes[..., np.newaxis], "one-hot": np.eye(3)[classes]}[labels]
+    teacher, student = (keras.Sequential([keras.Input((4, 5, 3)), keras.layers.Conv2D(3, 1)]) for _ in range(2))
+    keras.utils.set_random_seed(0)
+    optimizer = keras.optimizers.Adam(0.05)
+    taught = distill(teacher, student, (x, y), alpha=1.0, epochs=40, optimizer=optimizer, verbose=0)
+    assert np.mean(np.argmax(taught(x), -1) == classes) > 0.8
+
+
+class Pages(keras.utils.PyDataset):
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        return X[16 * index : 16 * index + 16], Y[16 * index : 16 * index + 16]
+
+
+def test_the_batches_of_a_pydataset_come_in_the_order_of_a_plain_fit():
+    asked = []
+    for teach in (
+        lambda pages: compiled(build("dense", 2)).fit(pages, epochs=6, verbose=0),
+        lambda pages: distill(build("dense", 1), build("dense", 2), pages, epochs=6, verbose=0),
+    ):
+        pages = Pages()
+        keras.utils.set_random_seed(0)
+        teach(pages)
+        asked.append(pages.asked[-24:])
+    every_epoch = 6 * [[0, 1, 2, 3]]
+    batches_an_epoch = [[sorted(order[n : n + 4]) for n in range(0, 24, 4)] for order in asked]
+    assert batches_an_epoch == [every_epoch, every_epoch]
+    assert all(order != 6 * [0, 1, 2, 3] for order in asked)
+
+
+def compiled(model):
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
 def forms():
     return {
         "tf.data": tf.data.Dataset.from_tensor_slices((X, Y)).batch(16),
