@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kpipe.layers import leaves, weights
+from kpipe.layers import KERNEL_ROLES, leaves, weights
 
 Projection = Callable[[Any], Any]
 """w -> w of the same shape; applying it twice changes nothing more."""
@@ -76,8 +76,9 @@ class _Held(keras.constraints.Constraint):
         return chain(self.before, project)(w)
 
     def _averages(self) -> list[keras.Variable]:
-        found = {id(average): average for find in self.averages if (average := find()) is not None}
-        return list(found.values())
+        # Plain steps: AutoGraph cannot transform `:=`, and warns where a `tf.function` of one's own comes through here.
+        found = [find() for find in self.averages]
+        return list({id(average): average for average in found if average is not None}.values())
 
     def project(self) -> None:
         """Apply what is held now, without the user's constraint."""
@@ -191,18 +192,40 @@ def hold_zeros(model: keras.Model, variables: Iterable[keras.Variable] | None = 
 
 
 def kernels(model: keras.Model) -> list[keras.Variable]:
-    """List every kernel of a model once."""
-    found = [weight.variable for layer in leaves(model) for weight in weights(layer) if weight.role.endswith("kernel")]
+    """List every kernel of a model once, depthwise ones too.
+
+    Example:
+        >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(1)])
+        >>> [tuple(variable.shape) for variable in kernels(net)]
+        [(2, 3), (3, 1)]
+    """
+    found = [weight.variable for layer in leaves(model) for weight in weights(layer) if weight.role in KERNEL_ROLES]
     return list({id(variable): variable for variable in found}.values())
 
 
 def trained_model(model: keras.Model) -> keras.Model:
-    """Give the model whose weights a fit trains: the student inside a `keras.distillation.Distiller`, else itself."""
+    """Give the model whose weights a fit trains: the student inside a `keras.distillation.Distiller`, else itself.
+
+    Example:
+        >>> teacher = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+        >>> student = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+        >>> distiller = keras.distillation.Distiller(teacher, student, keras.distillation.LogitsDistillation())
+        >>> trained_model(distiller) is student, trained_model(student) is student
+        (True, True)
+    """
     return model.student if isinstance(model, keras.distillation.Distiller) else model
 
 
 def average_of(optimizer: Any, variable: keras.Variable) -> keras.Variable | None:
-    """Give the optimizer's moving average of a variable, or None when it keeps none (`use_ema` is off)."""
+    """Give the optimizer's moving average of a variable, or None when it keeps none (`use_ema` is off).
+
+    Example:
+        >>> variable = keras.Variable([1.0, 2.0])
+        >>> optimizer = keras.optimizers.SGD(use_ema=True)
+        >>> optimizer.build([variable])
+        >>> tuple(average_of(optimizer, variable).shape), average_of(keras.optimizers.SGD(), variable)
+        ((2,), None)
+    """
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
     if not isinstance(optimizer, keras.optimizers.Optimizer) or not optimizer.built or not optimizer.use_ema:

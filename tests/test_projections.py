@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kpipe.projections import Holder, Mask, average_of, chain, hold_zeros, kernels, trained_model
 from tests.models import build
@@ -137,6 +138,21 @@ def test_a_mask_changes_while_it_is_held():
         holder.project()
         assert zeros_kept(model, [(variable, keep)]) and all(fit(model, [(variable, keep)]))
     np.testing.assert_array_equal(mask.numpy(), keep)
+
+
+def test_a_function_of_ones_own_is_converted_without_a_warning(caplog, monkeypatch):
+    model = compiled(OPTIMIZERS["adam with averages"]())
+    monkeypatch.setattr(tf.get_logger(), "propagate", True)
+    with Holder(model) as holder:
+        for variable in kernels(model):
+            holder.hold(variable, Mask(half(variable)))
+        tf.function(holder.project)()
+    assert not [record for record in caplog.records if "AutoGraph" in record.getMessage()]
+
+
+def test_depthwise_kernels_are_kernels():
+    layer = keras.layers.DepthwiseConv2D(3)
+    assert kernels(keras.Sequential([keras.Input((5, 5, 2)), layer])) == [layer.kernel]
 
 
 def test_mask_takes_out_nan_and_chain_lets_the_last_win():

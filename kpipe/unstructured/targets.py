@@ -15,6 +15,11 @@ LayerFilter = str | Callable[[keras.Layer], bool] | None
 """None for every layer, a regular expression on the weight's path, or a function of the layer."""
 
 PRUNED_ROLE = "kernel"
+"""The one of `kpipe.layers.KERNEL_ROLES` that weight pruning takes.
+
+Depthwise kernels are left dense, as Zhu and Gupta (2017, on MobileNet) and TFMOT do: they are a small share of the
+weights, and their nine or so entries a channel cannot spare many.
+"""
 
 
 @dataclass(frozen=True)
