@@ -84,6 +84,14 @@ def test_constant_without_and_with_an_end():
         (lambda: schedule({"polynomial_decay": {"final_sparsty": 0.5}}), "Did you mean 'final_sparsity'"),
         (lambda: schedule({"polynomial_decay": {"final_sparsity": 0.5}}), "cannot be made"),
         (lambda: schedule({"constant": 0.5}), "expected a mapping"),
+        (
+            lambda: schedule({"polynomial_decay": {"final_sparsity": 0.5, "begin_step": "5"}}, steps=40),
+            "begin_step is '5'; expected a whole number",
+        ),
+        (
+            lambda: schedule({"polynomial_decay": {"final_sparsity": 0.5, "end_step": None}}, steps=40),
+            "end_step is None; expected a whole number",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(make, match):
@@ -91,9 +99,20 @@ def test_wrong_arguments_are_refused(make, match):
         make()
 
 
-@pytest.mark.parametrize("made", [ConstantSparsity(0.5, 3, 30, 7), PolynomialDecay(0.1, 0.8, 2, 50, 2.0, 9)])
-def test_serialization_keeps_all_arguments(made):
-    assert type(made) in [SCHEDULES[name] for name in SCHEDULES]
+MADE = {
+    "constant": ConstantSparsity(0.5, 3, 30, 7),
+    "polynomial_decay": PolynomialDecay(0.1, 0.8, 2, 50, 2.0, 9),
+}
+
+
+def test_every_schedule_has_a_case():
+    assert set(MADE) == set(SCHEDULES)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_serialization_keeps_all_arguments(name):
+    made = MADE[name]
+    assert type(made) is SCHEDULES[name]
     back = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(made))
     assert back == made and repr(back) == repr(made) and back is not made
     assert back != type(made).from_config({**made.get_config(), "frequency": 8})
