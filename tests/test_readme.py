@@ -1,0 +1,51 @@
+"""The README's blocks, as a reader would type them."""
+
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import kpipe
+from kpipe.recipe import load_recipe
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    keras.utils.set_random_seed(0)
+    names = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "conv1" in printed and "macs:" in printed
+
+    sparse, model, small = names["sparse"], names["model"], names["small"]
+    kernel = np.asarray(sparse.get_layer("conv3").kernel)
+    assert np.count_nonzero(kernel == 0) == round(0.8 * kernel.size)
+    assert kpipe.measure(small).macs <= 0.4 * kpipe.measure(model).macs
+    assert names["smaller"].count_params() < model.count_params()
+    assert {path.name for path in tmp_path.iterdir()} == {"small.tflite", "small.onnx", "small_f16.tflite"}
+    assert (tmp_path / "small.tflite").stat().st_size < (tmp_path / "small_f16.tflite").stat().st_size
+
+
+def test_the_yaml_block_is_a_valid_recipe(tmp_path):
+    (recipe,) = blocks("yaml")
+    path = tmp_path / "mine.yaml"
+    path.write_text(recipe)
+    assert [stage.stage for stage in load_recipe(path).stages] == [
+        "train", "prune_filters", "prune_weights", "quantize", "export",
+    ]  # fmt: skip
+
+
+def test_commands_are_those_of_the_command_line():
+    from kpipe.cli import app
+
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    shown = {line.split()[1] for block in blocks("sh") for line in block.splitlines() if line.startswith("kpipe ")}
+    assert shown and shown <= known
