@@ -144,7 +144,7 @@ class WeightPruning(keras.callbacks.Callback):
         return self.model
 
     def _step(self) -> int:
-        return int(self._fit.optimizer.iterations)
+        return int(self._fit.optimizer.iterations.numpy())  # NumPy: a variable that a strategy mirrors is no int
 
     def _follow(self, first: int, last: int) -> None:
         sparsity = last_due(self.schedule, first, last)
