@@ -45,7 +45,13 @@ def check_built(model: keras.Model) -> None:
     """Refuse what is not a Keras model, and a model that has no weights yet.
 
     Raises:
-        KpipeError: When it is neither.
+        KpipeError: When it is one of these.
+
+    Example:
+        >>> check_built(keras.Sequential([keras.layers.Dense(1)], name="net"))
+        Traceback (most recent call last):
+        ...
+        kpipe.errors.KpipeError: The model 'net' is not built: it has no weights yet. Call it on data or build() it.
     """
     if not isinstance(model, keras.Model):
         raise KpipeError(f"Received {type(model).__name__}; expected a Keras 3 model (keras.Model).")

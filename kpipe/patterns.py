@@ -49,6 +49,10 @@ def pattern_of(pattern: str | Pattern) -> Pattern:
 
     Raises:
         KpipeError: When the name is not known, or it is neither a name nor a function.
+
+    Example:
+        >>> pattern_of("unstructured") is unstructured
+        True
     """
     if isinstance(pattern, str):
         return PATTERNS[pattern]
@@ -95,6 +99,12 @@ def check_scope(scope: str, pattern: Pattern) -> None:
 
     Raises:
         KpipeError: When the scope is unknown or does not go with the pattern.
+
+    Example:
+        >>> check_scope("model", unstructured)
+        Traceback (most recent call last):
+        ...
+        kpipe.errors.KpipeError: The scope is 'model'; expected 'layer' or 'global'.
     """
     if scope not in SCOPES:
         raise KpipeError(f"The scope is {scope!r}; expected 'layer' or 'global'.")

@@ -22,6 +22,18 @@ class Schedule(ABC):
 
     A step is the number of optimizer updates done so far. The schedule is asked once before the first batch and then
     after each, so that a run of exactly `end_step` updates ends at the final sparsity.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Linear(Schedule):
+        ...     "Go up evenly to 0.5."
+        ...     begin_step: int = 0
+        ...     end_step: int = 10
+        ...     frequency: int = 5
+        ...     def sparsity(self, step):
+        ...         return 0.5 * min(1.0, step / self.end_step)
+        >>> [Linear()(step) for step in (4, 5, 10)]
+        [(False, 0.2), (True, 0.25), (True, 0.5)]
     """
 
     begin_step: int

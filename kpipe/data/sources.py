@@ -26,7 +26,13 @@ NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Hold the four splits of one data source; the calibration samples come from the training split."""
+    """Hold the four splits of one data source; the calibration samples come from the training split.
+
+    Example:
+        >>> x, y = np.zeros((4, 2), "float32"), np.array([0, 1, 0, 1])
+        >>> Dataset("mine", train=(x, y), validation=(x, y), test=(x, y), calibration=x, classes=2).input_shape
+        (2,)
+    """
 
     name: str
     train: Split
@@ -209,7 +215,12 @@ def _labels(y: np.ndarray) -> np.ndarray:
 
 @SOURCES("digits", bundled=True)
 def digits(seed: int) -> Arrays:
-    """Give scikit-learn's 1,797 digits of 8x8 pixels, a fifth of them for the test."""
+    """Give scikit-learn's 1,797 digits of 8x8 pixels, a fifth of them for the test.
+
+    Example:
+        >>> [array.shape for array in digits(seed=0)]
+        [(1438, 8, 8, 1), (1438,), (359, 8, 8, 1), (359,)]
+    """
     from sklearn.datasets import load_digits
 
     stored = load_digits()

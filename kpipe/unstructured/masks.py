@@ -85,6 +85,11 @@ def judge(criterion: Criterion, evidence: Mapping[str, Evidence]) -> dict[str, n
 
     Raises:
         KpipeError: When it does not judge one of them, or gives scores of another shape.
+
+    Example:
+        >>> evidence = {"a": Evidence("kernel", np.array([1.0, -2.0]), None, None, np.random.default_rng(0))}
+        >>> judge(lambda known: abs(known.weight), evidence)["a"].tolist()
+        [1.0, 2.0]
     """
     scores = {}
     for path, known in evidence.items():

@@ -22,7 +22,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Hold one row a weight; printed, it is a table."""
+    """Hold one row a weight; printed, it is a table.
+
+    Example:
+        >>> report = Report((Row("d/kernel", (4, 2), 6, 0.75), Row("d/bias", (2,), 0, 0.0, "its role is 'bias'")))
+        >>> print(report)
+        weight    shape  zeros  sparsity
+        d/kernel    4x2      6     75.0%
+        d/bias        2      -         -  skipped: its role is 'bias'
+        >>> report.sparsity, [row.path for row in report.skipped]
+        (0.75, ['d/bias'])
+    """
 
     rows: tuple[Row, ...]
 
@@ -62,7 +72,13 @@ class Report:
 
 
 def make_report(targets: Iterable[Target], skipped: Iterable[Skipped]) -> Report:
-    """Count the zeros that the targets hold now."""
+    """Count the zeros that the targets hold now.
+
+    Example:
+        >>> import keras
+        >>> make_report([Target("d/kernel", "kernel", keras.Variable([0.0, 1.0]))], []).pruned
+        (Row(path='d/kernel', shape=(2,), zeros=1, sparsity=0.5, reason=None),)
+    """
     rows = []
     for target in targets:
         value = target.variable.numpy()
