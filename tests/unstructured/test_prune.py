@@ -86,6 +86,7 @@ def test_sparser_layers_keep_their_zeros_and_nothing_to_do_is_said():
         (lambda: prune_weights(keras.Sequential([keras.layers.Dense(2)]), 0.5), "not built"),
         (lambda: prune_weights(build("dense"), 1.0), "sparsity is 1.0"),
         (lambda: prune_weights(build("dense"), float("nan")), "sparsity is nan"),
+        (lambda: prune_weights(build("dense"), "0.5"), "sparsity is '0.5'; expected a fraction"),
         (lambda: prune_weights(build("dense"), 0.5, layers="conv9"), "matches no prunable weight"),
         (lambda: prune_weights(build("dense"), 0.5, "taylor"), "needs"),
         (lambda: prune_weights(keras.Sequential([keras.Input((2,)), keras.layers.ReLU()]), 0.5), "no weight to prune"),
