@@ -36,7 +36,7 @@ slow: $(STAMP)   ## run the heavy sweeps
 lint: $(STAMP)   ## ruff and pyright
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(STAMP)  ## measure the cost of a training step against plain Keras and TFMOT
 	@$(BIN)/python benchmarks/step_overhead.py

@@ -150,7 +150,7 @@ def _rows(model: keras.Model) -> list[LayerMeasure]:
         traced = trace(model, unknown="freeze")
         named = [(layer.path, layer.layer, sum_macs(layer.weights)) for layer in traced.layers]
     except SurgeryError:
-        named = [(layer.path, layer, None if weights(layer) else 0) for layer in leaves(model)]
+        named = [(layer.path or layer.name, layer, None if weights(layer) else 0) for layer in leaves(model)]
     return [_row(path, layer, macs) for path, layer, macs in named if isinstance(layer, keras.Layer) and layer.weights]
 
 

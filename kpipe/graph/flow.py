@@ -43,7 +43,8 @@ class Site:
         """Give the call's arguments with each tensor replaced by its value."""
         tensors = self.node.arguments.keras_tensors
         by_identity = {id(t): values[key] for t, key in zip(tensors, self.inputs, strict=True)}
-        return self.node.arguments.fill_in(by_identity)
+        args, kwargs = self.node.arguments.fill_in(by_identity)
+        return args or (), kwargs or {}
 
     @property
     def is_input(self) -> bool:

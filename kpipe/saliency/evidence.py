@@ -78,7 +78,7 @@ def gather(
 
 def _loss_function(model: keras.Model, loss: Any) -> Callable[[Any, Any], Any]:
     if loss is not None:
-        chosen = keras.losses.get(loss)
+        chosen: Any = keras.losses.get(loss)
         return lambda y, predicted: tf.reduce_mean(chosen(y, predicted))
     if not model.compiled:
         raise KpipeError(

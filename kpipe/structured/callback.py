@@ -14,7 +14,7 @@ from kpipe.schedules import schedule as make_schedule
 from kpipe.structured.channels import axis_mask
 from kpipe.structured.filters import Ignore, check_request, freeze_ignored, prune_filters
 from kpipe.structured.plan import FilterPlan, describe
-from kpipe.structured.ranking import Scope, channel_scores, choose, keep_of, step_of
+from kpipe.structured.ranking import channel_scores, choose, keep_of, step_of
 
 
 class FilterPruning(keras.callbacks.Callback):
@@ -59,7 +59,7 @@ class FilterPruning(keras.callbacks.Callback):
         schedule: Schedule | dict[str, Any],
         criterion: str | Criterion = "l1",
         round_to: int = 1,
-        scope: Scope = "layer",
+        scope: str = "layer",
         ignore: Ignore = None,
         *,
         data: Any = None,
@@ -106,13 +106,13 @@ class FilterPruning(keras.callbacks.Callback):
         """Trace the model, hold its weights, and ask the schedule a first time."""
         if self._holder is not None:  # a fit that broke off
             self._holder.release()
-        student = trained_model(self.model)
+        student = trained_model(self._fit)
         if student is not self._student:
             self._plan = None
         self._student = student
         self._trace = freeze_ignored(trace(student), self.ignore)
         self._removed = self._gone_so_far(self._trace)
-        self._holder = Holder(self.model)
+        self._holder = Holder(self._fit)
         self._masks: dict[str, Mask] = {}
         for weight in self._trace.weights:
             if weight.axes and weight.role != "statistic":
@@ -145,7 +145,13 @@ class FilterPruning(keras.callbacks.Callback):
         warn_of_shortfall("FilterPruning", self.schedule, self._begun, self._asked, changed)
 
     def _step(self) -> int:
-        return int(self.model.optimizer.iterations)
+        return int(self._fit.optimizer.iterations)
+
+    @property
+    def _fit(self) -> keras.Model:
+        if self.model is None:
+            raise KpipeError("FilterPruning has no model yet: pass it to model.fit, or call set_model(model).")
+        return self.model
 
     def _gone_so_far(self, traced: Trace) -> list[np.ndarray]:
         """Take over what an earlier fit of the same model removed."""
@@ -173,7 +179,8 @@ class FilterPruning(keras.callbacks.Callback):
             if weight.path in self._masks:
                 mask = axis_mask(self._trace, weight, weight.axes, keep)
                 self._masks[weight.path].assign(np.broadcast_to(mask, weight.variable.shape))
-        self._holder.project()
+        if self._holder is not None:
+            self._holder.project()
 
     def _write_plan(self) -> None:
         criterion = self.criterion if isinstance(self.criterion, str) else getattr(self.criterion, "__name__", "own")

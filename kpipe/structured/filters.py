@@ -11,11 +11,12 @@ import numpy as np
 
 from kpipe.errors import KpipeError, NoEffectWarning, SurgeryError
 from kpipe.graph import Group, Trace, trace
+from kpipe.patterns import SCOPES
 from kpipe.registry import nearest
 from kpipe.saliency import Criterion
 from kpipe.structured.channels import check_removal, remove_channels
 from kpipe.structured.plan import TARGETS, FilterPlan, describe
-from kpipe.structured.ranking import Scope, channel_scores, choose, choose_for_target, step_of
+from kpipe.structured.ranking import channel_scores, choose, choose_for_target, step_of
 
 Ignore = str | Sequence[str] | Callable[[keras.Layer], bool] | None
 """Layers whose channels stay: a regex on the path, several, or a function of the layer."""
@@ -28,7 +29,7 @@ def plan_filters(
     criterion: str | Criterion = "l1",
     data: Any = None,
     loss: Any = None,
-    scope: Scope = "layer",
+    scope: str = "layer",
     round_to: int = 1,
     ignore: Ignore = None,
     seed: int = 0,
@@ -149,10 +150,8 @@ def check_request(ratio: Any, target: Any, scope: str, round_to: Any) -> tuple[s
             f"Expected ratio, the fraction of channels to remove, in [0, 1): a layer keeps at least one channel. "
             f"Received: {ratio!r}."
         )
-    if scope not in ("layer", "global"):
-        raise KpipeError(
-            f"Expected scope 'layer' or 'global'. Received: {scope!r}.{nearest(scope, ('layer', 'global'))}"
-        )
+    if scope not in SCOPES:
+        raise KpipeError(f"Expected one of the scopes {SCOPES}. Received: {scope!r}.{nearest(scope, SCOPES)}")
     if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
         raise KpipeError(f"Expected round_to, a multiple, as an integer of at least 1. Received: {round_to!r}.")
     if target is None:

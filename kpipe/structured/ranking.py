@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,8 +10,6 @@ import numpy as np
 from kpipe.errors import KpipeError
 from kpipe.graph import Group, Trace
 from kpipe.saliency import Criterion, criterion_of, gather, score
-
-Scope = Literal["layer", "global"]
 
 
 def channel_scores(
@@ -40,7 +38,9 @@ def channel_scores(
     judged = np.zeros(trace.class_count, bool)
     for weight in weights:
         scores = score(function, evidence[weight.path], weight.path)
-        for axis, ids in weight.axes.items() if scores is not None else ():
+        if scores is None:
+            continue
+        for axis, ids in weight.axes.items():
             others = tuple(i for i in range(scores.ndim) if i != axis)
             classes = trace.class_of[ids]
             totals += np.bincount(classes, weights=scores.sum(axis=others), minlength=trace.class_count)
@@ -83,7 +83,7 @@ def lowest(scores: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.argsort(scores, kind="stable")[:count])
 
 
-def choose(scores: Sequence[np.ndarray], ratio: float, scope: Scope, steps: Sequence[int]) -> list[np.ndarray]:
+def choose(scores: Sequence[np.ndarray], ratio: float, scope: str, steps: Sequence[int]) -> list[np.ndarray]:
     """Choose the channels that go at one ratio.
 
     Args:
@@ -122,7 +122,7 @@ def keep_of(trace: Trace, removed: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def choose_for_target(
-    trace: Trace, scores: Sequence[np.ndarray], target: tuple[str, float], scope: Scope, steps: Sequence[int]
+    trace: Trace, scores: Sequence[np.ndarray], target: tuple[str, float], scope: str, steps: Sequence[int]
 ) -> list[np.ndarray]:
     """Choose the fewest channels that bring the model down to a budget: reached, never above.
 
