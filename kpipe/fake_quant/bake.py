@@ -17,6 +17,10 @@ COPYING = (L.Maximum, L.Minimum, L.Concatenate)
 """Their integer kernels copy whole numbers: their inputs must lie on the output's grid."""
 
 
+AVERAGE = (L.AveragePooling1D, L.AveragePooling2D)
+"""Their integer kernels round to the input's grid; where no window is cut off, a depthwise convolution does better."""
+
+
 def is_quantized(model: Any) -> bool:
     """Say whether a model computes with fake quantization.
 
@@ -34,9 +38,10 @@ def bake(model: keras.Model) -> keras.Model:
     """Give the model that an int8 file is written from.
 
     Every kernel is put on its per-channel grid, round(w / s) · s, and rounded no more when the model runs; a batch
-    norm behind a convolution or dense layer is folded into it, one that stands alone becomes a 1 × 1 depthwise
-    convolution, and so does an average pooling; the ranges of activations stay. Its outputs equal those of `model`
-    within float rounding, or a step where a value lies on the edge between two.
+    norm behind a convolution or dense layer is folded into it; one that stands alone becomes a 1 × 1 depthwise
+    convolution, a rescaling too, and an average pooling a depthwise convolution of its size; the ranges of activations
+    stay. Its outputs equal those of `model` within float rounding, or a step where a value lies on the edge between
+    two.
 
     Args:
         model: A model made by `kpipe.quantize`; it is not changed.
@@ -72,10 +77,17 @@ class _Baker:
                 self.made[key] = plain_layer(operation, None if norm is None else norm.operation, site.input_shapes[0])
             return self.made[key](*args)
         if isinstance(operation, L.BatchNormalization):
-            return args[0] if (site.path, site.call) in self.folded else self._alone(site, args[0])
+            folded = (site.path, site.call) in self.folded
+            return args[0] if folded else self._affine(site, args[0], *multiplier_and_offset(operation))
+        if isinstance(operation, L.Rescaling):
+            channels = site.input_shapes[0][-1:]
+            ends = (
+                np.broadcast_to(np.asarray(end, np.float32), channels) for end in (operation.scale, operation.offset)
+            )
+            return self._affine(site, args[0], *ends)
         if isinstance(operation, L.Average):
             return self._average(site, args[0])
-        if isinstance(operation, L.AveragePooling2D) and whole_windows(operation, site.input_shapes[0]):
+        if isinstance(operation, AVERAGE) and whole_windows(operation, site.input_shapes[0]):
             return self._pool(site, args[0])
         if isinstance(operation, COPYING):
             args = ([self._on_grid(site, key, x) for key, x in zip(site.inputs, args[0], strict=True)],)
@@ -113,19 +125,23 @@ class _Baker:
 
     def _pool(self, site: Site, x: Any) -> Any:
         """Write an average pooling as a depthwise convolution, whose integer kernel has an output grid of its own."""
-        pool = site.operation
-        height, width = pool.pool_size
-        layer = L.DepthwiseConv2D((height, width), pool.strides, use_bias=False, name=self._name(site))
-        layer.build(site.input_shapes[0])
-        layer.set_weights([np.full(layer.kernel.shape, 1 / (height * width))])
-        return layer(x)
+        pool, shape = site.operation, site.input_shapes[0]
+        flat = isinstance(pool, L.AveragePooling1D)
+        size, strides = ((*each, 1) if flat else each for each in (pool.pool_size, pool.strides))
+        layer = L.DepthwiseConv2D(size, strides, use_bias=False, name=self._name(site))
+        layer.build((*shape[:2], 1, shape[-1]) if flat else shape)
+        layer.set_weights([np.full(layer.kernel.shape, 1 / np.prod(size))])
+        if not flat:
+            return layer(x)
+        # (batch, steps, c) -> (batch, steps, 1, c) -> back
+        spread = layer(L.Reshape((shape[1], 1, shape[-1]))(x))
+        return L.Reshape((spread.shape[1], shape[-1]))(spread)
 
     def _name(self, site: Site) -> str:
         return site.operation.name if site.call == 0 else f"{site.operation.name}_{site.call}"
 
-    def _alone(self, site: Site, x: Any) -> Any:
-        """Write a batch norm as a 1 × 1 depthwise convolution, which int8 can hold exactly."""
-        multiplier, offset = multiplier_and_offset(site.operation)
+    def _affine(self, site: Site, x: Any, multiplier: np.ndarray, offset: np.ndarray) -> Any:
+        """Write x · m + b, m and b (channels,), as a 1 × 1 depthwise convolution, which int8 can hold exactly."""
         shape, key = site.input_shapes[0], (id(site.operation),)
         if key not in self.made:
             layer = self.made[key] = L.DepthwiseConv2D(1, name=site.operation.name)
@@ -139,22 +155,20 @@ class _Baker:
 
 
 def whole_windows(layer: Any, shape: tuple[int | None, ...]) -> bool:
-    """Say whether a layer is a 2-D pooling none of whose windows reaches into padding.
+    """Say whether none of the windows of a pooling reaches into padding.
 
     Args:
-        layer: A layer.
-        shape: Of its input, (batch, h, w, c).
+        layer: A 1-D or 2-D average pooling.
+        shape: Of its input, (batch, steps, c) or (batch, h, w, c).
 
     Example:
         >>> pool = keras.layers.AveragePooling2D(2, padding="same")
         >>> whole_windows(pool, (None, 8, 8, 3)), whole_windows(pool, (None, 9, 8, 3))
         (True, False)
     """
-    if not isinstance(layer, L.AveragePooling2D):
-        return False
     if layer.padding == "valid":
         return True
-    sizes = zip(shape[1:3], layer.pool_size, layer.strides, strict=True)
+    sizes = zip(shape[1:-1], layer.pool_size, layer.strides, strict=True)
     return all(
         size is not None and (-(-size // stride) - 1) * stride + window <= size for size, window, stride in sizes
     )

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import layers as L
 
-from kpipe.fake_quant import COPYING, FakeQuant, QuantizedWeights, whole_windows
+from kpipe.fake_quant import AVERAGE, COPYING, FakeQuant, QuantizedWeights, whole_windows
 from kpipe.graph import Flow, Site, replay, sites
 from kpipe.layers import quantization_of
 from kpipe.quantize.split import split, unique
@@ -18,8 +18,6 @@ FIXED_RANGES = {
     keras.activations.tanh: (-1.0, 127 / 128),
 }
 """Ranges that both runtimes expect behind these functions: steps of 1/256 and 1/128."""
-AVERAGE = (L.AveragePooling1D, L.AveragePooling2D, L.AveragePooling3D)
-"""Their integer kernels round to the input's grid; where no window is cut off, a depthwise convolution does better."""
 
 
 def rewrite(model: keras.Model, momentum: float = 0.99) -> keras.Model:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers as L
 
 from kpipe.errors import KpipeError
@@ -57,6 +58,8 @@ def _unsupported_argument(layer: Any, shape: tuple[int | None, ...]) -> str | No
         return (
             f"it normalises axis {layer.axis} of the shape {shape}; only the last axis of a fixed shape can be folded"
         )
+    if isinstance(layer, L.Rescaling):
+        return _unsupported_rescaling(layer, shape)
     if isinstance(layer, L.Softmax) and layer.axis not in (-1, last):
         return f"its axis is {layer.axis}; integer kernels sum over the last axis only"
     if isinstance(layer, L.ELU):
@@ -65,4 +68,14 @@ def _unsupported_argument(layer: Any, shape: tuple[int | None, ...]) -> str | No
         return "integer kernels know no threshold, and no greatest value together with a slope"
     if isinstance(layer, L.UpSampling2D) and layer.interpolation != "nearest":
         return f"its interpolation is {layer.interpolation!r}, which the integer kernels round otherwise; use 'nearest'"
+    return None
+
+
+def _unsupported_rescaling(layer: Any, shape: tuple[int | None, ...]) -> str | None:
+    """Say why a rescaling is no multiplication and addition for each channel of a fixed shape."""
+    sizes = {np.shape(end) for end in (layer.scale, layer.offset)}
+    if None in shape[1:]:
+        return f"its input {shape} has an open size; give the model a fixed input shape"
+    if len(shape) < 2 or not sizes <= {(), (1,), shape[-1:]}:
+        return f"its scale and offset have the shapes {sorted(sizes)}; expected numbers, or one for each channel"
     return None
