@@ -145,7 +145,7 @@ class FilterPruning(keras.callbacks.Callback):
         warn_of_shortfall("FilterPruning", self.schedule, self._begun, self._asked, changed)
 
     def _step(self) -> int:
-        return int(self._fit.optimizer.iterations)
+        return int(self._fit.optimizer.iterations.numpy())  # mirrored over devices, it is no plain number
 
     @property
     def _fit(self) -> keras.Model:
