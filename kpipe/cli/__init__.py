@@ -11,4 +11,4 @@ __all__ = ["app", "bench", "check", "listing", "main", "report", "run", "show"]
 def main() -> None:
     """Run the command line."""
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    app()
+    app(prog_name="kpipe")

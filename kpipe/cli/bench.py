@@ -1,15 +1,17 @@
 """`kpipe bench`: time files in their runtimes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from kpipe.cli.app import app, examples
-from kpipe.cli.console import aside, out, plain_errors
+from kpipe.cli.console import as_table, aside, out, plain_errors
 from kpipe.errors import KpipeError
-from kpipe.export import benchmark
+from kpipe.export import Latency, benchmark
+from kpipe.report.details import Row
+from kpipe.report.units import kilobytes, milliseconds, times
 
 
 @app.command(
@@ -30,16 +32,26 @@ def bench(
                 raise KpipeError(f"There is no file {path} (looked in {path.resolve().parent}).")
         with aside().status("timing"):
             timed = benchmark(files, threads=threads, runs=runs)
-        table = Table(title=f"{threads} thread{'s' if threads > 1 else ''}, {runs} runs")
-        for heading in ("file", "KB", "median ms", "p90 ms", "times as fast"):
-            table.add_column(heading, justify="left" if heading == "file" else "right")
-        for path, latency in zip(files, timed, strict=True):
-            faster = timed[0].median_ms / latency.median_ms
-            table.add_row(
-                str(path),
-                f"{path.stat().st_size / 1024:,.1f}",
-                f"{latency.median_ms:.4f}",
-                f"{latency.p90_ms:.4f}",
-                f"{faster:.2f}",
-            )
-        out().print(table)
+        out().print(as_table(rows(files, timed), title=f"{threads} thread{'s' if threads > 1 else ''}, {runs} runs"))
+
+
+def rows(files: Sequence[Path], timed: Sequence[Latency]) -> list[Row]:
+    """Give a row a file: its size, its times, and how many times as fast as the first one it is.
+
+    Args:
+        files: The files.
+        timed: The latency of each.
+
+    Returns:
+        The rows: column title -> text.
+    """
+    return [
+        {
+            "File": str(path),
+            "KB": kilobytes(path.stat().st_size),
+            "ms": milliseconds(latency.median_ms),
+            "ms p90": milliseconds(latency.p90_ms),
+            "Faster": times(timed[0].median_ms / latency.median_ms),
+        }
+        for path, latency in zip(files, timed, strict=True)
+    ]

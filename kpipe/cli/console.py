@@ -1,18 +1,25 @@
 """How the command line speaks: results on the standard output, errors and progress beside them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from kpipe.errors import KpipeError
+from kpipe.report.details import Row
+from kpipe.report.tables import is_numeric
 
 USERS_MISTAKE = 2
 INTERRUPTED = 130
 WIDTH = 120
 """Columns of a result that goes into a file or a pipe, where there is no terminal to ask."""
+
+UNBROKEN = 24
+"""Columns up to which a cell of a table stays in one line."""
 
 
 def out() -> Console:
@@ -24,6 +31,26 @@ def out() -> Console:
 def aside() -> Console:
     """Give the console for errors, hints and progress."""
     return Console(stderr=True, highlight=False)
+
+
+def as_table(rows: Sequence[Row], title: str | None = None) -> Table:
+    """Lay out rows of text, columns of figures flush right; only headings and long texts wrap.
+
+    Args:
+        rows: At least one row, all with the same columns: title -> text.
+        title: Stands above the table.
+
+    Returns:
+        The table.
+    """
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in rows[0]:
+        width = min(UNBROKEN, max(len(row[name]) for row in rows))
+        justify = "right" if is_numeric(list(rows), name) else "left"
+        table.add_column(name, justify=justify, min_width=width, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row.values()))
+    return table
 
 
 @contextmanager

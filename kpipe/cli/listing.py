@@ -1,29 +1,33 @@
 """`kpipe ls`: list what kpipe knows."""
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import yaml
-from rich.markup import escape
-from rich.table import Table
 
 from kpipe.cli.app import app, examples
 from kpipe.cli.check import kinds
-from kpipe.cli.console import out, plain_errors
+from kpipe.cli.console import as_table, out, plain_errors
 from kpipe.data import SOURCES
 from kpipe.errors import KpipeError
 from kpipe.export import FORMATS
 from kpipe.layers import RULES
+from kpipe.layers.rule import QuantizationFact
 from kpipe.patterns import PATTERNS
 from kpipe.pipeline import STAGES
 from kpipe.registry import Registry, nearest
+from kpipe.report.details import Row
+from kpipe.report.units import DASH
 from kpipe.saliency import CRITERIA
 from kpipe.schedules import SCHEDULES
+from kpipe.unstructured.targets import PRUNED_ROLE
 
-Rows = list[tuple[str, str]]
+SMALLEST = {"filters": 1, "kernel_size": 1, "activation": "relu"}
+"""Arguments that layers cannot be made without."""
 
 
 def first_line(item: object) -> str:
@@ -36,38 +40,91 @@ def first_line(item: object) -> str:
     return (inspect.getdoc(item) or "").partition("\n")[0]
 
 
-def _registry(registry: Registry) -> Callable[[], Rows]:
-    return lambda: [(name, first_line(registry[name])) for name in registry]
+def first_sentence(lines: Sequence[str]) -> str:
+    """Give the first sentence of a text that goes over several lines.
+
+    Example:
+        >>> first_sentence(["Digits: a quarter", "of the MACs. Data: 8x8."])
+        'Digits: a quarter of the MACs.'
+    """
+    return re.split(r"(?<=\.)\s", " ".join(lines), maxsplit=1)[0]
 
 
-def _stages() -> Rows:
-    return [(name, f"{first_line(STAGES[name])} ({kinds(STAGES[name])})") for name in STAGES]
+def int8_of(layer: type, fact: QuantizationFact) -> str:
+    """Say whether a layer can compute in int8, from what its rule says of quantization.
+
+    Args:
+        layer: The class. Where the rule asks the layer itself, a smallest one is made.
+        fact: What the rule says.
+
+    Returns:
+        The answer in words.
+
+    Example:
+        >>> from keras.layers import Conv1D, Conv2D, Flatten
+        >>> [int8_of(layer, RULES[layer].quantization) for layer in (Conv1D, Conv2D, Flatten)]
+        ['no', 'yes', 'yes']
+    """
+    if callable(fact):
+        needed = [name for name, given in inspect.signature(layer).parameters.items() if given.default is given.empty]
+        needed = [name for name in needed if name != "kwargs"]
+        if not set(needed) <= set(SMALLEST):
+            return "depends on its arguments"
+        fact = fact(layer(**{name: SMALLEST[name] for name in needed}))
+    return {None: "no", "split": "yes, as two layers"}.get(fact, "yes")
 
 
-def _layers() -> Rows:
-    return [(kind.__name__, "") for kind in RULES]
+def _registry(kind: str, registry: Registry) -> Callable[[], list[Row]]:
+    return lambda: [{kind: name, "What it is": first_line(registry[name])} for name in registry]
 
 
-def _recipes() -> Rows:
-    found = sorted(Path("recipes").glob("*.yaml"))
-    return [(str(path), _heading(path)) for path in found]
+def _stages() -> list[Row]:
+    return [{"Stage": name, "Model": kinds(STAGES[name]), "What it is": first_line(STAGES[name])} for name in STAGES]
+
+
+def _layers() -> list[Row]:
+    return [
+        {
+            "Layer": layer.__name__,
+            "Channels can be cut": "yes",  # its rule says how channels pass, or it would not be listed
+            "Weights to prune": ", ".join(n for n, role in facts.roles.items() if role == PRUNED_ROLE) or DASH,
+            "int8": int8_of(layer, facts.quantization),
+        }
+        for layer, facts in RULES.items()
+    ]
+
+
+def _formats() -> list[Row]:
+    return [
+        {
+            "Format": name,
+            "File": FORMATS[name].suffix,
+            "Precisions": ", ".join(FORMATS[name].precisions),
+            "Runtime": first_line(FORMATS[name].runtime),
+        }
+        for name in FORMATS
+    ]
+
+
+def _recipes() -> list[Row]:
+    return [{"Recipe": str(path), "What it is": _heading(path)} for path in sorted(Path("recipes").glob("*.yaml"))]
 
 
 def _heading(path: Path) -> str:
-    """Give the first sentence of the comment at a recipe's head."""
+    """Give the first sentence of the comment at a recipe's head, or its name."""
     lines = path.read_text(encoding="utf-8").splitlines()
     comments = [line.lstrip("# ") for line in lines if line.startswith("#") and not line.startswith("#!")]
-    return comments[0] if comments else str((yaml.safe_load("\n".join(lines)) or {}).get("name", ""))
+    return first_sentence(comments) if comments else str((yaml.safe_load("\n".join(lines)) or {}).get("name", ""))
 
 
-LISTS: dict[str, Callable[[], Rows]] = {
+LISTS: dict[str, Callable[[], list[Row]]] = {
     "stages": _stages,
-    "criteria": _registry(CRITERIA),
+    "criteria": _registry("Criterion", CRITERIA),
     "layers": _layers,
-    "schedules": _registry(SCHEDULES),
-    "patterns": _registry(PATTERNS),
-    "formats": _registry(FORMATS),
-    "data": _registry(SOURCES),
+    "schedules": _registry("Schedule", SCHEDULES),
+    "patterns": _registry("Pattern", PATTERNS),
+    "formats": _formats,
+    "data": _registry("Data", SOURCES),
     "recipes": _recipes,
 }
 
@@ -82,7 +139,4 @@ def ls(
             if name not in LISTS:
                 raise KpipeError(f"Unknown list {name!r}. Known: {', '.join(LISTS)}.{nearest(name, LISTS)}")
             rows = LISTS[name]()
-            table = Table(title=name, show_header=False, title_justify="left", box=None)
-            for row in rows or [("none here", "")]:
-                table.add_row(*(escape(cell) for cell in row))
-            out().print(table)
+            out().print(as_table(rows, title=name) if rows else f"{name}: none here")

@@ -1,6 +1,7 @@
 """`kpipe run`: run a recipe and deliver."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,17 +9,22 @@ import typer
 from rich.table import Table
 
 from kpipe.cli.app import app, examples
-from kpipe.cli.console import aside, out, plain_errors
+from kpipe.cli.console import as_table, aside, out, plain_errors
 from kpipe.cli.live import Live
 from kpipe.errors import NoEffectWarning
 from kpipe.recipe import load_recipe
 from kpipe.report import report
+from kpipe.report.tables import result_table
+from kpipe.report.units import percent, points, times
+
+LEFT_OUT = ("ms p90", "Seconds")
+"""Columns of the report's table for which a terminal has no room."""
 
 
 @app.command(
     epilog=examples(
         "kpipe run recipes/digits.yaml",
-        "kpipe run recipes/digits.yaml --output /tmp/digits",
+        "kpipe run recipes/digits.yaml --output runs/digits",
         "kpipe run recipes/digits.yaml --fresh   # forget what an earlier run finished",
     )
 )
@@ -46,25 +52,10 @@ def run(
             console.print(line, markup=False, soft_wrap=True)
 
 
-def table(metrics: dict[str, Any]) -> Table:
-    """Lay out a run's figures, a row a stage, sizes and latencies of its first file."""
-    made = Table(title=f"{metrics['name']}: test split, files in their own runtime")
-    for heading in ("stage", "accuracy", "params", "nonzeros", "MACs", "file", "KB", "gzip KB", "latency ms"):
-        made.add_column(heading, justify="left" if heading in ("stage", "file") else "right", no_wrap=True)
-    for entry in metrics["stages"]:
-        files = entry["files"] if entry["artifact"]["kind"] == "file" else entry["files"][:1]
-        for index, file in enumerate(files):
-            counted = entry["measure"] if index == 0 else {}
-            made.add_row(
-                entry["name"] if index == 0 else "",
-                _number(file["accuracy"], "{:.4f}"),
-                *(_number(counted.get(key), "{:,}") for key in ("params", "nonzeros", "macs")),
-                f"{file['format']} {file['precision']}",
-                _number(file["bytes"] / 1024, "{:,.1f}"),
-                _number(file["gzip_bytes"] / 1024, "{:,.1f}"),
-                _number(file["latency"]["median_ms"], "{:.4f}"),
-            )
-    return made
+def table(metrics: Mapping[str, Any]) -> Table:
+    """Lay out the report's table of results; what only the report has room for is left out."""
+    rows = [{name: row[name] for name in row if name not in LEFT_OUT} for row in result_table(metrics)]
+    return as_table(rows, title=f"{metrics['name']}: test split, files in their own runtime")
 
 
 def closing(metrics: dict[str, Any], directory: Path, page: Path) -> list[str]:
@@ -72,16 +63,12 @@ def closing(metrics: dict[str, Any], directory: Path, page: Path) -> list[str]:
     found = metrics["summary"]
     lines = []
     if found["smaller"] is not None:
-        words = [f"{found['smaller']:.1f} times smaller", f"{found['smaller_gzip']:.1f} times smaller gzipped"]
-        words += [f"{found['faster']:.1f} times faster"] if found["faster"] else []
+        words = [f"{times(found['smaller'])} smaller", f"{times(found['smaller_gzip'])} smaller gzipped"]
+        words += [f"{times(found['faster'])} faster"] if found["faster"] else []
         if found["accuracy_drop"] is not None:
-            points = 0.0 - round(100 * found["accuracy_drop"], 2)  # never "-0.00"
-            words.append(f"accuracy {found['accuracy_delivered']:.4f} ({points:+.2f} points)")
+            reached, lost = percent(found["accuracy_delivered"]), points(found["accuracy_drop"])
+            words.append(f"accuracy {reached} (drop {lost} points)")
         lines.append(f"{found['file']}: {', '.join(words)}, against {found['baseline']}")
     delivered = [str(directory / file["path"]) for file in metrics["delivery"]]
     lines.append(f"delivered: {', '.join(delivered) or 'no file, as the recipe has no export stage'}")
     return [*lines, f"report:    {page}"]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)

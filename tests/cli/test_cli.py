@@ -1,14 +1,20 @@
 import json
 import re
+from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 
 import keras
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
-from kpipe.cli import app
-from kpipe.export import export
+from kpipe.cli import app, main
+from kpipe.cli.bench import rows
+from kpipe.cli.console import WIDTH
+from kpipe.cli.run import table
+from kpipe.export import Latency, export
 
 SOURCE = """
 import keras
@@ -26,6 +32,12 @@ def net(classes):
     return keras.Sequential(
         [keras.Input((6,), name="x"), keras.layers.Dense(8, activation="relu", name="hidden"),
          keras.layers.Dense(classes, name="logits")], name="net")
+
+
+def only_onnx(classes):
+    x = keras.Input((6,), name="x")
+    y = keras.ops.arccos(keras.layers.Dense(8, activation="tanh", name="hidden")(x))
+    return keras.Model(x, keras.layers.Dense(classes, name="logits")(y), name="only_onnx")
 """
 
 
@@ -59,8 +71,11 @@ def test_run_prints_the_table_and_where_the_delivery_lies():
     delivered = Path("exported/tiny")
     for name in ("tiny.tflite", "metrics.json", "report.md", "report.html", "recipe.yaml", "latency.json"):
         assert (delivered / name).is_file()
-    accuracy = json.loads((delivered / "metrics.json").read_text())["stages"][0]["metrics"]["accuracy"]
-    assert f"{accuracy:.4f}" in output
+    trained = json.loads((delivered / "metrics.json").read_text())["stages"][0]
+    shown = re.search(r"01-train ([\d.]+) %.* tflite float32 ([\d.]+) ", output)
+    assert shown, output
+    assert float(shown[1]) == pytest.approx(100 * trained["files"][0]["accuracy"], abs=0.01)
+    assert float(shown[2]) == pytest.approx(trained["files"][0]["bytes"] / 1000, rel=0.01)  # three digits of KB
 
     code, output = call("run", "tiny.yaml")
     assert code == 0
@@ -73,6 +88,38 @@ def test_run_prints_the_table_and_where_the_delivery_lies():
     code, output = call("report", "exported/tiny")
     assert code == 0
     assert (delivered / "report.md").is_file()
+
+
+def test_a_recipe_of_onnx_alone_runs_where_litert_cannot():
+    """An inverse cosine has an ONNX operation and no LiteRT one."""
+    document = yaml.safe_load(Path("tiny.yaml").read_text())
+    document["model"]["factory"] = "cli_source:only_onnx"
+    document["stages"][1]["formats"] = ["onnx"]
+    Path("tiny.yaml").write_text(yaml.safe_dump(document))
+    code, output = call("run", "tiny.yaml")
+    assert code == 0, output
+    assert re.search(r"01-train .*onnx float32", output)
+    assert "delivered: exported/tiny/tiny.onnx report:" in output
+    assert not list(Path("exported").rglob("*.tflite"))
+    document["stages"][1]["formats"] = ["tflite"]
+    Path("tiny.yaml").write_text(yaml.safe_dump(document))
+    code, output = call("run", "tiny.yaml", "--output", "other")
+    assert code == 2, output
+
+
+def test_a_large_run_fits_into_the_columns_of_a_pipe():
+    file = {"path": "m.tflite", "format": "tflite", "precision": "float32", "bytes": 123_456_789}
+    file |= {"gzip_bytes": 98_765_432, "accuracy": 1.0, "latency": {"median_ms": 1234.5, "p90_ms": 2345.6}}
+    stage = {"name": "10-prune_weights", "metrics": {"accuracy": 1.0}, "seconds": 12_345.0, "files": [file]}
+    stage["measure"] = {"params": 1_123_456_789, "nonzeros": 1_123_456_789, "macs": 123_456_789_012}
+    with StringIO() as text:
+        Console(file=text, width=WIDTH).print(table({"name": "large", "stages": [stage]}))
+        printed = text.getvalue()
+    assert "\x1b" not in printed
+    assert max(map(len, printed.splitlines())) <= WIDTH
+    (line,) = [line for line in printed.splitlines() if "10-prune_weights" in line]
+    for figure in ("100.00 %", "1,123,456,789", "tflite float32", "123,457", "98,765", "1,234"):
+        assert figure in line
 
 
 def test_run_refuses_a_faulty_recipe_and_leaves_nothing():
@@ -115,6 +162,32 @@ def test_ls():
     assert "Did you mean 'criteria'?" in output
 
 
+def lines_of(what):
+    code, _ = call("ls", what)
+    assert code == 0
+    return [line.split() for line in CliRunner().invoke(app, ["ls", what]).output.splitlines()]
+
+
+def test_ls_layers_says_what_is_known_of_each():
+    known = lines_of("layers")
+    assert ["Conv2D", "yes", "kernel", "yes"] in known
+    assert ["Conv1D", "yes", "kernel", "no"] in known
+    assert ["SeparableConv2D", "yes", "pointwise_kernel", "yes,", "as", "two", "layers"] in known
+    assert ["DepthwiseConv2D", "yes", "–", "yes"] in known
+
+
+def test_ls_formats_says_the_precisions_and_the_runtime():
+    (row,) = [words for words in lines_of("formats") if words[:1] == ["onnx"]]
+    assert row[1:4] == [".onnx", "float32,", "int8"]
+    assert "onnxruntime," in row
+
+
+def test_ls_recipes_gives_the_first_sentence_of_the_head():
+    Path("recipes").mkdir()
+    Path("recipes/a.yaml").write_text("#!/usr/bin/env -S kpipe run\n# Toys: small\n# ones. And more.\nname: a\n")
+    assert ["recipes/a.yaml", "Toys:", "small", "ones."] in lines_of("recipes")
+
+
 @pytest.fixture
 def model():
     keras.utils.set_random_seed(0)
@@ -149,10 +222,25 @@ def test_bench(model):
     assert code == 0
     assert "a.tflite" in output
     assert "b.onnx" in output
-    assert "1.00" in output
+    for name in ("a.tflite", "b.onnx"):
+        shown = re.search(rf"{re.escape(name)} ([\d.]+) ", output)
+        assert shown and float(shown[1]) == pytest.approx(Path(name).stat().st_size / 1000, rel=0.005)
     code, output = call("bench", "absent.tflite")
     assert code == 2
     assert "There is no file absent.tflite" in output
+
+
+def test_bench_compares_each_file_with_the_first():
+    files = [Path("tiny.yaml"), Path("cli_source.py")]
+    timed = [latency(0.5, 0.75), latency(0.125, 0.25)]
+    assert [(row["ms"], row["ms p90"], row["Faster"]) for row in rows(files, timed)] == [
+        ("0.500", "0.750", "1.00×"),
+        ("0.125", "0.250", "4.00×"),
+    ]
+
+
+def latency(median, p90):
+    return Latency(Path("m.tflite"), median, p90, median, median, p90, threads=1, runs=5, warmup=1, repeats=1)
 
 
 def test_report_of_a_folder_that_is_no_run():
@@ -172,4 +260,21 @@ def test_every_verb_has_examples(verb):
 def test_an_unknown_verb_names_the_nearest():
     code, output = call("rum")
     assert code == 2
-    assert "run" in output
+    assert "Did you mean 'run'?" in output
+    code, output = call("zzzzzz")
+    assert code == 2
+    assert "Did you mean" not in output
+
+
+def test_the_version():
+    code, output = call("--version")
+    assert code == 0
+    assert output == f"kpipe {version('kpipe')}"
+
+
+@pytest.mark.parametrize("name", ["kpipe", "kpipe_cli.py", "__main__.py"])
+def test_the_program_is_called_kpipe_however_it_was_started(name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [name, "run", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "Usage: kpipe run [OPTIONS]" in capsys.readouterr().out
