@@ -1,0 +1,165 @@
+"""What every stage, optimizer and loss promises. A new one without a case here fails."""
+
+import keras
+import numpy as np
+import pytest
+
+from kpipe.data import Dataset
+from kpipe.pipeline import STAGES, Baseline, Context, FloatModel, QuantizedModel
+from kpipe.pipeline.task import LOSSES, loss_for
+from kpipe.quantize import is_quantized
+from kpipe.stages import Distill, Export, PruneFilters, PruneWeights, Quantize, Train
+from kpipe.stages.fields import OPTIMIZERS, Optimizer
+from kpipe.stages.training import make_optimizer
+
+
+def net():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((6,), name="x"),
+            keras.layers.Dense(8, activation="relu", name="hidden"),
+            keras.layers.Dense(2, name="logits"),
+        ],
+        name="net",
+    )
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 2
+    x = (rng.normal(size=(120, 6)) + 2 * y[:, None]).astype("float32")
+    return Dataset("points", (x[:64], y[:64]), (x[64:80], y[64:80]), (x[80:], y[80:]), x[:32], 2)
+
+
+@pytest.fixture
+def context(data, tmp_path):
+    net().save(tmp_path / "baseline.keras")
+    baseline = Baseline({"metrics": {"accuracy": 0.5}}, tmp_path / "baseline.keras")
+    return Context("net", data, 0, tmp_path, tmp_path, baseline=baseline)
+
+
+def moved(before, after, context):
+    """The weights are others, the net is the same one."""
+    assert [w.shape for w in before.weights] == [w.shape for w in after.model.weights]
+    assert not np.array_equal(before.get_layer("hidden").kernel, after.model.get_layer("hidden").kernel)
+    assert len(context.record.history["loss"]) == 1
+
+
+def narrower(before, after, context):
+    assert after.model.get_layer("hidden").units == before.get_layer("hidden").units // 2
+    assert after.model.get_layer("logits").units == before.get_layer("logits").units
+
+
+def half_zero(before, after, context):
+    for name in ("hidden", "logits"):
+        kernel = np.asarray(after.model.get_layer(name).kernel)
+        assert np.count_nonzero(kernel) == kernel.size - round(kernel.size / 2)
+
+
+def whole_numbers(before, after, context):
+    assert isinstance(after, QuantizedModel)
+    assert is_quantized(after.model)
+
+
+def written(before, after, context):
+    assert [file["path"] for file in context.record.files] == ["net.tflite"]
+    assert (context.folder / "net.tflite").stat().st_size == context.record.files[0]["bytes"]
+
+
+CASES = {
+    "distill": (Distill(epochs=1), moved),
+    "export": (Export(), written),
+    "prune_filters": (PruneFilters(ratio=0.5, epochs=0), narrower),
+    "prune_weights": (PruneWeights(sparsity=0.5, epochs=0), half_zero),
+    "quantize": (Quantize(), whole_numbers),
+    "train": (Train(epochs=1), moved),
+}
+
+
+def test_every_stage_has_a_case():
+    assert set(CASES) == set(STAGES)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_keeps_its_promise(name, context):
+    stage, promise = CASES[name]
+    assert type(stage) is STAGES[name]
+    assert stage.stage == name
+    after = stage.run(FloatModel(net()), context)
+    promise(net(), after, context)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_promise_is_not_kept_by_doing_nothing(name, context):
+    """The control of the test above."""
+    _, promise = CASES[name]
+    with pytest.raises((AssertionError, KeyError)):
+        promise(net(), FloatModel(net()), context)
+
+
+STEPS = {
+    "adam": -0.5,
+    "adamw": -0.5,
+    "nadam": None,  # its first step has a momentum of its own schedule
+    "rmsprop": -0.5 / np.sqrt(0.1),
+    "adagrad": -0.5 * 2 / np.sqrt(0.1 + 4),
+    "sgd": -0.5 * 2,
+    "lion": -0.5,
+}
+"""The first step from 0 at a gradient of 2 and a rate of 0.5, by each method's formula."""
+
+
+def test_every_optimizer_has_a_case():
+    assert set(STEPS) == set(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_steps_as_its_formula_says(name):
+    made = make_optimizer(Optimizer(name=name, learning_rate=0.5, decay="none"), steps=1)
+    assert type(made).__name__.lower() == name
+    weight = keras.Variable([0.0])
+    made.apply([keras.ops.convert_to_tensor([2.0])], [weight])
+    step = float(weight.numpy()[0])
+    assert step < 0
+    if STEPS[name] is not None:
+        assert step == pytest.approx(STEPS[name], rel=1e-4)
+
+
+LOGITS = np.array([[1.0, -0.5], [0.25, 2.0]])
+ONE_HOT = np.array([[1.0, 0.0], [1.0, 0.0]])
+
+
+def cross_entropy(logits, truth):
+    return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - (logits * truth).sum(axis=1)))
+
+
+def logistic(logits, truth):
+    return float(np.mean(np.log1p(np.exp(logits)) - truth * logits))
+
+
+def huber(values, truth):
+    away = np.abs(values - truth)
+    return float(np.mean(np.where(away <= 1, away**2 / 2, away - 0.5)))
+
+
+VALUES = {
+    "sparse_categorical_crossentropy": (np.array([0, 0]), cross_entropy(LOGITS, ONE_HOT)),
+    "categorical_crossentropy": (ONE_HOT, cross_entropy(LOGITS, ONE_HOT)),
+    "binary_crossentropy": (ONE_HOT, logistic(LOGITS, ONE_HOT)),
+    "mean_squared_error": (ONE_HOT, float(np.mean((LOGITS - ONE_HOT) ** 2))),
+    "mean_absolute_error": (ONE_HOT, float(np.mean(np.abs(LOGITS - ONE_HOT)))),
+    "huber": (ONE_HOT, huber(LOGITS, ONE_HOT)),
+}
+"""The labels, and the loss of LOGITS by its formula."""
+
+
+def test_every_loss_has_a_case():
+    assert set(VALUES) == set(LOSSES)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_its_formula_on_logits(name):
+    labels, expected = VALUES[name]
+    assert float(loss_for(net(), labels, name)(labels, LOGITS)) == pytest.approx(expected, rel=1e-5)
