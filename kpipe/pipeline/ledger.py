@@ -38,14 +38,21 @@ class Record:
 
 @contextmanager
 def noting(record: Record) -> Iterator[None]:
-    """Note what warns in the block that it changed nothing; every warning goes on to whoever listens."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for warning in caught:
-        if issubclass(warning.category, NoEffectWarning) and str(warning.message) not in record.notes:
-            record.note(str(warning.message))
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    """Note what the block warns its user of; every warning goes on to whoever listens, also when the block raises.
+
+    Noted are `NoEffectWarning` and plain `UserWarning`; other kinds speak to developers.
+    """
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+    finally:
+        for warning in caught:
+            users = warning.category is UserWarning or issubclass(warning.category, NoEffectWarning)
+            if users and str(warning.message) not in record.notes:
+                record.note(str(warning.message))
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def plain(value: Any) -> Any:
