@@ -13,10 +13,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from kpipe.atomic import PARTIAL
 from kpipe.data import Dataset
 from kpipe.errors import KpipeError
 
-PARTIAL = ".partial-"
 STEP = re.compile(r"\d\d-[a-z_]+")
 
 
@@ -119,9 +119,17 @@ def sweep(directory: Path, keep: Iterable[str] = ()) -> None:
     keep = set(keep)
     for path in sorted(directory.iterdir()):
         if path.name.startswith(PARTIAL):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        elif path.name not in keep and STEP.fullmatch(path.name) and (path / "entry.json").is_file():
-            _discard(path)
+            _remove(path)
+        elif STEP.fullmatch(path.name) and (path / "entry.json").is_file():
+            if path.name not in keep:
+                _discard(path)
+            else:
+                for left in path.glob(f"{PARTIAL}*"):
+                    _remove(left)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _discard(folder: Path) -> None:

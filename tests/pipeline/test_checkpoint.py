@@ -42,11 +42,14 @@ def test_sweeping_removes_old_steps_and_remains_but_nothing_of_the_users(tmp_pat
     step(tmp_path / "01-train")
     step(tmp_path / "02-quantize")
     (tmp_path / ".partial-03-export" / "deep").mkdir(parents=True)
+    (tmp_path / "01-train" / ".partial-1-model.onnx").touch()
     (tmp_path / "04-photos").mkdir()  # named like a step, but without an entry
     (tmp_path / "notes.txt").touch()
     (tmp_path / "mine").mkdir()
     checkpoint.sweep(tmp_path, keep=["01-train"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["01-train", "04-photos", "mine", "notes.txt"]
+    assert not list((tmp_path / "01-train").glob(".*"))
+    assert (tmp_path / "01-train" / "model.keras").exists()
 
 
 def test_a_step_folder_appears_whole_or_not_at_all(tmp_path):
