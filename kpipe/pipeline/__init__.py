@@ -3,9 +3,10 @@
 from kpipe.pipeline.artifact import AnyModel, Artifact, FloatModel, QuantizedModel
 from kpipe.pipeline.context import Baseline, Context
 from kpipe.pipeline.progress import Progress, Quiet
-from kpipe.pipeline.run import Plan, run
+from kpipe.pipeline.run import run
 from kpipe.pipeline.source import ModelSource
 from kpipe.pipeline.stage import STAGES, Stage, order_faults, wiring
+from kpipe.pipeline.steps import Plan
 
 __all__ = [
     "STAGES",

@@ -34,7 +34,9 @@ class Context:
         folder: Where the step's files go.
         recipe_folder: Where files that the recipe names may lie.
         baseline: The model that everything is compared with; None for the first step, which makes it.
-        holds_zeros: Whether an earlier stage pruned weights: a training must keep the zeros that it finds.
+        loss: The loss that the step is measured by: labels are classes where it is a cross-entropy.
+        holds_zeros: Whether the run started from a pruned model or an earlier stage pruned weights: a training must
+            keep the zeros that it finds.
         progress: Who is told how it goes.
         record: Where a stage puts what it has to say.
     """
@@ -45,6 +47,7 @@ class Context:
     folder: Path
     recipe_folder: Path
     baseline: Baseline | None = None
+    loss: str = "auto"
     holds_zeros: bool = False
     progress: Progress = field(default_factory=Quiet)
     record: Record = field(default_factory=Record)

@@ -24,20 +24,29 @@ def as_yaml(config: dict[str, Any]) -> str:
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
+DELIVERED = ".delivered.json"
+"""The list of the files at the top, written before the first of them: a killed run leaves none that is not listed."""
+
+
 def withdraw(directory: Path) -> None:
-    """Remove what an earlier run delivered, as `metrics.json` lists it, before something else is made."""
-    metrics = checkpoint.read_json(directory / "metrics.json")
-    if not isinstance(metrics, dict):
-        return
-    delivered = [Path(file["path"]).name for file in metrics.get("delivery", ())]
-    for name in ("metrics.json", "latency.json", "report.md", "report.html", *delivered):
+    """Remove what an earlier run delivered, before something else is made.
+
+    The list of what there was goes last, so that one killed in between is carried on by the next.
+    """
+    for name in (*_delivered(directory), "report.md", "report.html", "latency.json", "metrics.json", DELIVERED):
         (directory / name).unlink(missing_ok=True)
+
+
+def _delivered(directory: Path) -> list[str]:
+    listed = checkpoint.read_json(directory / DELIVERED)
+    return [Path(name).name for name in listed] if isinstance(listed, list) else []
 
 
 def deliver(plan: Planned, directory: Path, data: Dataset, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Copy the exported files to the top, time all files, and write `metrics.json`.
 
-    Timing is taken over from an earlier run of the same steps, so that a run that is repeated changes nothing.
+    Timing, and the environment that it was taken in, are taken over from an earlier run of the same steps, so that a
+    run that is repeated changes nothing. What an earlier run of other steps delivered is removed.
 
     Args:
         plan: The plan that was run.
@@ -53,6 +62,12 @@ def deliver(plan: Planned, directory: Path, data: Dataset, entries: Sequence[dic
     latency = _latency(directory, key, paths)
     timed = [_with_latency(entry, latency["files"]) for entry in entries]
     exported = [(entry, file) for entry in timed if entry["artifact"]["kind"] == "file" for file in entry["files"]]
+    names = sorted({file["path"] for _, file in exported})
+    earlier = checkpoint.read_json(directory / "metrics.json")
+    if set(_delivered(directory)) - set(names) or (isinstance(earlier, dict) and earlier.get("recipe_key") != key):
+        withdraw(directory)
+        checkpoint.write_json(directory / "latency.json", latency)
+    checkpoint.write_json(directory / DELIVERED, names)
     for entry, file in exported:
         checkpoint.copy(directory / entry["name"] / file["path"], directory / file["path"])
     delivered = ledger.reductions([file for _, file in exported], timed[0]["files"])
@@ -65,7 +80,7 @@ def deliver(plan: Planned, directory: Path, data: Dataset, entries: Sequence[dic
             **{split: len(getattr(data, split)[0]) for split in ("train", "validation", "test")},
             "calibration": len(data.calibration),
         },
-        "environment": examine.environment(),
+        "environment": latency["environment"],
         "stages": timed,
         "delivery": delivered,
         "summary": ledger.summary(timed, delivered),
@@ -76,9 +91,10 @@ def deliver(plan: Planned, directory: Path, data: Dataset, entries: Sequence[dic
 
 def _latency(directory: Path, key: str, paths: list[str]) -> dict[str, Any]:
     known = checkpoint.read_json(directory / "latency.json")
-    if isinstance(known, dict) and known.get("key") == key and set(paths) <= set(known["files"]):
+    whole = isinstance(known, dict) and {"environment", "files"} <= set(known)
+    if whole and known.get("key") == key and set(paths) <= set(known["files"]):
         return known
-    measured = {"key": key, **examine.latencies(directory, paths)}
+    measured = {"key": key, "environment": examine.environment(), **examine.latencies(directory, paths)}
     checkpoint.write_json(directory / "latency.json", measured)
     return measured
 

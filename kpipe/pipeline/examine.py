@@ -23,11 +23,23 @@ RUNS = 100
 
 
 def evaluate(model: keras.Model, data: Dataset, loss: str = "auto") -> dict[str, float | None]:
-    """Give the accuracy and the loss of a Keras model on the test split."""
+    """Give the accuracy and the loss of a Keras model on the test split.
+
+    Args:
+        model: A model with one output.
+        data: The data set.
+        loss: The loss, as `loss_for` takes it.
+
+    Returns:
+        {"accuracy", "loss"}; the accuracy is None where the labels are no classes to the loss.
+
+    Raises:
+        KpipeError: When the loss does not fit the model and the labels.
+    """
     x, y = data.test
     outputs = model.predict(x, batch_size=BATCH, verbose=0)  # type: ignore[arg-type]
     value = loss_for(model, y, loss)(y, outputs)
-    return {"accuracy": accuracy(outputs, y, gives_probabilities(model)), "loss": float(value)}
+    return {"accuracy": accuracy(outputs, y, gives_probabilities(model), loss), "loss": float(value)}
 
 
 def counted(model: keras.Model) -> dict[str, Any]:
@@ -41,24 +53,27 @@ def counted(model: keras.Model) -> dict[str, Any]:
     return plain(replace(found, rows=tuple(row for row in found.rows if row.kind != FakeQuant.__name__)).to_dict())
 
 
-def file_accuracy(path: Path, model: keras.Model, data: Dataset) -> float | None:
+def file_accuracy(path: Path, model: keras.Model, data: Dataset, loss: str = "auto") -> float | None:
     """Give the accuracy of an exported file on the test split, run in its own runtime.
 
     Args:
         path: The `.tflite` or `.onnx` file.
         model: The Keras model it was exported from, which tells how its output is to be read.
         data: The data set.
+        loss: The loss that the model was trained with.
 
     Returns:
-        The fraction in [0, 1]; None for labels that are no classes.
+        The fraction in [0, 1]; None where the labels are no classes to the loss.
     """
     x, y = data.test
     with closing(load_runtime(path)) as runtime:
         outputs = np.concatenate([runtime.run([x[start : start + BATCH]])[0] for start in range(0, len(x), BATCH)])
-    return accuracy(outputs, y, gives_probabilities(model))
+    return accuracy(outputs, y, gives_probabilities(model), loss)
 
 
-def export_file(model: keras.Model, path: Path, data: Dataset, precision: str | None = None) -> dict[str, Any]:
+def export_file(
+    model: keras.Model, path: Path, data: Dataset, precision: str | None = None, loss: str = "auto"
+) -> dict[str, Any]:
     """Export a model, verified on the calibration samples, and measure the file.
 
     Args:
@@ -66,6 +81,7 @@ def export_file(model: keras.Model, path: Path, data: Dataset, precision: str | 
         path: The target; its suffix is the format.
         data: The data set.
         precision: None for the model's own: float32, or int8 for a quantized one.
+        loss: The loss that the model was trained with.
 
     Returns:
         The file's entry: path (relative to its folder), format, precision, bytes, gzip_bytes, accuracy, agreement.
@@ -77,7 +93,7 @@ def export_file(model: keras.Model, path: Path, data: Dataset, precision: str | 
         "precision": file.precision,
         "bytes": file.bytes,
         "gzip_bytes": file.gzip_bytes,
-        "accuracy": file_accuracy(path, model, data),
+        "accuracy": file_accuracy(path, model, data, loss),
         "agreement": None if file.agreement is None else plain(file.agreement.to_dict()),
     }
 

@@ -25,6 +25,8 @@ LOSSES: dict[str, tuple[Callable[..., keras.losses.Loss], bool]] = {
 }
 """Name -> the loss, and whether it is to be told that it sees logits."""
 
+ENTROPIES = tuple(name for name in LOSSES if name.endswith("crossentropy"))
+
 SQUASHING = (keras.activations.softmax, keras.activations.sigmoid)
 SQUASHING_LAYERS = (L.Softmax, nn.Softmax, nn.Sigmoid)
 ACTIVATED = (
@@ -51,7 +53,8 @@ def loss_for(model: keras.Model, labels: np.ndarray, name: str = "auto") -> kera
         The loss.
 
     Raises:
-        KpipeError: When the model has several outputs, or there is no such loss.
+        KpipeError: When the model has several outputs, there is no such loss, or labels lie outside the classes that
+            the output can tell.
 
     Example:
         >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
@@ -66,8 +69,21 @@ def loss_for(model: keras.Model, labels: np.ndarray, name: str = "auto") -> kera
     name = _fitting(model.outputs[0].shape[-1], labels) if name == "auto" else name
     if name not in LOSSES:
         raise KpipeError(f"Unknown loss {name!r}. Known: auto, {', '.join(LOSSES)}.{nearest(name, LOSSES)}")
+    _check_labels(model, labels, name)
     kind, asks = LOSSES[name]
     return kind(from_logits=not gives_probabilities(model)) if asks else kind()
+
+
+def _check_labels(model: keras.Model, labels: np.ndarray, name: str) -> None:
+    units = model.outputs[0].shape[-1]
+    classes = {"sparse_categorical_crossentropy": units, "binary_crossentropy": 2 if units == 1 else None}.get(name)
+    if classes is None or not labels.size or (labels.min() >= 0 and labels.max() < classes):
+        return
+    raise KpipeError(
+        f"The labels run from {labels.min()} to {labels.max()}, but to {name} the model {model.name!r} with {units} "
+        f"output{'s' if units > 1 else ''} tells {classes} classes, 0 to {classes - 1}. Give its last layer more "
+        "units, or name the loss of a regression, such as mean_squared_error."
+    )
 
 
 def _fitting(units: int | None, labels: np.ndarray) -> str:
@@ -116,28 +132,39 @@ def _made_by(tensor: Any) -> Any:
         tensor = fed[0]
 
 
-def classifies(labels: np.ndarray) -> bool:
+def classifies(labels: np.ndarray, loss: str = "auto") -> bool:
     """Tell whether labels name classes, so that an accuracy can be told.
+
+    Args:
+        labels: `(n,)` or `(n, classes)`.
+        loss: "auto" goes by the labels; to a cross-entropy whole numbers and one-hot rows are classes, to any other
+            loss nothing is.
 
     Example:
         >>> classifies(np.array([0, 3])), classifies(np.array([0.5, 1.5]))
         (True, False)
+        >>> classifies(np.array([0, 3]), "mean_squared_error")
+        False
     """
-    return _fitting(None, labels) != "mean_squared_error" or (
-        labels.ndim == 2 and labels.shape[1] > 1 and bool(np.allclose(labels.sum(axis=1), 1))
-    )
+    if labels.ndim == 2:
+        one_hot = labels.shape[1] > 1 and bool(np.allclose(labels.sum(axis=1), 1))
+        return one_hot and (loss == "auto" or loss in ENTROPIES)
+    if loss == "auto":
+        return labels.ndim == 1 and labels.dtype.kind in "iub"
+    return labels.ndim == 1 and loss in ENTROPIES and bool(np.all(np.mod(labels, 1) == 0))
 
 
-def accuracy(outputs: np.ndarray, labels: np.ndarray, probabilities: bool = False) -> float | None:
+def accuracy(outputs: np.ndarray, labels: np.ndarray, probabilities: bool = False, loss: str = "auto") -> float | None:
     """Give the fraction of samples put into the right class.
 
     Args:
         outputs: `(n, classes)`, or `(n, 1)` or `(n,)` for two classes.
         labels: `(n,)` classes or `(n, classes)` one-hot.
         probabilities: Whether a single output is a probability rather than a logit.
+        loss: The loss that the outputs were trained with.
 
     Returns:
-        The fraction in [0, 1]; None for labels that are no classes.
+        The fraction in [0, 1]; None for labels that are no classes to the loss.
 
     Example:
         >>> accuracy(np.array([[0.1, 2.0], [3.0, 0.5]]), np.array([1, 1]))
@@ -145,7 +172,7 @@ def accuracy(outputs: np.ndarray, labels: np.ndarray, probabilities: bool = Fals
         >>> accuracy(np.array([[0.7], [-0.2]]), np.array([1, 0]))
         1.0
     """
-    if not classifies(labels):
+    if not classifies(labels, loss):
         return None
     if outputs.ndim == 1 or outputs.shape[-1] == 1:
         chosen = (outputs.reshape(len(labels)) > (0.5 if probabilities else 0.0)).astype(int)

@@ -24,6 +24,7 @@ class Export(Stage):
     """
 
     stage: Literal["export"] = "export"
+    delivers = True
     formats: Annotated[tuple[FormatName, ...], Field(min_length=1)] = ("tflite",)
     precision: PrecisionName | None = None
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")] | None = None
@@ -44,7 +45,7 @@ class Export(Stage):
         for index, suffix in enumerate(self.formats):
             context.progress.tell(f"exporting {suffix}", index / len(self.formats))
             path = context.folder / f"{self.name or context.name}.{suffix}"
-            file = export_file(artifact.model, path, context.data, self.precision)
+            file = export_file(artifact.model, path, context.data, self.precision, context.loss)
             self._judge(file, context)
             context.record.files.append(file)
         return artifact

@@ -10,7 +10,7 @@ import pytest
 
 from kpipe.errors import KpipeError
 from kpipe.pipeline import STAGES, Context, FloatModel, Quiet, Stage
-from kpipe.pipeline.run import _begin, _steps
+from kpipe.pipeline.steps import begin, plan_steps
 from kpipe.recipe import parse_recipe
 
 
@@ -22,6 +22,7 @@ def shift():
 
         stage: Literal["shift"] = "shift"
         by: float = 1.0
+        loss: str = "auto"
         fails: bool = False
 
         def run(self, artifact: FloatModel, context: Context) -> FloatModel:
@@ -98,7 +99,7 @@ def test_a_run_writes_its_directory(document, tmp_path):
     assert heard.made == ["00-model", "01-shift", "02-shift", "03-export"]
     directory = tmp_path / "run"
     assert sorted(path.name for path in directory.iterdir()) == [
-        "00-model", "01-shift", "02-shift", "03-export",
+        ".delivered.json", "00-model", "01-shift", "02-shift", "03-export",
         "latency.json", "metrics.json", "recipe.yaml", "shifts.tflite",
     ]  # fmt: skip
     assert metrics == json.loads((directory / "metrics.json").read_text())
@@ -174,8 +175,8 @@ def test_what_a_step_rests_on_makes_its_key(document, tmp_path):
         change(other)
         plan = parse_recipe(other).plan()
         data = plan.load_data()
-        _begin(plan.seed, 0)
-        return [step.key for step in _steps(plan, data, plan.make_model(data))]
+        begin(plan.seed, 0)
+        return [step.key for step in plan_steps(plan, data, plan.make_model(data))]
 
     same = keys(lambda document: None)
     assert same == [json.loads((tmp_path / "run" / name / "entry.json").read_text())["key"] for name in
@@ -188,10 +189,20 @@ def test_what_a_step_rests_on_makes_its_key(document, tmp_path):
         (lambda document: document["stages"].insert(0, {"stage": "shift", "by": 9.0}), 1),
         (lambda document: document["stages"][1].update(by=9.0), 2),
         (lambda document: document["stages"].append({"stage": "export"}), 3),
+        (lambda document: document["stages"][1].update(loss="huber"), 0),  # the model as it came is measured by it
         (lambda document: document.update(name="renamed"), 3),
     ):
         other = keys(change)
         assert [a == b for a, b in zip(same, other, strict=False)] == [index < kept for index in range(3)]
+
+
+def test_a_renamed_run_delivers_under_its_new_name_and_repeats_nothing_else(document, tmp_path):
+    go(document, tmp_path / "run")
+    metrics, heard = go({**document, "name": "renamed"}, tmp_path / "run")
+    assert heard.taken == ["00-model", "01-shift", "02-shift"]
+    assert heard.made == ["03-export"]
+    assert [file["path"] for file in metrics["delivery"]] == ["renamed.tflite"]
+    assert not (tmp_path / "run" / "shifts.tflite").exists()
 
 
 def test_a_format_asked_for_later_is_added_to_finished_steps(document, tmp_path):
@@ -213,6 +224,96 @@ def test_what_is_delivered_no_more_is_withdrawn(document, tmp_path):
     assert not (tmp_path / "run" / "shifts.tflite").exists()
     assert (tmp_path / "run" / "other.tflite").exists()
     assert (tmp_path / "run" / "mine.txt").exists()
+
+
+def test_a_removed_export_is_delivered_no_more(document, tmp_path):
+    document["stages"] = [document["stages"][0], {"stage": "export"}, {"stage": "export", "name": "second"}]
+    go(document, tmp_path / "run")
+    assert (tmp_path / "run" / "second.tflite").is_file()
+    del document["stages"][2]
+    metrics, heard = go(document, tmp_path / "run")
+    assert heard.made == []
+    assert [file["path"] for file in metrics["delivery"]] == ["shifts.tflite"]
+    assert [path.name for path in (tmp_path / "run").glob("*.tflite")] == ["shifts.tflite"]
+    fresh, _ = go(document, tmp_path / "fresh")
+    assert without_timings(metrics) == without_timings(fresh)
+
+
+def test_what_a_run_copied_before_it_was_killed_is_withdrawn_too(document, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("kpipe.pipeline.ledger.summary", killed)
+        go(document, tmp_path / "run")
+    assert (tmp_path / "run" / "shifts.tflite").is_file()
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    document["stages"] = document["stages"][:2]
+    go(document, tmp_path / "run")
+    assert not (tmp_path / "run" / "shifts.tflite").exists()
+
+
+def test_the_environment_reported_is_the_one_that_the_timings_were_taken_in(document, tmp_path, monkeypatch):
+    document["stages"] = document["stages"][:1]
+    first, _ = go(document, tmp_path / "run")
+    monkeypatch.setattr("kpipe.pipeline.examine.environment", lambda: {"cpu": "another"})
+    again, _ = go(document, tmp_path / "run")
+    assert again == first
+    other, _ = go({**document, "seed": 1}, tmp_path / "run")
+    assert other["environment"] == {"cpu": "another"}
+
+
+def test_a_format_asked_for_no_more_is_removed_from_finished_steps(document, tmp_path):
+    document["stages"] = [{"stage": "shift"}, {"stage": "export", "formats": ["onnx", "tflite"]}]
+    go(document, tmp_path / "run")
+    document["stages"][1]["formats"] = ["tflite"]
+    metrics, heard = go(document, tmp_path / "run")
+    assert heard.taken == ["00-model", "01-shift"]
+    fresh, _ = go(document, tmp_path / "fresh")
+    assert without_timings(metrics) == without_timings(fresh)
+    run, whole = ({path.relative_to(top) for path in top.rglob("*")} for top in (tmp_path / "run", tmp_path / "fresh"))
+    assert run == whole
+
+
+def test_zeros_of_a_model_that_was_loaded_are_kept(document, tmp_path):
+    model = net(3)
+    kernel = model.layers[0].kernel
+    kernel.assign(np.where(np.arange(20).reshape(4, 5) % 2, 0.0, kernel.numpy()))
+    model.layers[1].kernel.assign(np.zeros((5, 3)))  # not pruned but not trained yet
+    model.save(tmp_path / "sparse.keras")
+    document |= {"model": {"load": "sparse.keras"}, "stages": [{"stage": "train", "epochs": 2}]}
+    go(document, tmp_path / "run")
+    trained = keras.models.load_model(tmp_path / "run" / "01-train" / "model.keras", compile=False)
+    np.testing.assert_array_equal(trained.layers[0].kernel.numpy() == 0, np.arange(20).reshape(4, 5) % 2 == 1)
+    assert np.count_nonzero(trained.layers[1].kernel.numpy())
+
+
+def test_whole_numbers_of_a_regression_have_no_accuracy(document, tmp_path):
+    document["stages"] = [{"stage": "train", "epochs": 1, "loss": "mean_squared_error"}, {"stage": "export"}]
+    document["model"] = {"factory": "pipeline_source:one"}
+    source = tmp_path / "pipeline_source.py"
+    source.write_text(
+        source.read_text() + "\n\ndef one():\n    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])\n"
+    )
+    __import__("sys").modules.pop("pipeline_source", None)
+    metrics, _ = go(document, tmp_path / "run")
+    assert [entry["metrics"]["accuracy"] for entry in metrics["stages"]] == [None, None]
+    assert [file["accuracy"] for entry in metrics["stages"] for file in entry["files"]] == [None, None]
+    trained = keras.models.load_model(tmp_path / "run" / "01-train" / "model.keras", compile=False)
+    x, y = data()[2:]
+    error = np.mean((trained.predict(x, verbose=0)[:, 0] - y) ** 2)
+    assert metrics["stages"][0]["metrics"]["loss"] == pytest.approx(error, rel=1e-5)
+
+
+def test_labels_beyond_the_units_are_told_before_anything_is_left(document, tmp_path):
+    document["stages"] = [{"stage": "train", "epochs": 1}]
+    document["model"] = {"factory": "pipeline_source:few"}
+    source = tmp_path / "pipeline_source.py"
+    source.write_text(source.read_text() + "\n\ndef few():\n    return net(2)\n")
+    __import__("sys").modules.pop("pipeline_source", None)
+    with pytest.raises(KpipeError, match=r"01-train: The labels run from 0 to 2, .* with 2 outputs tells 2 classes"):
+        go(document, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_fails_at_once_leaves_no_directory(document, tmp_path):

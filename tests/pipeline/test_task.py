@@ -107,3 +107,19 @@ def test_nested_models_are_followed_to_what_makes_the_output():
     assert not gives_probabilities(keras.Sequential([keras.Input((3,)), inner, moving, keras.layers.Dense(2)]))
     x = keras.Input((3,))
     assert gives_probabilities(keras.Model(x, keras.ops.softmax(keras.layers.Dense(2)(x))))
+
+
+def test_labels_are_classes_to_a_cross_entropy_only():
+    outputs, labels = np.array([[0.1, 2.0], [3.0, 0.5]]), np.array([1, 1])
+    assert accuracy(outputs, labels, loss="sparse_categorical_crossentropy") == 0.5
+    assert accuracy(outputs, labels, loss="mean_squared_error") is None
+    assert classifies(np.eye(3), "categorical_crossentropy")
+    assert not classifies(np.eye(3), "huber")
+    assert not classifies(np.array([0.5, 1.0]), "binary_crossentropy")
+
+
+@pytest.mark.parametrize(("units", "labels"), [(2, np.array([0, 2])), (2, np.array([-1, 1])), (1, np.array([0, 7]))])
+def test_labels_outside_the_classes_are_refused(units, labels):
+    with pytest.raises(KpipeError, match=rf"labels run from {labels.min()} to {labels.max()}.*{units} output.*0 to 1"):
+        loss_for(net(units), labels)
+    loss_for(net(units), np.array([0, 1]))
