@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from kpipe.data import Dataset
 from kpipe.errors import KpipeError
+from kpipe.registry import nearest
 
 
 class ModelSource(BaseModel):
@@ -34,16 +36,53 @@ class ModelSource(BaseModel):
         return self
 
 
+_HOMES: dict[str, Path] = {}
+"""Top-level module -> the folder that `importable` let it be imported from."""
+
+
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Let modules of a folder and of the working directory be imported while the block runs."""
-    added = [str(folder.resolve()), str(Path.cwd())]
-    kept = list(sys.path)
-    sys.path[:0] = [path for path in added if path not in sys.path]
+    """Let modules of a folder and of the working directory be imported while the block runs.
+
+    Modules stay loaded afterwards, for models that are made of their classes. A module that another folder gave under
+    the same name is forgotten first, so that each folder gets its own.
+
+    Args:
+        folder: The folder; it goes before the working directory.
+    """
+    added = list(dict.fromkeys([folder.resolve(), Path.cwd()]))
+    _forget_others(added)
+    kept, before = list(sys.path), set(sys.modules)
+    sys.path[:0] = [str(path) for path in added if str(path) not in sys.path]
+    importlib.invalidate_caches()
     try:
         yield
     finally:
         sys.path[:] = kept
+        for name in {name.partition(".")[0] for name in set(sys.modules) - before} - before:
+            home = next((path for path in added if _holds(path, name)), None)
+            if home is not None and _lies_in(sys.modules.get(name), home):
+                _HOMES[name] = home
+
+
+def _forget_others(folders: list[Path]) -> None:
+    for name, home in list(_HOMES.items()):
+        if next((path for path in folders if _holds(path, name)), None) != home:
+            del _HOMES[name]
+            for loaded in [other for other in sys.modules if other.partition(".")[0] == name]:
+                del sys.modules[loaded]
+
+
+def _holds(folder: Path, name: str) -> bool:
+    return (folder / f"{name}.py").is_file() or (folder / name).is_dir()
+
+
+def _lies_in(module: ModuleType | None, folder: Path) -> bool:
+    """Tell whether a top-level module is a file, or a package, directly in a folder."""
+    if module is None or module.__spec__ is None:
+        return False
+    places = module.__spec__.submodule_search_locations or [module.__spec__.origin or ""]
+    return any(Path(place).resolve().parent == folder for place in places)
 
 
 def function_named(name: str) -> Callable[..., Any]:
@@ -56,7 +95,7 @@ def function_named(name: str) -> Callable[..., Any]:
         The function.
 
     Raises:
-        KpipeError: When there is no such module or function.
+        KpipeError: When there is no such module or function, or the module cannot be imported.
 
     Example:
         >>> function_named("math:sqrt")(9.0)
@@ -66,14 +105,17 @@ def function_named(name: str) -> Callable[..., Any]:
     if not (module and colon and attribute):
         raise KpipeError(f'received {name!r}; expected "module:function", such as "kpipe.models:digits_cnn"')
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        imported = importlib.import_module(module)
     except ImportError as error:
         raise KpipeError(
             f"module {module!r} cannot be imported ({error}). Looked on Python's path, in the recipe's folder and in "
             f"{Path.cwd()}"
         ) from error
-    except AttributeError:
-        raise KpipeError(f"module {module!r} has no {attribute!r}") from None
+    except Exception as error:  # an import runs the user's code: anything may come out of it
+        raise KpipeError(f"module {module!r} cannot be imported: {type(error).__name__}: {error}") from error
+    found = getattr(imported, attribute, None)
+    if found is None:
+        raise KpipeError(f"module {module!r} has no {attribute!r}{nearest(attribute, vars(imported))}")
     if not callable(found):
         raise KpipeError(f"{name!r} is not a function")
     return found
@@ -105,30 +147,55 @@ def make_model(source: ModelSource, data: Dataset, folder: Path) -> keras.Model:
         The model, built.
 
     Raises:
-        KpipeError: When the source is not found, fails, or gives no built Keras model.
+        KpipeError: When the source is not found, fails, or gives no built Keras model that takes the data's samples.
     """
-    if source.load is not None:
-        path = locate(source.load, folder)
-        try:
-            model = keras.models.load_model(path, compile=False)
-        except Exception as error:  # Keras raises many kinds for a file that is no model
-            raise KpipeError(f"{path} is not a Keras model file that can be loaded: {error}") from error
-    else:
-        with importable(folder):
-            factory = function_named(str(source.factory))
-        offered = {"input_shape": data.input_shape, "classes": data.classes}
-        taken = inspect.signature(factory).parameters
-        model = factory(**{name: value for name, value in offered.items() if name in taken})
+    with importable(folder):
+        model = _built(str(source.factory), data) if source.load is None else _loaded(locate(source.load, folder))
     what = source.load or source.factory
     if not isinstance(model, keras.Model):
         raise KpipeError(f"{what} gives {type(model).__name__}; expected a keras.Model")
     if not model.built or not getattr(model, "inputs", None):
         raise KpipeError(f"the model of {what} is not built; give it a keras.Input, or call model.build(shape)")
+    _check_shape(f"the model of {what}", model, data)
     return model
 
 
+def _loaded(path: Path) -> Any:
+    try:
+        return keras.models.load_model(path, compile=False)
+    except Exception as error:  # Keras raises many kinds for a file that is no model
+        raise KpipeError(f"{path} is not a Keras model file that can be loaded: {error}") from error
+
+
+def _built(name: str, data: Dataset) -> Any:
+    factory = function_named(name)
+    offered = {"input_shape": data.input_shape, "classes": data.classes}
+    try:
+        taken = inspect.signature(factory).parameters
+        return factory(**{key: value for key, value in offered.items() if key in taken})
+    except Exception as error:  # the function is the user's: anything may come out of it
+        raise KpipeError(f"{name} failed: {type(error).__name__}: {error}") from error
+
+
+def _check_shape(what: str, model: keras.Model, data: Dataset) -> None:
+    if len(model.inputs) != 1:
+        raise KpipeError(f"{what} has {len(model.inputs)} inputs; a recipe takes models with one input")
+    expected = tuple(model.inputs[0].shape[1:])
+    fits = len(expected) == len(data.input_shape) and all(
+        size is None or size == given for size, given in zip(expected, data.input_shape, strict=True)
+    )
+    if not fits:
+        raise KpipeError(
+            f"{what} takes samples of shape {expected}, but those of the data {data.name!r} have shape "
+            f"{data.input_shape}; change the model's input or the data"
+        )
+
+
 def fingerprint(source: ModelSource, folder: Path) -> str:
-    """Give what identifies a model source: the SHA-256 of the file, or the function's name."""
+    """Give what identifies a model source before it is made: the SHA-256 of the file, or the function's name.
+
+    What a function builds goes into a step's key when the run begins.
+    """
     if source.load is None:
         return str(source.factory)
     return hashlib.sha256(locate(source.load, folder).read_bytes()).hexdigest()

@@ -295,7 +295,6 @@ def test_whole_numbers_of_a_regression_have_no_accuracy(document, tmp_path):
     source.write_text(
         source.read_text() + "\n\ndef one():\n    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])\n"
     )
-    __import__("sys").modules.pop("pipeline_source", None)
     metrics, _ = go(document, tmp_path / "run")
     assert [entry["metrics"]["accuracy"] for entry in metrics["stages"]] == [None, None]
     assert [file["accuracy"] for entry in metrics["stages"] for file in entry["files"]] == [None, None]
@@ -310,7 +309,6 @@ def test_labels_beyond_the_units_are_told_before_anything_is_left(document, tmp_
     document["model"] = {"factory": "pipeline_source:few"}
     source = tmp_path / "pipeline_source.py"
     source.write_text(source.read_text() + "\n\ndef few():\n    return net(2)\n")
-    __import__("sys").modules.pop("pipeline_source", None)
     with pytest.raises(KpipeError, match=r"01-train: The labels run from 0 to 2, .* with 2 outputs tells 2 classes"):
         go(document, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -324,7 +322,37 @@ def test_a_run_that_fails_at_once_leaves_no_directory(document, tmp_path):
         source.read_text() + "\n\ndef two():\n    x = keras.Input((4,))\n"
         "    return keras.Model(x, [keras.layers.Dense(2)(x), keras.layers.Dense(2)(x)])\n"
     )
-    __import__("sys").modules.pop("pipeline_source", None)
     with pytest.raises(KpipeError, match=r"01-train: .*has 2 outputs"):
+        go(document, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_whose_function_was_edited_is_taught_again(document, tmp_path):
+    document["stages"] = [
+        {"stage": "shift"},
+        {"stage": "distill", "student": {"factory": "pipeline_student:student"}, "epochs": 1},
+    ]
+    text = (tmp_path / "pipeline_source.py").read_text() + "\n\ndef student(classes):\n    return {}(classes)\n"
+
+    def heard(model):
+        # In a folder of its own: a process keeps a module that it has imported from a file.
+        folder = tmp_path / model
+        folder.mkdir(exist_ok=True)
+        (folder / "pipeline_student.py").write_text(text.format(model))
+        listener = Heard()
+        parse_recipe(document, folder).run(tmp_path / "run", progress=listener)
+        return listener
+
+    assert heard("net").made == ["00-model", "01-shift", "02-distill"]
+    assert heard("net").made == []
+    assert heard("wide").made == ["02-distill"]
+
+
+def test_a_run_that_is_interrupted_at_once_leaves_no_directory(document, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kpipe.pipeline.examine.evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         go(document, tmp_path / "run")
     assert not (tmp_path / "run").exists()
