@@ -12,7 +12,8 @@ import tensorflow as tf
 from kpipe.errors import ExportError
 from kpipe.export.file import Inspection, Operation, Port
 from kpipe.export.formats import FORMATS, Format
-from kpipe.export.onnx_int8 import scale_behind, store_int8, weight_faults
+from kpipe.export.onnx_float import float_faults
+from kpipe.export.onnx_int8 import scale_behind, store_int8
 from kpipe.export.onnx_names import rename
 from kpipe.export.onnx_shapes import known_reshapes
 from kpipe.export.quiet import quiet
@@ -197,7 +198,7 @@ def inspect(path: Path) -> Inspection:
     rounded = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
     half = any(types.get(tensor.name) == "float16" for tensor in proto.graph.initializer)
     precision = "int8" if rounded else "float16" if half else "float32"
-    return Inspection(operations, precision, (*faults, *(weight_faults(proto.graph) if rounded else ())))
+    return Inspection(operations, precision, (*faults, *(float_faults(proto.graph, types) if rounded else ())))
 
 
 def _types(graph: Any) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,5 @@
 """Weights of an ONNX graph with rounded activations stored as whole numbers."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,11 +40,15 @@ class Graph:
         """List the nodes that take a tensor."""
         return [node for node in self.graph.node if name in node.input]
 
+    def origin(self, name: str) -> str:
+        """Follow a tensor back through operations that only move values."""
+        while name in self.maker and self.maker[name].op_type in MOVES:
+            name = self.maker[name].input[0]
+        return name
+
     def grid(self, name: str) -> tuple[float, int] | None:
         """Give scale and zero point of the grid on which a tensor lies; None when it is on none."""
-        node = self.maker.get(name)
-        while node is not None and node.op_type in MOVES:
-            node = self.maker.get(node.input[0])
+        node = self.maker.get(self.origin(name))
         if node is None or node.op_type != "DequantizeLinear" or node.input[1] not in self.constants:
             return None
         scale = self.constants[node.input[1]]
@@ -168,17 +171,3 @@ def _dense_as_gemm(graph: Graph, proto: Any) -> None:
 def scale_behind(graph: Any, name: str) -> tuple[float | None, int]:
     """Give scale and zero point of the grid on which an output lies, or (None, 0)."""
     return Graph(graph).grid(name) or (None, 0)
-
-
-def weight_faults(graph: Any) -> Iterator[str]:
-    """Name each operation of a rounded graph that multiplies floats."""
-    lookup = Graph(graph)
-    for node in graph.node:
-        if node.op_type not in WITH_WEIGHTS:
-            continue
-        weight = lookup.maker.get(node.input[1])
-        stored = weight is not None and weight.op_type == "DequantizeLinear"
-        if not stored and lookup.grid(node.input[1]) is None:
-            yield f"{node.op_type} {node.name!r} has float weights"
-        if lookup.grid(node.input[0]) is None:
-            yield f"{node.op_type} {node.name!r} takes an input that is not rounded"
