@@ -1,15 +1,21 @@
 """Every recipe of the project runs, in a tiny form."""
 
 import os
+import runpy
+from dataclasses import replace
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
 import yaml
 
+from kpipe.data import load
 from kpipe.pipeline import STAGES
 from kpipe.recipe import load_recipe, parse_recipe
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -21,12 +27,19 @@ def test_a_recipe_is_an_executable_file_that_says_what_it_does(path):
     assert load_recipe(path).name == path.stem
 
 
+def drawn(path: Path) -> None:
+    """Write noise in the shape of Fashion-MNIST: tests download nothing."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (360, 28, 28), dtype="uint8")
+    labels = (np.arange(360) % 10).astype("uint8")
+    np.savez(path, x_train=images[:200], y_train=labels[:200], x_test=images[200:], y_test=labels[200:])
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_runs_in_a_tiny_form(path, tmp_path):
+def test_a_recipe_runs_in_a_tiny_form(path, tmp_path, monkeypatch):
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    source = document["data"]["source"]
-    if source != "digits" and not (Path(os.environ.get("KPIPE_DATA", "/nowhere")) / f"{source}.npz").is_file():
-        pytest.skip(f"{source}.npz is not in the folder of KPIPE_DATA, and tests download nothing")
+    drawn(tmp_path / "fashion_mnist.npz")
+    monkeypatch.setenv("KPIPE_DATA", str(tmp_path))
     document["data"] |= {"limit": 128, "calibration_samples": 64}
     for stage in document["stages"]:
         if stage.get("epochs"):
@@ -38,3 +51,21 @@ def test_a_recipe_runs_in_a_tiny_form(path, tmp_path):
     assert all(entry["stage"] in STAGES for entry in metrics["stages"])
     assert all((tmp_path / "run" / file["path"]).is_file() for file in metrics["delivery"])
     assert metrics["summary"]["smaller"] > 5
+
+
+def test_pruning_in_ones_own_fit_runs_on_a_few_samples(tmp_path, monkeypatch, capsys):
+    digits = load("digits")
+    few = replace(
+        digits, **{split: tuple(part[:480] for part in getattr(digits, split)) for split in ("train", "test")}
+    )
+    monkeypatch.setattr("kpipe.data.load", lambda source: few)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["prune_in_fit.py"])
+    runpy.run_path(str(FOLDER / "prune_in_fit.py"), run_name="__main__")
+    made = tmp_path / "exported" / "prune_in_fit"
+    assert sorted(path.name for path in made.iterdir()) == ["dense.tflite", "sparse.keras", "sparse.tflite"]
+    for layer in keras.models.load_model(made / "sparse.keras").layers:
+        if layer.weights:
+            kernel = np.asarray(layer.kernel)
+            assert np.count_nonzero(kernel == 0) == round(0.8 * kernel.size)
+    assert "sparse: test accuracy" in capsys.readouterr().out
