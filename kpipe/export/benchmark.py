@@ -120,6 +120,15 @@ def benchmark(
 
     Raises:
         ExportError: When a file cannot be loaded, or a number is too small.
+
+    Example:
+        >>> import keras, tempfile
+        >>> from kpipe.export.write import export
+        >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="y")])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     latency = benchmark(export(model, Path(folder) / "small.onnx"), runs=5, warmup=1)
+        >>> latency.runs, 0 < latency.min_ms <= latency.median_ms <= latency.max_ms
+        (5, True)
     """
     if runs < 1 or warmup < 0:
         raise ExportError(f"Received runs={runs}, warmup={warmup}; expected runs of at least 1, warmup of at least 0.")

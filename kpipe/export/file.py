@@ -3,9 +3,9 @@
 import gzip
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-Source = str
+Source = Literal["data", "random"]
 """Where the samples of a comparison came from: "data", the caller's own, or "random"."""
 
 

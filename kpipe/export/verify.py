@@ -41,6 +41,16 @@ def verify(file: File | str | Path, model: keras.Model, data: Any = None) -> Agr
     Raises:
         ExportError: When the file cannot be loaded, has other inputs or outputs than the model, or does not agree.
         KpipeError: When the data is empty, of another shape, or not finite.
+
+    Example:
+        >>> import tempfile
+        >>> from kpipe.export.write import export
+        >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="y")])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = export(model, Path(folder) / "small.onnx")
+        ...     agreement = verify(file, model, data=np.eye(4, dtype="float32"))
+        >>> agreement.samples, agreement.source, agreement.max_relative_error < 1e-5
+        (4, 'data', True)
     """
     path = Path(file.path if isinstance(file, File) else file)
     _, form = format_of(path)

@@ -1,5 +1,6 @@
 """Files of both formats: they agree with the model, hold what they claim, and bad ones never take their place."""
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -9,14 +10,14 @@ from keras import layers as L
 
 import kpipe
 from kpipe.errors import ExportError, KpipeError
-from kpipe.export import Agreement, inspect, load_runtime, write
+from kpipe.export import FORMATS, Agreement, inspect, load_runtime, write
 from kpipe.export import verify as verify_file
 from kpipe.export.file import gzip_size
 from kpipe.export.verify import check, predict, relative_error, same_argmax, steps_apart
 from kpipe.fake_quant import QuantizedWeights
 from tests.models import ZOO, build, samples
 
-FORMATS = ("tflite", "onnx")
+SUFFIXES = [FORMATS[name].suffix[1:] for name in FORMATS]
 WITHIN_TWO = {name: 2.01 for name in ZOO} | {"concat": 3.01}
 """Steps off at most. `concat` compares, pools and copies: a step at its branches is two or three at its logits."""
 
@@ -44,12 +45,13 @@ def quantized():
     return get
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", ["conv_bn", "grouped", "nested", "siamese"])
 def test_float_files_agree(name, suffix, tmp_path):
     model = build(name)
     file = kpipe.export(model, tmp_path / f"m.{suffix}")
-    assert (file.format, file.precision, agreement(file).samples) == (suffix, "float32", 64)
+    assert FORMATS[file.format].suffix == f".{suffix}"
+    assert (file.precision, agreement(file).samples) == ("float32", 64)
     assert agreement(file).max_relative_error < 1e-5
     assert file.bytes == file.path.stat().st_size and file.gzip_bytes == gzip_size(file.path.read_bytes())
     with load_runtime(file.path) as runtime:  # an independent look: names, order and values
@@ -60,7 +62,7 @@ def test_float_files_agree(name, suffix, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [f"m.{suffix}"]
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", list(ZOO))
 def test_int8_files_agree_and_are_whole(name, suffix, quantized, tmp_path):
     model = quantized(name)
@@ -83,11 +85,32 @@ def test_float16_is_smaller_and_agrees(name, tmp_path):
     assert 1e-6 < agreement(half).max_relative_error < 1e-2
 
 
+def test_each_format_and_precision_has_its_contract():
+    """The tests here run over all formats; a precision that is new needs a test of its own."""
+    assert {name: FORMATS[name].precisions for name in FORMATS} == {
+        "tflite": ("float32", "float16", "int8"),
+        "onnx": ("float32", "int8"),
+    }
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16"])
+def test_a_file_of_another_precision_is_refused(stored, monkeypatch, tmp_path):
+    form, wanted = FORMATS["tflite"], "float16" if stored == "float32" else "float32"
+
+    def convert(model, precision, names):
+        return form.convert(model, stored, names)
+
+    monkeypatch.setattr(write, "format_of", lambda path: ("tflite", dataclasses.replace(form, convert=convert)))
+    with pytest.raises(ExportError, match=f"to be {wanted} but is {stored}"):
+        kpipe.export(build("dense"), tmp_path / "m.tflite", precision=wanted)
+    assert not list(tmp_path.iterdir())
+
+
 def test_inputs_and_outputs_keep_their_names_and_order(tmp_path):
     left, right = keras.Input((3,), name="z"), keras.Input((5,), name="a")
     outputs = [L.Dense(2, name="second.head")(right), L.Dense(4, name="first")(left)]
     model = keras.Model([left, right], outputs)
-    for suffix in FORMATS:
+    for suffix in SUFFIXES:
         kpipe.export(model, tmp_path / f"m.{suffix}")
         with load_runtime(tmp_path / f"m.{suffix}") as runtime:
             assert [port.name for port in runtime.inputs] == ["z", "a"]
@@ -109,12 +132,12 @@ def test_a_dictionary_of_inputs_and_outputs(tmp_path):
     inputs = {"wide": keras.Input((3,), name="wide"), "deep": keras.Input((5,), name="deep")}
     joined = L.Concatenate(name="join")([inputs["wide"], inputs["deep"]])
     model = keras.Model(inputs, {"y": L.Dense(2, name="y")(joined), "x": L.Dense(1, name="x")(joined)})
-    for suffix in FORMATS:
+    for suffix in SUFFIXES:
         data = {"wide": np.ones((4, 3), "float32"), "deep": np.ones((4, 5), "float32")}
         assert agreement(kpipe.export(model, tmp_path / f"m.{suffix}", data=data)).samples == 4
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_pruned_zeros_are_exact_zeros_in_the_file(suffix, tmp_path):
     model = build("conv_bn")
     rng = np.random.default_rng(0)
@@ -161,7 +184,7 @@ def in_keras_order(stored, kernel, suffix) -> np.ndarray:
     return found.transpose(axes)
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_file_of_other_weights_is_refused(suffix, quantized, tmp_path):
     for model in (build("dense"), quantized("dense")):
         file = kpipe.export(model, tmp_path / f"m.{suffix}")
@@ -248,7 +271,7 @@ def test_targets_that_cannot_be_written(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.onnx"]
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_refused_file_leaves_nothing_and_spares_what_was_there(suffix, monkeypatch, tmp_path):
     def refuse(*_):
         raise ExportError("refused")
@@ -263,7 +286,7 @@ def test_a_refused_file_leaves_nothing_and_spares_what_was_there(suffix, monkeyp
     assert old.read_bytes() == b"old"
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_an_int8_file_with_a_float_operation_is_refused(suffix, quantized, monkeypatch, tmp_path):
     from kpipe.fake_quant import FakeQuant, bake
     from kpipe.graph import replay
