@@ -30,6 +30,14 @@ def quantize(
     and fit it first (quantization-aware training). Zeros of the kernels stay exact zeros through the training, a saved
     file and the export.
 
+    Covered are Dense, 2-D convolutions (grouped, depthwise and separable too), BatchNormalization, ReLU, LeakyReLU,
+    Softmax over the last axis, Rescaling by numbers or one for each channel, the activations linear, relu, relu6,
+    leaky_relu, silu, hard_silu, sigmoid, tanh, hard_tanh, softmax and exponential, the merging layers Add, Subtract,
+    Multiply, Average, Maximum, Minimum and Concatenate, and 1-D and 2-D pooling, padding, cropping and upsampling (2-D
+    by repetition only), Flatten, Reshape, Permute, and what acts in training only. Refused, before anything is
+    computed, are 1-D and 3-D convolutions, all that takes more than four axes, ELU and other activations, and every
+    layer that kpipe does not know; the message names the layer and says why.
+
     Args:
         model: A built Functional or Sequential float32 model; it is left untouched.
         scheme: "int8": 8-bit weights and activations.

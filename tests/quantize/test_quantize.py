@@ -11,6 +11,7 @@ import kpipe
 from kpipe.errors import KpipeError
 from kpipe.export.verify import predict
 from kpipe.fake_quant import FakeQuant, QuantizedWeights, bake, is_quantized
+from kpipe.quantize.quantize import SCHEMES
 from kpipe.quantize.split import split
 from tests.models import ZOO, build, samples
 
@@ -143,6 +144,11 @@ def test_what_cannot_be_rounded_is_named(layer, shape, why):
     model = keras.Sequential([keras.Input(shape), layer])
     with pytest.raises(KpipeError, match=why):
         kpipe.quantize(model, calibration=np.zeros((2, *shape), "float32"))
+
+
+def test_each_scheme_has_its_contract():
+    """All the tests here and in tests/contracts/test_int8.py are of this one; a new one needs its own."""
+    assert SCHEMES == ("int8",)
 
 
 @pytest.mark.parametrize(
