@@ -21,6 +21,7 @@ from kpipe.pipeline.determinism import deterministic_operations
 from kpipe.pipeline.ledger import Record, noting, plain
 from kpipe.pipeline.progress import Progress, Quiet
 from kpipe.pipeline.steps import GIVEN, Plan, Step, begin, finished_steps, plan_steps
+from kpipe.pipeline.task import loss_for
 from kpipe.projections import kernels
 
 
@@ -111,6 +112,8 @@ def _take(run: _Run, step: Step, entries: Sequence[dict[str, Any]], start: keras
             load_model(run.directory / before["name"] / before["artifact"]["path"])
         )
         baseline = Baseline(entries[0], run.directory / entries[0]["name"] / entries[0]["artifact"]["path"])
+    for _, labels in (run.data.validation, run.data.test):  # before hours of training, not after
+        loss_for(artifact.model, labels, step.loss)
     with checkpoint.step_folder(run.directory, step.name) as folder:
         context = Context(
             name=run.plan.name,

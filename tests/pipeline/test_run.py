@@ -348,6 +348,19 @@ def test_a_student_whose_function_was_edited_is_taught_again(document, tmp_path)
     assert heard("wide").made == ["02-distill"]
 
 
+def test_labels_that_only_the_test_split_has_are_told_before_the_training(document, tmp_path, monkeypatch):
+    document |= {"stages": [{"stage": "train", "epochs": 1}], "model": {"factory": "pipeline_source:three"}}
+    document["data"]["source"] = "pipeline_source:rare"
+    source = tmp_path / "pipeline_source.py"
+    source.write_text(
+        source.read_text() + "\n\ndef three():\n    return net(3)\n"
+        "\n\ndef rare():\n    x, y, x_test, y_test = data()\n    return x, y, x_test, y_test + 1\n"
+    )
+    monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("it trains"))
+    with pytest.raises(KpipeError, match=r"01-train: The labels run from 1 to 3"):
+        go(document, tmp_path / "run")
+
+
 def test_a_run_that_is_interrupted_at_once_leaves_no_directory(document, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
