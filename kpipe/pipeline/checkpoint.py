@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kpipe.atomic import PARTIAL
+from kpipe.atomic import PARTIAL, replace_atomically
 from kpipe.data import Dataset
 from kpipe.errors import KpipeError
 
@@ -57,10 +57,9 @@ def model_fingerprint(model: keras.Model) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all: under a temporary name, then renamed."""
-    temporary = path.with_name(f"{PARTIAL}{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Write a text file whole or not at all."""
+    with replace_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -70,9 +69,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def copy(source: Path, target: Path) -> None:
     """Copy a file, whole or not at all."""
-    temporary = target.with_name(f"{PARTIAL}{target.name}")
-    shutil.copyfile(source, temporary)
-    temporary.replace(target)
+    with replace_atomically(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def read_json(path: Path) -> Any:

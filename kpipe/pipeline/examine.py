@@ -3,7 +3,6 @@
 import platform
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ import numpy as np
 
 from kpipe.data import Dataset
 from kpipe.export import benchmark, export, load_runtime
-from kpipe.fake_quant import FakeQuant, bake, is_quantized
-from kpipe.measure import measure
 from kpipe.pipeline.ledger import plain
 from kpipe.pipeline.task import accuracy, gives_probabilities, loss_for
 
@@ -40,17 +37,6 @@ def evaluate(model: keras.Model, data: Dataset, loss: str = "auto") -> dict[str,
     outputs = model.predict(x, batch_size=BATCH, verbose=0)  # type: ignore[arg-type]
     value = loss_for(model, y, loss)(y, outputs)
     return {"accuracy": accuracy(outputs, y, gives_probabilities(model), loss), "loss": float(value)}
-
-
-def counted(model: keras.Model) -> dict[str, Any]:
-    """Give the counts of `kpipe.measure` as plain data.
-
-    A quantized model is counted as it will be written: its kernels rounded, without the ranges of its activations.
-    """
-    if not is_quantized(model):
-        return plain(measure(model).to_dict())
-    found = measure(bake(model))
-    return plain(replace(found, rows=tuple(row for row in found.rows if row.kind != FakeQuant.__name__)).to_dict())
 
 
 def file_accuracy(path: Path, model: keras.Model, data: Dataset, loss: str = "auto") -> float | None:

@@ -14,6 +14,7 @@ from kpipe.atomic import PARTIAL
 from kpipe.data import Dataset
 from kpipe.errors import KpipeError
 from kpipe.export import FORMATS
+from kpipe.measure import measure
 from kpipe.pipeline import checkpoint, delivery, examine
 from kpipe.pipeline.artifact import KINDS, Artifact, FloatModel
 from kpipe.pipeline.context import Baseline, Context, load_model
@@ -155,7 +156,7 @@ def _entry(run: _Run, step: Step, before: Artifact, after: Artifact, context: Co
         "config": run.plan.config["model"] if step.stage is None else step.stage.model_dump(mode="json"),
         "artifact": artifact,
         "metrics": metrics,
-        "measure": examine.counted(after.model),
+        "measure": plain(measure(after.model).to_dict()),
         "files": files,
         "notes": record.notes,
         "skipped": record.skipped,

@@ -264,12 +264,11 @@ def test_the_rate_falls_to_zero_over_the_training(context):
 
 
 def test_measuring_a_quantized_model_counts_what_is_written(model, context):
-    from kpipe.pipeline.examine import counted
 
     quantized = Quantize().run(FloatModel(model), context).model
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        counts = counted(quantized)
+        counts = measure(quantized).to_dict()
     plain = measure(small())
     assert counts["macs"] == plain.macs
     assert counts["params"] == plain.params - 4 * 8  # the batch norm of 8 channels goes into the convolution before it
