@@ -228,6 +228,8 @@ def warn_of_shortfall(what: str, ask: Schedule, begun: int, ended: int, changed:
             f"the schedule ended at step {ask.end_step} and this training began at step {begun}; the optimizer counts "
             "its steps over all fits. Compile the model anew, or give a schedule that ends later."
         )
+    elif not changed and ended < ask.end_step:
+        text = f"training ended at step {ended}, long before end_step={ask.end_step}. Train longer, or lower end_step."
     elif not changed:
         text = f"between steps {begun} and {ended} {ask} asked for less than one entry of each."
     elif ended < ask.end_step:

@@ -213,3 +213,9 @@ def test_a_function_that_fails_is_named_with_its_cause(tmp_path, monkeypatch, re
     with pytest.raises(KpipeError, match=f"'{module}:make' {match}") as caught:
         load(f"{module}:make")
     assert cause is None or isinstance(caught.value.__cause__, cause)
+
+
+def test_samples_come_in_the_types_of_the_inputs():
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    (array,) = samples(np.arange(6, dtype="uint8").reshape(3, 2), net)
+    assert array.dtype == np.float32 and array.tolist() == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]

@@ -7,6 +7,7 @@ import typer
 
 from kpipe.cli.app import app, examples
 from kpipe.cli.console import out, plain_errors
+from kpipe.errors import KpipeError
 from kpipe.pipeline import wiring
 from kpipe.recipe import load_recipe
 
@@ -14,17 +15,27 @@ from kpipe.recipe import load_recipe
 @app.command(epilog=examples("kpipe check recipes/digits.yaml", "kpipe check recipes/*.yaml"))
 def check(recipes: Annotated[list[Path], typer.Argument(help="The recipes, YAML files.")]) -> None:
     """Check recipes: all faults at once, each with its path; then that the data and the model can be loaded."""
+    faults = []
     with plain_errors():
         for path in recipes:
-            recipe = load_recipe(path)
-            data = recipe.load_data()
-            model = recipe.make_model(data)
-            stages = ", ".join(stage.stage for stage in recipe.stages)
-            text = (
-                f"{path}: good. Stages {stages}; data {data.name}, {len(data.train[0])} training samples; model "
-                f"{model.name}, {model.count_params():,} parameters."
-            )
-            out().print(text, markup=False, soft_wrap=True)
+            try:
+                out().print(verdict(path), markup=False, soft_wrap=True)
+            except KpipeError as error:
+                faults.append(error)
+        if faults:
+            raise KpipeError("\n".join(str(error) for error in faults))
+
+
+def verdict(path: Path) -> str:
+    """Say of a good recipe what it does and to what; a bad one raises a `KpipeError`."""
+    recipe = load_recipe(path)
+    data = recipe.load_data()
+    model = recipe.make_model(data)
+    stages = ", ".join(stage.stage for stage in recipe.stages)
+    return (
+        f"{path}: good. Stages {stages}; data {data.name}, {len(data.train[0])} training samples; model "
+        f"{model.name}, {model.count_params():,} parameters."
+    )
 
 
 def kinds(stage: type) -> str:

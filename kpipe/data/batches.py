@@ -93,7 +93,7 @@ def samples(data: Any, model: keras.Model, limit: int | None = 256, what: str = 
         what: What the data is for, named in errors.
 
     Returns:
-        The arrays in the order of `model.inputs`.
+        The arrays in the order of `model.inputs`, in the inputs' own types, as `fit` would cast them.
 
     Raises:
         KpipeError: When the data is empty, misses an input, has a wrong shape or holds NaN or infinite values.
@@ -113,7 +113,8 @@ def samples(data: Any, model: keras.Model, limit: int | None = 256, what: str = 
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             bad = int((~np.isfinite(array)).sum())
             raise KpipeError(f"The {what} data for input {name!r} holds {bad} NaN or infinite values; clean it first.")
-    return arrays
+    types = [tensor.dtype for tensor in model.inputs] if _names(model) else [array.dtype for array in arrays]
+    return [array.astype(dtype, copy=False) for array, dtype in zip(arrays, types, strict=True)]
 
 
 def _names(model: keras.Model) -> list[str]:

@@ -90,7 +90,7 @@ class LiteRTRuntime(Runtime):
         try:
             with quiet_native():
                 self.interpreter: Any = Interpreter(model_path=str(path), num_threads=threads)
-            self.interpreter.allocate_tensors()
+                self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ExportError(f"ai-edge-litert cannot load {path}: {_first_lines(error)}") from error
         names_in, names_out = self._names()

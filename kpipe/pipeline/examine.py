@@ -1,5 +1,6 @@
 """Measure what a step left behind: the Keras model, and the files exported from it in the real runtimes."""
 
+import hashlib
 import platform
 from collections.abc import Iterable
 from contextlib import closing
@@ -85,7 +86,7 @@ def export_file(
 
 
 def latencies(directory: Path, paths: Iterable[str], threads: int = 1, runs: int = RUNS) -> dict[str, Any]:
-    """Time files against one another, interleaved in this process.
+    """Time files against one another, interleaved in this process; files of the same bytes are timed once.
 
     Args:
         directory: The folder that the paths are relative to.
@@ -96,13 +97,19 @@ def latencies(directory: Path, paths: Iterable[str], threads: int = 1, runs: int
     Returns:
         {"threads", "runs", "files": {path: {"median_ms", "p90_ms"}}}.
     """
-    paths = list(paths)
-    timed = benchmark([directory / path for path in paths], threads=threads, runs=runs) if paths else []
-    files = {
+    first: dict[str, str] = {}  # digest of the bytes -> the first path that holds them
+    same = {path: first.setdefault(_digest(directory / path), path) for path in paths}
+    timed = benchmark([directory / path for path in first.values()], threads=threads, runs=runs) if first else []
+    found = {
         path: {"median_ms": latency.median_ms, "p90_ms": latency.p90_ms}
-        for path, latency in zip(paths, timed, strict=True)
+        for path, latency in zip(first.values(), timed, strict=True)
     }
+    files = {path: found[original] for path, original in same.items()}
     return {"threads": threads, "runs": runs, "files": files}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def environment() -> dict[str, str]:

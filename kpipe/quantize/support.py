@@ -8,7 +8,7 @@ from keras import layers as L
 
 from kpipe.errors import KpipeError
 from kpipe.graph import Flow, Site
-from kpipe.layers import RULES, quantization_of
+from kpipe.layers import quantization_of
 
 ACTIVATIONS = frozenset(
     getattr(keras.activations, name)
@@ -34,8 +34,7 @@ def unsupported(site: Site) -> str | None:
     if site.is_input:
         return None if layer.dtype == "float32" else f"its type is {layer.dtype}; only float32 inputs can be rounded"
     if quantization_of(layer) is None:
-        known = ", ".join(sorted(cls.__name__ for cls in RULES if RULES[cls].quantization is not None))
-        return f"kpipe can round {known}; write this part of the model with these"
+        return "it has no integer kernel that kpipe knows; `kpipe ls layers` says which layers have one"
     if layer.compute_dtype != "float32":
         return f"it computes in {layer.compute_dtype}; rebuild it with keras.config.set_dtype_policy('float32')"
     if getattr(layer, "data_format", None) == "channels_first":

@@ -12,7 +12,7 @@ from kpipe.saliency import Criterion, criterion_of
 from kpipe.schedules import Schedule, last_due, warn_of_shortfall
 from kpipe.schedules import schedule as make_schedule
 from kpipe.structured.channels import axis_mask
-from kpipe.structured.filters import Ignore, check_request, freeze_ignored, prune_filters
+from kpipe.structured.filters import Ignore, check_request, freeze_ignored, prune_filters, refuse_quantized
 from kpipe.structured.plan import FilterPlan, describe
 from kpipe.structured.ranking import channel_scores, choose, keep_of, step_of
 
@@ -110,6 +110,7 @@ class FilterPruning(keras.callbacks.Callback):
         if student is not self._student:
             self._plan = None
         self._student = student
+        refuse_quantized(student)
         self._trace = freeze_ignored(trace(student), self.ignore)
         self._removed = self._gone_so_far(self._trace)
         self._holder = Holder(self._fit)

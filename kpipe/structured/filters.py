@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from kpipe.errors import KpipeError, NoEffectWarning, SurgeryError
+from kpipe.fake_quant import is_quantized
 from kpipe.graph import Group, Trace, trace
 from kpipe.patterns import SCOPES
 from kpipe.registry import nearest
@@ -66,6 +67,7 @@ def plan_filters(
         >>> [(group.name, group.kept) for group in plan.groups], plan.after["macs"]
         ([('a', 3)], 18)
     """
+    refuse_quantized(model)
     goal = check_request(ratio, target, scope, round_to)
     traced = freeze_ignored(trace(model), ignore)
     scores = channel_scores(model, traced, criterion, data, loss, seed)
@@ -105,6 +107,7 @@ def prune_filters(model: keras.Model, plan: FilterPlan, check: bool = True) -> k
         >>> [layer.units for layer in prune_filters(model, plan_filters(model, ratio=0.5)).layers]
         [3, 2]
     """
+    refuse_quantized(model)
     traced = trace(model)
     keep = _match(traced, plan, model.name)
     if keep.all():
@@ -139,6 +142,12 @@ def _match(traced: Trace, plan: FilterPlan, name: str) -> np.ndarray:
             raise SurgeryError(f"The plan removes {group.removed} of {group.channels} channels of {group.name!r}.")
         keep[found.classes[list(group.removed)]] = False
     return keep
+
+
+def refuse_quantized(model: keras.Model) -> None:
+    """Refuse a quantized model: its ranges were found for the channels that it has."""
+    if is_quantized(model):
+        raise SurgeryError(f"Model {model.name!r} is quantized already. Cut its filters first, then quantize.")
 
 
 def check_request(ratio: Any, target: Any, scope: str, round_to: Any) -> tuple[str, float]:

@@ -136,7 +136,15 @@ class FilterPlan:
     def __str__(self) -> str:
         rows = [("channels of", "before", "kept", "removed", "note")]
         for g in self.groups:
-            rows.append((g.name, str(g.channels), str(g.kept), f"{len(g.removed) / g.channels:.0%}", _tied(g) + g.note))
+            rows.append(
+                (
+                    g.name,
+                    str(g.channels),
+                    str(g.kept),
+                    f"{len(g.removed) / g.channels:.0%}",
+                    "; ".join(filter(None, (_tied(g), g.note))),
+                )
+            )
         name, *numbers = (max(len(row[i]) for row in rows) for i in range(4))
         lines = [
             "  ".join([row[0].ljust(name), *(c.rjust(w) for c, w in zip(row[1:4], numbers, strict=True)), row[4]])
@@ -152,7 +160,7 @@ class FilterPlan:
 
 def _tied(group: GroupPlan) -> str:
     others = group.layers[1:]
-    return f"tied: {', '.join(others[:3])}{' and more' if len(others) > 3 else ''} " if others else ""
+    return f"tied: {', '.join(others[:3])}{' and more' if len(others) > 3 else ''}" if others else ""
 
 
 def describe(traced: Trace, removed: Sequence[np.ndarray], request: Mapping[str, Any]) -> FilterPlan:

@@ -148,6 +148,11 @@ def test_check():
     assert "Did you mean 'tiny.yaml'?" in output
 
 
+def test_check_goes_on_behind_a_bad_recipe():
+    code, output = call("check", "tini.yaml", "tiny.yaml")
+    assert code == 2 and "tini.yaml" in output and "tiny.yaml: good." in output
+
+
 def test_ls():
     code, output = call("ls", "criteria", "stages")
     assert code == 0

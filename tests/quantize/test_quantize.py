@@ -130,7 +130,7 @@ def test_it_saves_and_loads(tmp_path, quantized):
 @pytest.mark.parametrize(
     ("layer", "shape", "why"),
     [
-        (L.LSTM(3, name="it"), (4, 2), r"'it'.*LSTM.*kpipe can round"),
+        (L.LSTM(3, name="it"), (4, 2), r"'it'.*LSTM.*no integer kernel"),
         (L.Conv1D(3, 3, name="it"), (8, 2), r"'it'.*Conv1D"),
         (L.LayerNormalization(name="it"), (4,), r"'it'.*LayerNormalization"),
         (L.Dense(3, activation="elu", name="it"), (4,), r"'it'.*'elu'"),

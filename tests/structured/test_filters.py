@@ -9,6 +9,7 @@ from keras import layers as L
 
 from kpipe.errors import KpipeError, NoEffectWarning, SurgeryError
 from kpipe.layers import RULES, Rule
+from kpipe.quantize import quantize
 from kpipe.structured import FilterPlan, plan_filters, prune_filters
 from tests.models import ZOO, build, samples
 
@@ -352,3 +353,13 @@ def test_a_variable_shared_by_two_layers_is_refused():
     model = keras.Model(x, L.Dense(2)(y))
     with pytest.raises(SurgeryError, match="share the variable"):
         plan_filters(model, ratio=0.5)
+
+
+def test_a_quantized_model_is_refused_with_the_right_order():
+    model = build("residual")
+    quantized = quantize(model, calibration=samples(model)[0])
+    plan = plan_filters(model, ratio=0.5)
+    with pytest.raises(SurgeryError, match="Cut its filters first, then quantize"):
+        plan_filters(quantized, ratio=0.5)
+    with pytest.raises(SurgeryError, match="Cut its filters first, then quantize"):
+        prune_filters(quantized, plan)
