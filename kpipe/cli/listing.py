@@ -79,7 +79,15 @@ def _registry(kind: str, registry: Registry) -> Callable[[], list[Row]]:
 
 
 def _stages() -> list[Row]:
-    return [{"Stage": name, "Model": kinds(STAGES[name]), "What it is": first_line(STAGES[name])} for name in STAGES]
+    return [
+        {
+            "Stage": name,
+            "Model": kinds(STAGES[name]),
+            "What it is": first_line(STAGES[name]),
+            "Keys": ", ".join(key for key in STAGES[name].model_fields if key != "stage"),
+        }
+        for name in STAGES
+    ]
 
 
 def _layers() -> list[Row]:

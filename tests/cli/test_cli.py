@@ -15,6 +15,7 @@ from kpipe.cli.bench import rows
 from kpipe.cli.console import WIDTH
 from kpipe.cli.run import table
 from kpipe.export import Latency, export
+from kpipe.pipeline import STAGES
 
 SOURCE = """
 import keras
@@ -135,6 +136,14 @@ def test_run_refuses_a_folder_that_cannot_be_written():
     code, output = call("run", "tiny.yaml", "--output", "file/run")
     assert code == 2
     assert "Cannot write into the run directory file/run" in output
+
+
+def test_ls_tells_the_keys_of_every_stage():
+    code, output = call("ls", "stages")
+    words = output.replace(",", " ").split()
+    assert code == 0
+    assert all(key in words for name in STAGES for key in STAGES[name].model_fields if key != "stage")
+    assert "nosuchkey" not in words
 
 
 def test_check():
