@@ -147,16 +147,18 @@ def test_prune_after_quantize_is_refused_and_export_before_is_not():
 
 
 def test_two_exports_of_two_names_are_not_refused():
-    parse_recipe(changed("stages.4.name", "other"))
+    recipe = parse_recipe(changed("stages.4.name", "other"))
+    assert [stage.name for stage in recipe.stages if stage.stage == "export"] == ["other", None]
     document = changed("stages.4.formats", ["onnx"])
     document["stages"][6]["formats"] = ["tflite"]
     document["stages"][4]["name"] = "good"
-    parse_recipe(document)
+    recipe = parse_recipe(document)
+    assert [list(stage.formats) for stage in recipe.stages if stage.stage == "export"] == [["onnx"], ["tflite"]]
 
 
 def test_precisions_that_fit_are_not_refused():
-    parse_recipe(changed("stages.6.precision", "int8"))
-    parse_recipe(changed("stages.4.precision", "float16"))
+    assert parse_recipe(changed("stages.6.precision", "int8")).stages[6].precision == "int8"
+    assert parse_recipe(changed("stages.4.precision", "float16")).stages[4].precision == "float16"
 
 
 @pytest.mark.parametrize("stage", [{"stage": "prune_filters", "ratio": 0.5}, {"stage": "quantize"}])
