@@ -8,19 +8,20 @@ import numpy as np
 from kpipe.errors import KpipeError
 from kpipe.layers import KERNEL_ROLES
 from kpipe.registry import Registry
-from kpipe.saliency.evidence import Evidence
+from kpipe.saliency.evidence import Evidence, fields_of
 
 Criterion = Callable[[Evidence], np.ndarray | None]
 """Evidence -> elementwise scores shaped like the weight (higher: keep), or None: not mine to judge."""
 
 CRITERIA: Registry[Criterion] = Registry("criterion")
-"""Facts of a criterion: `needs` ("grad" or None), and `comparable`: its scores compare between layers as they are."""
+"""Facts of a criterion: `needs`, the names of the fields of `Evidence` that it looks at beside the weight (a name or
+several), and `comparable`: its scores compare between layers as they are. `criterion_of` reads them."""
 
-_UNSAID = {"needs": None, "comparable": False}
+_UNSAID = {"needs": (), "comparable": False}
 
 
-@CRITERIA("magnitude", needs=None, comparable=False)
-@CRITERIA("l1", needs=None, comparable=False)
+@CRITERIA("magnitude", needs=(), comparable=False)
+@CRITERIA("l1", needs=(), comparable=False)
 def l1(evidence: Evidence) -> np.ndarray | None:
     """Score by |w|: the L1 norm once summed over a channel (Li et al. 2017); "magnitude" is its name for weights.
 
@@ -32,7 +33,7 @@ def l1(evidence: Evidence) -> np.ndarray | None:
     return np.abs(evidence.weight) if evidence.role in KERNEL_ROLES else None
 
 
-@CRITERIA("l2", needs=None, comparable=False)
+@CRITERIA("l2", needs=(), comparable=False)
 def l2(evidence: Evidence) -> np.ndarray | None:
     """Score by w²: the squared L2 norm once summed over a channel.
 
@@ -44,13 +45,13 @@ def l2(evidence: Evidence) -> np.ndarray | None:
     return np.square(evidence.weight) if evidence.role in KERNEL_ROLES else None
 
 
-@CRITERIA("random", needs=None, comparable=True)
+@CRITERIA("random", needs=(), comparable=True)
 def random(evidence: Evidence) -> np.ndarray | None:
     """Score by seeded uniform chance: the floor that any other criterion has to beat."""
     return evidence.rng.random(evidence.weight.shape) if evidence.role in KERNEL_ROLES else None
 
 
-@CRITERIA("taylor", needs="grad", comparable=True)
+@CRITERIA("taylor", needs=("grad",), comparable=True)
 def taylor(evidence: Evidence) -> np.ndarray | None:
     """Score by |w · dL/dw|: the first-order change of the loss when the entry goes (Molchanov et al. 2017).
 
@@ -66,23 +67,26 @@ def taylor(evidence: Evidence) -> np.ndarray | None:
 
 
 def criterion_of(criterion: str | Criterion) -> tuple[Criterion, dict[str, Any]]:
-    """Give a criterion by name or as it is, with its facts; a plain function may ask for gradients by `.needs`.
+    """Give a criterion by name or as it is, with its facts; a plain function may ask for more by `.needs`.
 
     Args:
-        criterion: A registered name, or a function of `Evidence`. A function that wants gradients carries an attribute
-            `needs = "grad"`.
+        criterion: A registered name, or a function of `Evidence`. A function that wants more than the weight carries
+            an attribute `needs`: the name of a field of `Evidence`, or several.
 
     Returns:
-        The function, and its facts `needs` and `comparable`.
+        The function, and its facts: `needs`, a tuple of names of fields, and `comparable`.
 
     Raises:
         KpipeError: When the name is not known, or it is neither a name nor a function.
     """
     if isinstance(criterion, str):
-        return CRITERIA[criterion], _UNSAID | CRITERIA.facts(criterion)
-    if callable(criterion):
-        return criterion, _UNSAID | {"needs": getattr(criterion, "needs", None)}
-    raise KpipeError(f"Expected a criterion's name or a function of Evidence. Received: {criterion!r}.")
+        function, facts = CRITERIA[criterion], CRITERIA.facts(criterion)
+    elif callable(criterion):
+        function, facts = criterion, {"needs": getattr(criterion, "needs", None)}
+    else:
+        raise KpipeError(f"Expected a criterion's name or a function of Evidence. Received: {criterion!r}.")
+    facts = _UNSAID | facts
+    return function, facts | {"needs": fields_of(facts["needs"])}
 
 
 def score(criterion: Criterion, evidence: Evidence, path: str) -> np.ndarray | None:

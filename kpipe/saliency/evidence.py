@@ -1,8 +1,8 @@
 """All that a criterion may look at, for one variable; and how it is gathered."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from kpipe.data import batches
 from kpipe.errors import KpipeError
+from kpipe.registry import nearest
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,15 @@ class Evidence:
     """Hold all that a criterion may see of one variable.
 
     Args:
-        role: What the variable does: "kernel", "depthwise_kernel", "bias", "gamma", "beta", "statistic".
+        role: What the variable does, one of `kpipe.layers.rule.Role`.
         weight: The variable's value.
         grad: Mean over the batches of dL/dw, shaped like `weight`; None when not asked for.
         grad_sq: Mean over the batches of (dL/dw)², shaped like `weight`; None when not asked for.
         rng: A generator seeded by the run's seed and the variable's path.
+        curvature: Diagonal of the Gauss-Newton matrix of the mean loss, shaped like `weight`; None when not asked for.
+        inputs: L2 norm of the activations that each weight multiplies, broadcastable to `weight`; None when not asked
+            for.
+        movement: Sum over the training of -w · dL/dw, shaped like `weight`; None outside of a training.
     """
 
     role: str
@@ -30,6 +35,16 @@ class Evidence:
     grad: np.ndarray | None
     grad_sq: np.ndarray | None
     rng: np.random.Generator
+    curvature: np.ndarray | None = None
+    inputs: np.ndarray | None = None
+    movement: np.ndarray | None = None
+
+
+FROM_LABELS = ("grad", "grad_sq", "curvature")
+"""The fields of `Evidence` that take labelled data and a loss."""
+
+FROM_DATA = (*FROM_LABELS, "inputs")
+"""The fields of `Evidence` that take a pass over data."""
 
 
 def generator(seed: int, path: str) -> np.random.Generator:
@@ -45,21 +60,24 @@ def generator(seed: int, path: str) -> np.random.Generator:
 
 def gather(
     model: keras.Model,
-    weights: Iterable[tuple[str, str, keras.Variable]],
-    needs: str | None = None,
+    weights: Iterable[Any],
+    needs: str | Sequence[str] | None = None,
     data: Any = None,
     loss: Any = None,
     seed: int = 0,
+    observed: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> dict[str, Evidence]:
     """Gather the evidence on some weights of a model, without changing them.
 
     Args:
         model: The model whose loss is differentiated.
-        weights: (path, role, variable) of each weight; the path names it in the result and seeds its generator.
-        needs: "grad" to pass over the data for gradients; None for the weights alone.
+        weights: (path, role, variable) of each weight, or objects with these attributes; the path names it in the
+            result and seeds its generator.
+        needs: Names of the fields of `Evidence` that are asked for beside the weight.
         data: What `model.fit` takes, with labels; needed for gradients.
         loss: A Keras loss or its name. None: the loss the model was compiled with.
         seed: Of the generators.
+        observed: Path -> field -> array: what was gathered during a training already, and is taken as it is.
 
     Returns:
         Path -> evidence.
@@ -67,13 +85,44 @@ def gather(
     Raises:
         KpipeError: When gradients are asked for without data, without labels, or without a loss.
     """
-    weights = list(weights)
-    variables = [variable for _, _, variable in weights]
-    means = _gradients(model, variables, data, loss) if needs == "grad" else [(None, None)] * len(variables)
+    named = [weight if isinstance(weight, tuple) else (weight.path, weight.role, weight.variable) for weight in weights]
+    asked = fields_of(needs)
+    seen = observed or {}
+    missing = [field for field in asked if any(field not in seen.get(path, {}) for path, _, _ in named)]
+    if "movement" in missing:
+        raise KpipeError(
+            "A criterion that needs 'movement' follows the weights through a training; in one shot there is none. Use "
+            "it in kpipe.callbacks.WeightPruning(schedule, criterion='movement') with model.fit."
+        )
+    variables = [variable for _, _, variable in named]
+    means = [(None, None)] * len(variables)
+    if "grad" in missing or "grad_sq" in missing:
+        means = _gradients(model, variables, data, loss)
     return {
-        path: Evidence(role, np.asarray(variable), grad, grad_sq, generator(seed, path))
-        for (path, role, variable), (grad, grad_sq) in zip(weights, means, strict=True)
+        path: replace(
+            Evidence(role, np.asarray(variable), grad, grad_sq, generator(seed, path)),
+            **{field: array for field, array in seen.get(path, {}).items() if field in asked},
+        )
+        for (path, role, variable), (grad, grad_sq) in zip(named, means, strict=True)
     }
+
+
+def fields_of(needs: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Write what a criterion needs as a tuple of fields of `Evidence`.
+
+    Raises:
+        KpipeError: When one of them is no such field.
+
+    Example:
+        >>> fields_of(None), fields_of("grad"), fields_of(["grad", "inputs"])
+        ((), ('grad',), ('grad', 'inputs'))
+    """
+    asked = () if needs is None else (needs,) if isinstance(needs, str) else tuple(needs)
+    known = (*FROM_DATA, "movement")
+    for field in asked:
+        if field not in known:
+            raise KpipeError(f"A criterion needs {field!r}. Known: {', '.join(known)}.{nearest(field, known)}")
+    return asked
 
 
 def _loss_function(model: keras.Model, loss: Any) -> Callable[[Any, Any], Any]:

@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import model_validator
 
 from kpipe.errors import KpipeError
-from kpipe.saliency import CRITERIA
+from kpipe.saliency import FROM_LABELS, criterion_of
 from kpipe.stages.fields import CriterionName, ScheduleSpec, ScopeName
 from kpipe.stages.training import RetrainingStage
 
@@ -26,7 +26,7 @@ class PruningStage(RetrainingStage):
     def only_for_training(self) -> tuple[str, ...]:
         """Name the fields that nothing reads where nothing trains; a criterion with gradients reads the loss."""
         fields = super().only_for_training()
-        reads_loss = CRITERIA.facts(self.criterion)["needs"] is not None
+        reads_loss = any(field in FROM_LABELS for field in criterion_of(self.criterion)[1]["needs"])
         return tuple(name for name in fields if not (reads_loss and name == "loss"))
 
     @model_validator(mode="after")

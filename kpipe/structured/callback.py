@@ -8,7 +8,7 @@ import numpy as np
 from kpipe.errors import KpipeError
 from kpipe.graph import Trace, trace
 from kpipe.projections import Holder, Mask, trained_model
-from kpipe.saliency import Criterion, criterion_of
+from kpipe.saliency import FROM_DATA, Criterion, criterion_of
 from kpipe.schedules import Schedule, last_due, warn_of_shortfall
 from kpipe.schedules import schedule as make_schedule
 from kpipe.structured.channels import axis_mask
@@ -70,9 +70,10 @@ class FilterPruning(keras.callbacks.Callback):
         self.schedule = make_schedule(schedule)
         check_request(0.0, None, scope, round_to)
         _, facts = criterion_of(criterion)
-        if facts["needs"] is not None and data is None:
+        if data is None and any(field in FROM_DATA for field in facts["needs"]):
             raise KpipeError(
-                f"The criterion {criterion!r} needs gradients. Give FilterPruning(..., data=(x, y)), or plan once with "
+                f"The criterion {criterion!r} needs data ({', '.join(facts['needs'])}). Give "
+                "FilterPruning(..., data=(x, y)), or plan once with "
                 "kpipe.plan_filters(model, ratio, criterion=..., data=(x, y))."
             )
         self.criterion, self.round_to, self.scope, self.ignore = criterion, round_to, scope, ignore

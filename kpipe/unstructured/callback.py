@@ -9,7 +9,7 @@ import tensorflow as tf
 from kpipe.errors import KpipeError
 from kpipe.patterns import Pattern, check_scope, pattern_of, unstructured
 from kpipe.projections import Holder, Mask, trained_model
-from kpipe.saliency import Criterion, criterion_of, gather
+from kpipe.saliency import FROM_DATA, Criterion, criterion_of, gather
 from kpipe.schedules import Schedule, last_due, warn_of_shortfall
 from kpipe.schedules import schedule as make_schedule
 from kpipe.unstructured.masks import drop_more, due, first_mask, judge
@@ -75,7 +75,7 @@ class WeightPruning(keras.callbacks.Callback):
         self.criterion, facts = criterion_of(criterion)
         self.needs, self.data, self.loss, self.seed = facts["needs"], data, loss, seed
         check_scope(scope, self.pattern)
-        if self.needs is not None and data is None:
+        if data is None and any(field in FROM_DATA for field in self.needs):
             raise KpipeError(
                 f"The criterion {criterion!r} needs gradients. Give WeightPruning(..., data=(x, y)), or prune at once "
                 "with kpipe.prune_weights(model, sparsity, criterion, data=(x, y))."

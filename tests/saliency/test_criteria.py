@@ -95,7 +95,7 @@ def test_bad_scores_and_names_are_refused():
 def test_a_criterion_may_leave_its_facts_unsaid():
     CRITERIA("cubic")(lambda e: np.abs(e.weight) ** 3 if e.role == "kernel" else None)
     try:
-        assert criterion_of("cubic")[1] == {"needs": None, "comparable": False}
+        assert criterion_of("cubic")[1] == {"needs": (), "comparable": False}
         model = build("dense")
         plan = plan_filters(model, ratio=0.5, criterion="cubic")
         w1, w2 = (np.abs(np.asarray(model.get_layer(n).kernel)) ** 3 for n in ("hidden1", "hidden2"))
