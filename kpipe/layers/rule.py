@@ -9,8 +9,8 @@ import keras
 from kpipe.errors import KpipeError
 from kpipe.layers.channel_ids import Ids
 
-Role = Literal["kernel", "depthwise_kernel", "bias", "gamma", "beta", "statistic"]
-KERNEL_ROLES: tuple[Role, ...] = ("kernel", "depthwise_kernel")
+Role = Literal["kernel", "recurrent_kernel", "embedding", "depthwise_kernel", "bias", "gamma", "beta", "statistic"]
+KERNEL_ROLES: tuple[Role, ...] = ("kernel", "recurrent_kernel", "embedding", "depthwise_kernel")
 """The roles whose weights are multiplied with activations: what MACs count and what quantization stores in int8."""
 
 Quantization = Literal["weights", "same", "fused", "normalise", "output", "split"]

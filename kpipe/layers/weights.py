@@ -4,17 +4,19 @@ from dataclasses import dataclass
 
 import keras
 
+from kpipe.layers.layout import DEPTHWISE, NATURAL, Layout
 from kpipe.layers.rule import facts_of
 
 
 @dataclass(frozen=True)
 class Weight:
-    """Name one weight of one layer: its attribute `name`, what it does (`role`), and the variable."""
+    """Name one weight of one layer: its attribute `name`, what it does (`role`), the variable, and its axes."""
 
     layer: keras.Layer
     name: str
     role: str
     variable: keras.Variable
+    layout: Layout = NATURAL
 
     @property
     def path(self) -> str:
@@ -43,7 +45,11 @@ def weights(layer: keras.Layer) -> tuple[Weight, ...]:
     own = {id(variable) for variable in layer.variables}
     found = ((name, role, getattr(layer, name, None)) for name, role in facts.roles.items())
     # Low-rank adapters and quantized layers answer with a computed tensor, not with one of their variables.
-    return tuple(Weight(layer, name, role, value) for name, role, value in found if id(value) in own)
+    return tuple(
+        Weight(layer, name, role, value, DEPTHWISE if role == "depthwise_kernel" else NATURAL)
+        for name, role, value in found
+        if id(value) in own
+    )
 
 
 def leaves(model: keras.Model) -> list[keras.Layer]:

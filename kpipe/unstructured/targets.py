@@ -8,12 +8,13 @@ import keras
 
 from kpipe.copies import check_built
 from kpipe.errors import KpipeError
-from kpipe.layers import known, leaves, weights
+from kpipe.layers import NATURAL, Layout, known, leaves, weights
 from kpipe.registry import nearest
 
 LayerFilter = str | Callable[[keras.Layer], bool] | None
 """None for every layer, a regular expression on the weight's path, or a function of the layer."""
 
+PRUNED_ROLES = ("kernel", "recurrent_kernel", "embedding")
 PRUNED_ROLE = "kernel"
 """The one of `kpipe.layers.KERNEL_ROLES` that weight pruning takes.
 
@@ -24,11 +25,13 @@ weights, and their nine or so entries a channel cannot spare many.
 
 @dataclass(frozen=True)
 class Target:
-    """Name one weight to prune; `path` is unique in the model."""
+    """Name one weight to prune; `path` is unique in the model, `layer` holds the weight, `layout` says its axes."""
 
     path: str
     role: str
     variable: keras.Variable
+    layout: Layout = NATURAL
+    layer: keras.Layer | None = None
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,17 @@ def find_targets(model: keras.Model, layers: LayerFilter = None) -> tuple[list[T
     skipped: dict[int, Skipped] = {}
     names: dict[str, int] = {}
     for layer in leaves(model):
-        roles = {id(weight.variable): weight.role for weight in weights(layer)}
+        known_weights = {id(weight.variable): weight for weight in weights(layer)}
+        roles = {key: weight.role for key, weight in known_weights.items()}
         for variable in layer._trainable_variables:
             if id(variable) in targets or id(variable) in skipped:
                 continue
             path = _unique(variable.path, names)
             reason = _reason(layer, variable, roles.get(id(variable)), selects)
             if reason is None:
-                targets[id(variable)] = Target(path, roles[id(variable)], variable)
+                targets[id(variable)] = Target(
+                    path, roles[id(variable)], variable, known_weights[id(variable)].layout, layer
+                )
             else:
                 skipped[id(variable)] = Skipped(path, tuple(variable.shape), reason)
     if not targets:
