@@ -75,7 +75,7 @@ def test_a_good_recipe_is_read_with_its_defaults():
         ("stages.2.epochs", 0, "stages[2]: a schedule needs epochs to prune in; .*"),
         ("stages.1.target", {}, "stages[1].target: .*macs.*params.*"),
         ("stages.1.ratio", 0.5, "stages[1]: received ratio, target; give exactly one of ratio, target, schedule"),
-        ("stages.1.scope", "net", "stages[1].scope: unknown scope 'net'. Known: layer, global..*"),
+        ("stages.1.scope", "net", "stages[1].scope: unknown scope 'net'. Known: layer, global.*"),
         ("stages.2.schedule", {"poly": {}}, "stages[2].schedule: Unknown schedule 'poly'.*"),
         (
             "stages.2.schedule",

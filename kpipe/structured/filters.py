@@ -12,12 +12,13 @@ import numpy as np
 from kpipe.errors import KpipeError, NoEffectWarning, SurgeryError
 from kpipe.fake_quant import is_quantized
 from kpipe.graph import Group, Trace, trace
-from kpipe.patterns import SCOPES
 from kpipe.registry import nearest
 from kpipe.saliency import Criterion
 from kpipe.structured.channels import check_removal, remove_channels
 from kpipe.structured.plan import TARGETS, FilterPlan, describe
 from kpipe.structured.ranking import channel_scores, choose, choose_for_target, step_of
+
+SCOPES = ("layer", "global")
 
 Ignore = str | Sequence[str] | Callable[[keras.Layer], bool] | None
 """Layers whose channels stay: a regex on the path, several, or a function of the layer."""

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.errors import KpipeError
-from kpipe.patterns import Pattern, check_scope, pattern_of, unstructured
+from kpipe.patterns import Pattern, Unstructured, check_scope, pattern_of
 from kpipe.projections import Holder, Mask, trained_model
 from kpipe.saliency import FROM_DATA, Criterion, criterion_of, gather
 from kpipe.schedules import Schedule, last_due, warn_of_shortfall
@@ -151,7 +151,7 @@ class WeightPruning(keras.callbacks.Callback):
         if sparsity is None:
             return
         wanting = list(self._keeps)
-        if self.pattern is unstructured:
+        if isinstance(self.pattern, Unstructured):
             wanting = due(self._keeps, self._dropped, sparsity, self.scope)
         if wanting:
             self._prune(wanting, sparsity)

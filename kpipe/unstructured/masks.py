@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from kpipe.errors import KpipeError
-from kpipe.patterns import Pattern, drop_count, keep_masks, unstructured
+from kpipe.patterns import Pattern, Unstructured, drop_count, keep_masks, unstructured
 from kpipe.saliency import Criterion, Evidence
 
 
@@ -65,7 +65,7 @@ def drop_more(
         >>> drop_more(keep, {"a": np.array([3.0, 1.0, 9.0, 2.0])}, 0.5)["a"].tolist()
         [True, False, False, True]
     """
-    if pattern is unstructured and all(not np.isnan(np.max(scores[path])) for path in keeps):
+    if isinstance(pattern, Unstructured) and all(not np.isnan(np.max(scores[path])) for path in keeps):
         chosen = keep_masks(scores, sparsity, scope, pattern)
         if not any(np.any(chosen[path] > keep) for path, keep in keeps.items()):
             return chosen  # what was dropped ranks lowest as it is: a magnitude of zero

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from kpipe import patterns
 from kpipe.errors import KpipeError
-from kpipe.patterns import PATTERNS, keep_masks, smallest, unstructured
+from kpipe.patterns import PATTERNS, keep_masks, pattern_of, ranking, smallest, unstructured
 
 
 def naive_keep(scores, drop):
@@ -63,7 +62,7 @@ def test_a_layer_ranking_treats_each_alone():
 
 
 def test_a_sample_that_misleads_costs_time_not_exactness(monkeypatch):
-    monkeypatch.setattr(patterns, "_bracket", lambda arrays, size, k: (2.0, 3.0))
+    monkeypatch.setattr(ranking, "_bracket", lambda arrays, size, k: (2.0, 3.0))
     values = RNG.random(50_000)
     assert smallest([values], 100) == np.sort(values)[99]
 
@@ -107,7 +106,7 @@ def test_every_pattern_has_a_case():
 
 @pytest.mark.parametrize("name", DROPPED)
 def test_every_pattern_keeps_the_shape_and_the_count(name):
-    keep = PATTERNS[name](SCORES["normal"], 0.5)
+    keep = pattern_of(name)(SCORES["normal"], 0.5)
     assert keep.shape == SCORES["normal"].shape and int((~keep).sum()) == DROPPED[name]
 
 

@@ -1,0 +1,130 @@
+"""Exact counts: how many entries go, and which are the lowest."""
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from kpipe.errors import KpipeError
+
+_SMALL = 4096
+
+
+def drop_count(size: int, sparsity: float) -> int:
+    """Give how many of `size` entries a sparsity drops: round(sparsity * size).
+
+    Raises:
+        KpipeError: When the sparsity is no number in [0, 1).
+
+    Example:
+        >>> drop_count(10, 0.86)
+        9
+    """
+    number = isinstance(sparsity, Real) and not isinstance(sparsity, bool)  # a NumPy float is a Real too
+    if not number or not 0 <= sparsity < 1:
+        raise KpipeError(f"The sparsity is {sparsity!r}; expected a fraction of zeros in [0, 1), such as 0.8.")
+    return round(sparsity * size)
+
+
+def keep_highest(scores: Sequence[np.ndarray], drop: int) -> list[np.ndarray]:
+    """Drop exactly `drop` entries of lowest score from several arrays together.
+
+    Among equal scores those of the first arrays go first, and within an array those of the lowest index.
+
+    Example:
+        >>> [keep.tolist() for keep in keep_highest([np.array([5, 1]), np.array([1, 7])], 1)]
+        [[True, False], [True, True]]
+    """
+    flat = [np.ravel(values) for values in scores]
+    _refuse_nan(flat)
+    if drop == 0:
+        return [np.ones(values.shape, bool) for values in scores]
+    threshold = smallest(flat, drop)
+    ties_left = drop - sum(int(np.count_nonzero(values < threshold)) for values in flat)
+    keeps = []
+    for values, given in zip(flat, scores, strict=True):
+        keep = values > threshold
+        ties = np.flatnonzero(values == threshold)
+        keep[ties[ties_left:]] = True
+        ties_left -= min(ties_left, len(ties))
+        keeps.append(keep.reshape(given.shape))
+    return keeps
+
+
+def keep_sized(
+    scores: Sequence[np.ndarray], sizes: Sequence[np.ndarray], drop: int, at_most: bool = False
+) -> list[np.ndarray]:
+    """Drop units of several entries, those of lowest score, until about `drop` entries are gone.
+
+    Args:
+        scores: Of the units, one array a weight. Equal ones go by the order of the arrays, then by index.
+        sizes: Number of entries of each unit, shaped like the scores.
+        drop: Number of entries to drop.
+        at_most: Stay at `drop` or below; else come as near as can be, below it when two are equally near.
+
+    Returns:
+        Keep-masks, boolean, shaped like the scores.
+
+    Example:
+        >>> keep_sized([np.array([3.0, 1.0]), np.array([2.0])], [np.array([4, 4]), np.array([2])], 7)
+        [array([ True, False]), array([False])]
+    """
+    flat = np.concatenate([np.ravel(values) for values in scores])
+    _refuse_nan([flat])
+    order = np.argsort(flat, kind="stable")
+    gone = np.r_[0, np.cumsum(np.concatenate([np.ravel(size) for size in sizes])[order])]  # after 0, 1, 2, ... units
+    count = int(np.searchsorted(gone, drop, side="right")) - 1
+    if not at_most and count < len(flat) and gone[count + 1] - drop < drop - gone[count]:
+        count += 1
+    keep = np.ones(flat.shape, bool)
+    keep[order[:count]] = False
+    ends = np.cumsum([values.size for values in scores])[:-1]
+    return [part.reshape(values.shape) for part, values in zip(np.split(keep, ends), scores, strict=True)]
+
+
+def smallest(arrays: Sequence[np.ndarray], k: int) -> Any:
+    """Give the k-th smallest value (k from 1) over several flat arrays.
+
+    A random sample says between which two values the answer very likely lies; counting proves it, and only what lies
+    between is partitioned. Should the proof fail, everything is sorted: the result is exact in any case.
+
+    Example:
+        >>> int(smallest([np.array([4, 2]), np.array([9, 1])], 3))
+        4
+
+    References:
+        Floyd and Rivest, Expected time bounds for selection (1975).
+    """
+    size = sum(len(values) for values in arrays)
+    if size > _SMALL:
+        low, high = _bracket(arrays, size, k)
+        below = sum(int(np.count_nonzero(values < low)) for values in arrays)
+        up_to_low = sum(int(np.count_nonzero(values <= low)) for values in arrays)
+        if below < k <= up_to_low:
+            return low
+        # Strictly between: what was dropped before has one score, and must not be sorted through again.
+        between = np.concatenate([values[np.flatnonzero((values > low) & (values < high))] for values in arrays])
+        if up_to_low < k <= up_to_low + len(between):
+            return np.partition(between, k - up_to_low - 1)[k - up_to_low - 1]
+    # NumPy's partition is slower than its sort where many values are equal, and no faster on a few.
+    return np.sort(np.concatenate(arrays))[k - 1]
+
+
+def _refuse_nan(flat: Sequence[np.ndarray]) -> None:
+    for values in flat:
+        if values.size and np.isnan(np.max(values)):
+            raise KpipeError(f"{int(np.isnan(values).sum())} of {values.size} scores are NaN; a ranking needs numbers.")
+
+
+def _bracket(arrays: Sequence[np.ndarray], size: int, k: int) -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    wanted = min(1024 + size // 128, 1 << 16)
+    parts = [values[rng.integers(0, len(values), 1 + wanted * len(values) // size)] for values in arrays if len(values)]
+    sample = np.sort(np.concatenate(parts))
+    share, count = k / size, len(sample)
+    margin = 4 * np.sqrt(share * (1 - share) / count) + 1 / count
+    first, last = int(np.floor((share - margin) * count)), int(np.ceil((share + margin) * count))
+    low = sample[first] if first >= 0 else min(np.min(values) for values in arrays if len(values))
+    high = sample[last] if last < count else max(np.max(values) for values in arrays if len(values))
+    return low, high
