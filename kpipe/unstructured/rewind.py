@@ -1,0 +1,241 @@
+"""Find a lottery ticket: rounds of training, pruning, and rewinding what is left to where it began."""
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from kpipe.errors import KpipeError, NoEffectWarning
+from kpipe.projections import trained_model
+from kpipe.saliency import Criterion
+from kpipe.unstructured.masks import first_mask
+from kpipe.unstructured.prune import prune_weights
+from kpipe.unstructured.targets import LayerFilter, Target, find_targets
+from kpipe.unstructured.ticket import Round, Ticket
+
+Train = Callable[[keras.Model, list[keras.callbacks.Callback]], Any]
+"""(model, callbacks) -> the curves: what `fit` returned, a mapping, or None. Trains the model in place."""
+
+PerRound = float | Mapping[str, float]
+"""Fraction of what is left that a round prunes, of all weights alike or by regular expressions on their paths."""
+
+
+def find_ticket(
+    model: keras.Model,
+    train: Train,
+    rounds: int | None = None,
+    sparsity: float | None = None,
+    per_round: PerRound = 0.2,
+    rewind_to: int = 0,
+    *,
+    criterion: str | Criterion = "magnitude",
+    pattern: Any = "unstructured",
+    scope: Any = "layer",
+    layers: LayerFilter = None,
+    data: Any = None,
+    loss: Any = None,
+    seed: int = 0,
+) -> Ticket:
+    """Train, prune and rewind a network again and again: what is left is a sparse network that trains well.
+
+    Each round trains a copy of the model from the same beginning, under the masks found so far, prunes the trained
+    weights, and rewinds: the survivors get back the values that they began with. Only the masks go from one round to
+    the next; the optimizer is a new one each time.
+
+    Args:
+        model: A built model; its weights as they are now are the beginning. It stays as it is. When it is compiled, the
+            copies that `train` is given are compiled alike; else `train` compiles them.
+        train: Trains the model it is given in place, with the callbacks it is given, such as
+            `lambda model, callbacks: model.fit(x, y, callbacks=callbacks)`. The curves it returns go into the history.
+        rounds: How many times to train and prune; give this or `sparsity`.
+        sparsity: Fraction of zeros at the end, in (0, 1): as many rounds as it takes until each weight has it.
+        per_round: Fraction of what is left that a round prunes. A mapping {regular expression: fraction} gives each
+            weight the fraction of the first expression found in its path, and leaves alone what none is found in.
+        rewind_to: The number of updates, in the first round, after which the weights are those to rewind to; 0 is the
+            very beginning.
+        criterion: A registered name, or a function of `Evidence`; it judges the trained weights.
+        pattern: Which entries may go together, as in `prune_weights`.
+        scope: "layer" or another one of `prune_weights`; the weights of one fraction share a ranking.
+        layers: None for every kernel of the layers that kpipe knows, a regular expression searched in the weight's
+            path, or a function of the layer.
+        data: Data for a criterion that needs some.
+        loss: Loss for those; None: the one that the trained copy is compiled with.
+        seed: Of a criterion that draws random numbers.
+
+    Returns:
+        The ticket: the masks, the rewound model, and the history of the rounds. What it holds has not been trained.
+
+    Raises:
+        KpipeError: For arguments that do not fit, and a training that changes nothing or ends before `rewind_to`.
+
+    Example:
+        >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5, name="d")])
+        >>> net.compile("sgd", "mse")
+        >>> x, y = np.ones((8, 4)), np.ones((8, 5))
+        >>> ticket = find_ticket(net, lambda model, told: model.fit(x, y, callbacks=told, verbose=0), rounds=2)
+        >>> round(ticket.kept, 2), [round(one.kept, 2) for one in ticket.history]
+        (0.65, [1.0, 0.8])
+
+    References:
+        Frankle and Carbin, The lottery ticket hypothesis (2019), https://arxiv.org/abs/1803.03635
+        Frankle, Dziugaite, Roy and Carbin, Linear mode connectivity and the lottery ticket hypothesis (2020), on
+        rewinding to a later step, https://arxiv.org/abs/1912.05671
+    """
+    if not isinstance(rewind_to, int) or rewind_to < 0:
+        raise KpipeError(f"rewind_to is {rewind_to!r}; expected a number of updates, 0 for the very beginning.")
+    chosen = _chosen(model, find_targets(model, layers)[0], per_round)
+    dropped = {path: np.where(first_mask(one.weight), 0, -1).astype("int16") for path, one in chosen.items()}
+    choice = {"criterion": criterion, "pattern": pattern, "scope": scope, "data": data, "loss": loss}
+    places = {path: one.place for path, one in chosen.items()}
+    ticket = Ticket(model, tuple(model.get_weights()), dropped, places, ()).renewed()
+    for number in range(1, _count(chosen, rounds, sparsity) + 1):
+        twin = _compiled_alike(ticket.rewound(), model)
+        early = _Snapshot(rewind_to if number == 1 else 0)
+        logs = _trained(twin, train, ticket, early)
+        groups = _groups(chosen, number, sparsity, scope)
+        dropped = _drop(twin, ticket, groups, number, {**choice, "seed": seed + number})
+        past = (*ticket.history, Round(number, ticket.kept, logs))
+        ticket = replace(ticket, start=early.weights or ticket.start, dropped=dropped, history=past)
+    return ticket.renewed()
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A weight to prune: its index in `model.weights`, what a round takes of it, and what it begins with."""
+
+    place: int
+    fraction: float
+    weight: np.ndarray
+
+    def sparsity(self, number: int, highest: float | None) -> float:
+        """Give the fraction of zeros after a number of rounds; a weight that has more already keeps them."""
+        kept = np.count_nonzero(first_mask(self.weight)) / self.weight.size
+        wanted = 1 - kept * (1 - self.fraction) ** number
+        return wanted if highest is None else max(1 - kept, min(wanted, highest))
+
+    def rounds(self, highest: float) -> int:
+        """Give the number of rounds after which it has that fraction of zeros."""
+        kept = np.count_nonzero(first_mask(self.weight)) / self.weight.size
+        return math.ceil(math.log((1 - highest) / kept) / math.log(1 - self.fraction) - 1e-9)
+
+
+def _chosen(model: keras.Model, targets: list[Target], per_round: PerRound) -> dict[str, _Chosen]:
+    """Give each weight its fraction a round; a weight that no expression is found in is left out."""
+    fractions = per_round if isinstance(per_round, Mapping) else {"": per_round}
+    for fraction in fractions.values():
+        if not isinstance(fraction, int | float) or not 0 < fraction < 1:
+            raise KpipeError(f"per_round is {per_round!r}; expected fractions in (0, 1), such as 0.2.")
+    places = {id(variable): place for place, variable in enumerate(model.weights)}
+    found = {}
+    for target in targets:
+        first = next((fractions[wanted] for wanted in fractions if re.search(wanted, target.variable.path)), None)
+        if first is not None:
+            found[target.path] = _Chosen(places[id(target.variable)], first, target.variable.numpy())
+    if not found:
+        names = ", ".join(target.path for target in targets)
+        raise KpipeError(f"per_round={per_round!r} matches no weight. The weights to prune: {names}.")
+    return found
+
+
+def _count(chosen: Mapping[str, _Chosen], rounds: int | None, sparsity: float | None) -> int:
+    if (rounds is None) == (sparsity is None):
+        raise KpipeError(f"Received rounds={rounds!r} and sparsity={sparsity!r}; expected exactly one of them.")
+    if sparsity is not None:
+        if not 0 < sparsity < 1:
+            raise KpipeError(f"The sparsity is {sparsity!r}; expected a fraction of zeros in (0, 1), such as 0.8.")
+        rounds = max(one.rounds(sparsity) for one in chosen.values())
+    if not isinstance(rounds, int) or rounds < 1:
+        reached = f"sparsity={sparsity!r} is reached already" if sparsity is not None else f"rounds is {rounds!r}"
+        raise KpipeError(f"{reached}; expected at least one round of training and pruning.")
+    return rounds
+
+
+def _groups(
+    chosen: Mapping[str, _Chosen], number: int, sparsity: float | None, scope: Any
+) -> list[tuple[float, list[str]]]:
+    """Put together which weights `prune_weights` may take in one call, with their sparsity after this round."""
+    groups: dict[float, list[str]] = {}
+    for path, one in chosen.items():
+        groups.setdefault(one.sparsity(number, sparsity) if scope == "layer" else one.fraction, []).append(path)
+    if scope == "layer":
+        return list(groups.items())
+    shared = []
+    for paths in groups.values():
+        sizes = [chosen[path].weight.size for path in paths]
+        each = [chosen[path].sparsity(number, sparsity) for path in paths]
+        shared.append((float(np.average(each, weights=sizes)), paths))
+    return shared
+
+
+def _drop(
+    trained: keras.Model, ticket: Ticket, groups: list[tuple[float, list[str]]], number: int, choice: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """Prune the trained weights, and note which entries that drops in this round."""
+    dropped = dict(ticket.dropped)
+    for sparsity, paths in groups:
+        names = "|".join(re.escape(trained.weights[ticket.places[path]].path) for path in paths)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoEffectWarning)  # a small weight may have nothing to give
+            pruned = prune_weights(trained, sparsity, layers=f"^(?:{names})$", **choice)
+        for path in paths:
+            zero = pruned.weights[ticket.places[path]].numpy() == 0
+            dropped[path] = np.where((dropped[path] == 0) & zero, number, dropped[path]).astype("int16")
+    return dropped
+
+
+def _trained(model: keras.Model, train: Train, ticket: Ticket, early: "_Snapshot") -> dict[str, list[float]]:
+    """Train under the ticket's masks; give the curves as plain data."""
+    before = model.get_weights()
+    with ticket.hold(model):
+        found = train(model, [early])
+    if all(np.array_equal(old, new) for old, new in zip(before, model.get_weights(), strict=True)):
+        raise KpipeError("train left every weight as it was. It must train the very model that it is given, in place.")
+    early.check()
+    curves = found.history if isinstance(found, keras.callbacks.History) else found
+    if curves is None:
+        return {}
+    if not isinstance(curves, Mapping):
+        raise KpipeError(f"train returned {type(found).__name__}; expected what model.fit returns, a mapping, or None.")
+    return {str(name): [float(value) for value in np.ravel(values)] for name, values in curves.items()}
+
+
+def _compiled_alike(twin: keras.Model, model: keras.Model) -> keras.Model:
+    """Compile a copy as the model is compiled, with an optimizer of its own; leave it when the model is not."""
+    if model.compiled:
+        try:
+            twin.compile_from_config(model.get_compile_config())
+        except (TypeError, ValueError) as error:
+            raise KpipeError(
+                f"The copies of {model.name!r} cannot be compiled as it is: {error} Compile them in `train`, and give "
+                "find_ticket a model that is not compiled."
+            ) from error
+    return twin
+
+
+class _Snapshot(keras.callbacks.Callback):
+    """Keep the weights as they are after a number of updates; 0 keeps none."""
+
+    def __init__(self, step: int):
+        super().__init__()
+        self.step, self.seen = step, 0
+        self.weights: tuple[np.ndarray, ...] | None = None
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Look whether the step has come."""
+        if self.step and self.model is not None:
+            self.seen = int(self.model.optimizer.iterations.numpy())
+            if self.seen == self.step:
+                self.weights = tuple(trained_model(self.model).get_weights())
+
+    def check(self) -> None:
+        """Raise when the step never came."""
+        if self.step and self.weights is None:
+            why = "train did not use its callbacks" if self.seen == 0 else f"it ended after update {self.seen}"
+            if self.seen > self.step:
+                why = "it was passed over: it is no multiple of steps_per_execution"
+            raise KpipeError(f"The first round never stood at rewind_to={self.step}: {why}.")
