@@ -162,7 +162,7 @@ def trace(model: keras.Model, unknown: Literal["refuse", "freeze"] = "refuse") -
 
 def _ask(site: Site, ids: ChannelIds, inputs: list[Ids], unknown: str) -> Rule:
     facts = RULES.get(type(site.operation))
-    if facts is not None:
+    if facts is not None and facts.channels is not None:
         return facts.channels(site.operation, ids, *inputs)
     cls = type(site.operation)
     if unknown == "refuse":

@@ -1,11 +1,22 @@
 """What kpipe knows of each Keras layer: weight roles, channel axes, config, MACs. A new layer is one function."""
 
-from kpipe.layers import convolution, core, merge, shape
+from kpipe.layers import attention, convolution, core, merge, recurrent, shape
 from kpipe.layers.activation import ELEMENTWISE, FUSED
 from kpipe.layers.channel_ids import ChannelIds, Ids
 from kpipe.layers.layout import DEPTHWISE, NATURAL, Layout
-from kpipe.layers.rule import KERNEL_ROLES, RULES, LayerFacts, Rule, facts_of, quantization_of, rule
-from kpipe.layers.weights import Weight, known, leaves, weights
+from kpipe.layers.rule import (
+    KERNEL_ROLES,
+    RULES,
+    LayerFacts,
+    Role,
+    Rule,
+    facts_of,
+    quantization_of,
+    register_weights,
+    rule,
+    weight_facts_of,
+)
+from kpipe.layers.weights import Weight, declared, known, leaves, own_variables, roles_of, weights, weights_within
 
 __all__ = [
     "DEPTHWISE",
@@ -18,16 +29,25 @@ __all__ = [
     "Ids",
     "LayerFacts",
     "Layout",
+    "Role",
     "Rule",
     "Weight",
+    "attention",
     "convolution",
     "core",
+    "declared",
     "facts_of",
     "known",
     "leaves",
     "merge",
+    "own_variables",
     "quantization_of",
+    "recurrent",
+    "register_weights",
+    "roles_of",
     "rule",
     "shape",
+    "weight_facts_of",
     "weights",
+    "weights_within",
 ]

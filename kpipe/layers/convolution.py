@@ -7,7 +7,8 @@ from keras import layers as L
 from kpipe.layers.activation import activate
 from kpipe.layers.channel_ids import ChannelIds, Ids
 from kpipe.layers.core import positions
-from kpipe.layers.rule import Quantization, Rule, rule
+from kpipe.layers.layout import Layout
+from kpipe.layers.rule import Quantization, Rule, register_weights, rule
 
 
 def channel_axis(layer: keras.Layer) -> int:
@@ -43,6 +44,15 @@ def convolution(layer: L.Conv2D, ids: ChannelIds, x: Ids) -> Rule:
         config={"filters": out, **config},
         reuse=positions(ids.output_shapes[0], axis),
     )
+
+
+register_weights(  # kernel (*size, filters, in)
+    L.Conv1DTranspose,
+    L.Conv2DTranspose,
+    L.Conv3DTranspose,
+    roles={"kernel": "kernel", "bias": "bias"},
+    layouts={"kernel": Layout(inputs=(-1,), outputs=(-2,))},
+)
 
 
 @rule(

@@ -8,7 +8,8 @@ from keras import layers as L
 
 from kpipe.layers.activation import FUSED, activate
 from kpipe.layers.channel_ids import ChannelIds, Ids
-from kpipe.layers.rule import Quantization, Rule, rule
+from kpipe.layers.layout import Layout
+from kpipe.layers.rule import Quantization, Role, Rule, register_weights, rule
 
 
 def positions(shape: tuple, axis: int) -> int | None:
@@ -38,17 +39,60 @@ def dense(layer: L.Dense, ids: ChannelIds, x: Ids) -> Rule:
     )
 
 
-@rule(
-    L.BatchNormalization,
-    roles={"gamma": "gamma", "beta": "beta", "moving_mean": "statistic", "moving_variance": "statistic"},
-    quantization="normalise",
+def einsum_layout(equation: str) -> Layout:
+    """Say which axes of an einsum's second operand are summed over and which it brings into the output.
+
+    An axis that stands in both operands and in the output, such as that of heads which each have a matrix of their
+    own, is a position.
+
+    Example:
+        >>> einsum_layout("...d,dhk->...hk"), einsum_layout("bhd,hde->bhe")
+        (Layout(inputs=(0,), outputs=(1, 2)), Layout(inputs=(1,), outputs=(2,)))
+    """
+    operands, output = equation.split("->")
+    given, kernel = operands.split(",")
+    return Layout(
+        inputs=tuple(axis for axis, letter in enumerate(kernel) if letter not in output),
+        outputs=tuple(axis for axis, letter in enumerate(kernel) if letter not in given),
+    )
+
+
+register_weights(
+    L.EinsumDense,
+    roles={"kernel": "kernel", "bias": "bias"},
+    layouts=lambda layer: {"kernel": einsum_layout(layer.equation)},
 )
+register_weights(L.Embedding, roles={"embeddings": "embedding"})
+register_weights(L.ReversibleEmbedding, roles={"embeddings": "embedding", "reverse_embeddings": "kernel"})
+
+
+BATCH_NORMALIZATION: dict[str, Role] = {
+    "gamma": "gamma",
+    "beta": "beta",
+    "moving_mean": "statistic",
+    "moving_variance": "statistic",
+    "moving_stddev": "statistic",  # this and what follows are there with `renorm` only
+    "renorm_mean": "statistic",
+    "renorm_stddev": "statistic",
+}
+
+
+@rule(L.BatchNormalization, roles=BATCH_NORMALIZATION, quantization="normalise")
 def batch_normalization(layer: L.BatchNormalization, ids: ChannelIds, x: Ids) -> Rule:
-    """Four vectors along `axis`; channels pass through."""
+    """Vectors along `axis`; channels pass through."""
     axis = layer.axis - 1 if layer.axis > 0 else layer.axis  # the ids have no batch axis
     channels = ids.along(x, axis)
-    names = ("gamma", "beta", "moving_mean", "moving_variance")
-    return Rule(ids.spread(channels, axis), axes={name: {0: channels} for name in names})
+    return Rule(ids.spread(channels, axis), axes={name: {0: channels} for name in BATCH_NORMALIZATION})
+
+
+register_weights(L.LayerNormalization, L.GroupNormalization, roles={"gamma": "gamma", "beta": "beta"})
+register_weights(L.RMSNormalization, roles={"scale": "gamma"})
+register_weights(L.SpectralNormalization, roles={"vector_u": "statistic"})
+register_weights(
+    L.Normalization, roles={"adapt_mean": "statistic", "adapt_variance": "statistic", "count": "statistic"}
+)
+register_weights(L.STFTSpectrogram, roles={"real_kernel": "statistic", "imag_kernel": "statistic"})
+register_weights(L.PReLU, roles={"alpha": "gamma"})
 
 
 def _activation_quantization(layer: keras.Layer) -> Quantization:

@@ -1,15 +1,25 @@
 """What kpipe knows of a Keras layer class: one registered rule, in one place."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import keras
 
 from kpipe.errors import KpipeError
 from kpipe.layers.channel_ids import Ids
+from kpipe.layers.layout import Layout
 
 Role = Literal["kernel", "recurrent_kernel", "embedding", "depthwise_kernel", "bias", "gamma", "beta", "statistic"]
+"""What a weight does.
+
+- "kernel", "recurrent_kernel", "embedding", "depthwise_kernel": multiplied with the input, with the state of a
+  recurrent cell, looked up by token, multiplied with each channel alone;
+- "bias", "beta": added;
+- "gamma": scales what is there already, as in a norm, in attention scores or in PReLU;
+- "statistic": set by the layer itself and not learned, as a batch norm's mean.
+"""
+
 KERNEL_ROLES: tuple[Role, ...] = ("kernel", "recurrent_kernel", "embedding", "depthwise_kernel")
 """The roles whose weights are multiplied with activations: what MACs count and what quantization stores in int8."""
 
@@ -45,29 +55,44 @@ class Rule:
 
 RuleFunction = Callable[..., Rule]
 QuantizationFact = Quantization | None | Callable[[keras.Layer], Quantization | None]
+RoleFact = Mapping[str, Role] | Callable[[keras.Layer], Mapping[str, Role]]
+"""Attribute of a layer -> role of the variable that it holds (or of each, where it holds a list)."""
+LayoutFact = Mapping[str, Layout] | Callable[[keras.Layer], Mapping[str, Layout]]
+"""Attribute of a layer -> layout of the kernel that it holds, for those that differ from what their role says."""
 
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """Hold what was registered for a layer class."""
+    """Hold what was registered for a layer class.
 
-    channels: RuleFunction
-    roles: Mapping[str, Role]
-    quantization: QuantizationFact
+    Args:
+        channels: How channels pass through a call; None where it is not known: then none are cut around the layer.
+        roles: The weights; None where it was not said: then those of the class above hold.
+        quantization: How the layer takes part in a fake-quantized graph.
+        layouts: The axes of those kernels that differ from what their role says.
+        whole: The layers inside are parts of its own making, as the cell of an LSTM; a filter of layers by function is
+            asked about the whole.
+    """
+
+    channels: RuleFunction | None = None
+    roles: RoleFact | None = None
+    quantization: QuantizationFact = None
+    layouts: LayoutFact = field(default_factory=dict)
+    whole: bool = False
 
 
 RULES: dict[type, LayerFacts] = {}
 
 
 def rule(
-    *classes: type, roles: Mapping[str, Role] | None = None, quantization: QuantizationFact = None
+    *classes: type, roles: RoleFact | None = None, quantization: QuantizationFact = None
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Register the decorated function as what kpipe knows of these layer classes.
 
     Args:
         *classes: Layer classes, each by its own class: a subclass may compute something else and needs a rule too
             before its channels are cut (its weights are still found for weight pruning).
-        roles: Attribute name of each weight -> its role.
+        roles: Attribute name of each weight -> its role. None: as said by `register_weights`, or for the class above.
         quantization: How the layer takes part in a fake-quantized graph, or a function of the layer that says so.
             None: it cannot.
 
@@ -89,22 +114,66 @@ def rule(
         ...     return Rule(ids.spread(channels, -1), axes={"factor": {0: channels}})
         >>> del RULES[Scale]
     """
-    roles = dict(roles or {})
-    for name, role in roles.items():
-        if role not in get_args(Role):
-            raise KpipeError(f"Weight {name!r} of {classes}: unknown role {role!r}; known: {get_args(Role)}.")
+    if roles is not None:
+        register_weights(*classes, roles=roles)
 
     def register(function: RuleFunction) -> RuleFunction:
         for cls in classes:
-            RULES[cls] = LayerFacts(function, roles, quantization)
+            RULES[cls] = replace(RULES.get(cls, LayerFacts()), channels=function, quantization=quantization)
         return function
 
     return register
 
 
+def register_weights(*classes: type, roles: RoleFact, layouts: LayoutFact | None = None, whole: bool = False) -> None:
+    """Tell kpipe what the weights of layer classes do, so that its kernels are pruned, counted and held.
+
+    A subclass takes this over. It is all that weight pruning needs; cutting channels needs a `rule`.
+
+    Args:
+        *classes: Layer classes, cells of recurrent layers among them.
+        roles: Attribute name of each weight -> its role, or a function of the layer that says so. The attribute may
+            hold a list of variables.
+        layouts: Attribute name -> `Layout` of a kernel whose axes are not (*positions, inputs, outputs), or a function
+            of the layer that says so.
+        whole: The layers inside are parts of its own making: a filter of layers by function is asked about the whole.
+
+    Raises:
+        KpipeError: For what is no layer class, and for an unknown role.
+
+    Example:
+        >>> import keras
+        >>> from kpipe.layers import weights
+        >>> class Bilinear(keras.layers.Layer):
+        ...     "Compute x W x for several matrices W."
+        ...     def build(self, shape):
+        ...         self.forms = self.add_weight(shape=(4, shape[-1], shape[-1]), name="forms")
+        >>> register_weights(Bilinear, roles={"forms": "kernel"}, layouts={"forms": Layout((1, 2), (0,))})
+        >>> layer = Bilinear()
+        >>> layer.build((None, 3))
+        >>> [(weight.role, weight.layout.turned_shape(weight.variable.shape)) for weight in weights(layer)]
+        [('kernel', (9, 4))]
+        >>> del RULES[Bilinear]
+    """
+    for cls in classes:
+        if not (isinstance(cls, type) and issubclass(cls, keras.Layer)):
+            raise KpipeError(f"register_weights received {cls!r}; expected layer classes, such as MyLayer.")
+    for name, role in ({} if callable(roles) else roles).items():
+        if role not in get_args(Role):
+            raise KpipeError(f"Weight {name!r} of {classes}: unknown role {role!r}; known: {get_args(Role)}.")
+    for cls in classes:
+        RULES[cls] = replace(RULES.get(cls, LayerFacts()), roles=roles, layouts=layouts or {}, whole=whole)
+
+
 def facts_of(layer: Any) -> LayerFacts | None:
     """Give the facts of a layer's class or of the nearest class above it; None for an unknown one."""
     return next((RULES[cls] for cls in type(layer).__mro__ if cls in RULES), None)
+
+
+def weight_facts_of(layer: Any) -> LayerFacts:
+    """Give the facts of the nearest class, its own or above it, for which the roles of weights were said."""
+    said = (RULES[cls] for cls in type(layer).__mro__ if cls in RULES and RULES[cls].roles is not None)
+    return next(said, LayerFacts(roles={}))
 
 
 def quantization_of(layer: Any) -> Quantization | None:

@@ -1,11 +1,14 @@
 """The weights of a layer with their roles, and the layers of a model."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, get_args
 
 import keras
 
+from kpipe.errors import KpipeError
 from kpipe.layers.layout import DEPTHWISE, NATURAL, Layout
-from kpipe.layers.rule import facts_of
+from kpipe.layers.rule import KERNEL_ROLES, Role, facts_of, weight_facts_of
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,14 @@ class Weight:
 
 
 def known(layer: keras.Layer) -> bool:
-    """Say whether a rule is registered for the layer's class or for one above it."""
+    """Say whether anything is registered for the layer's class or for one above it."""
     return facts_of(layer) is not None
 
 
 def weights(layer: keras.Layer) -> tuple[Weight, ...]:
     """List a layer's own weights that have a role; an unknown layer has none.
+
+    What the layer's own `get_prunable_weights()` lists is a kernel, whatever it is otherwise.
 
     Example:
         >>> import keras
@@ -39,19 +44,127 @@ def weights(layer: keras.Layer) -> tuple[Weight, ...]:
         >>> [(w.name, w.role) for w in weights(layer)]
         [('kernel', 'kernel'), ('bias', 'bias')]
     """
-    facts = facts_of(layer)
-    if facts is None or not layer.built:
+    if not layer.built:
         return ()
+    found = {id(weight.variable): weight for weight in _with_roles(layer)}
+    for variable in declared(layer) or ():
+        if id(variable) not in found or found[id(variable)].role not in KERNEL_ROLES:
+            layout = _layout("kernel", len(variable.shape))
+            found[id(variable)] = Weight(layer, variable.name, "kernel", variable, layout)
+    return tuple(found.values())
+
+
+def roles_of(layer: keras.Layer) -> Mapping[str, Role]:
+    """Give the roles of a layer's weights by attribute name, as they were registered for its class or one above it."""
+    roles = weight_facts_of(layer).roles or {}
+    roles = roles(layer) if callable(roles) else roles
+    wrong = {name: role for name, role in roles.items() if role not in get_args(Role)}
+    if wrong:
+        raise KpipeError(
+            f"Layer {layer.name!r} ({type(layer).__name__}): unknown roles {wrong}; known: {get_args(Role)}."
+        )
+    return roles
+
+
+def _with_roles(layer: keras.Layer) -> Iterator[Weight]:
     own = {id(variable) for variable in layer.variables}
-    found = ((name, role, getattr(layer, name, None)) for name, role in facts.roles.items())
-    # Low-rank adapters and quantized layers answer with a computed tensor, not with one of their variables.
-    return tuple(
-        Weight(layer, name, role, value, DEPTHWISE if role == "depthwise_kernel" else NATURAL)
-        for name, role, value in found
-        if id(value) in own
-    )
+    layouts = weight_facts_of(layer).layouts
+    layouts = layouts(layer) if callable(layouts) else layouts
+    for name, role in roles_of(layer).items():
+        value: Any = getattr(layer, name, None)
+        several = isinstance(value, list | tuple)
+        for i, variable in enumerate(value if several else [value]):
+            # Low-rank adapters and quantized layers answer with a computed tensor, not with one of their variables.
+            if id(variable) in own:
+                layout = layouts.get(name) or _layout(role, len(variable.shape))
+                yield Weight(layer, f"{name}/{i}" if several else name, role, variable, layout)
 
 
-def leaves(model: keras.Model) -> list[keras.Layer]:
-    """List all the layers of a model, those inside nested models and inside other layers too, models left out."""
-    return [layer for layer in model._flatten_layers(include_self=False) if not isinstance(layer, keras.Model)]
+def _layout(role: str, rank: int) -> Layout:
+    """Give the layout that goes without saying; a vector produces, a scalar is a position."""
+    if rank < 2:
+        return Layout((), (-1,) * rank)
+    return DEPTHWISE if role == "depthwise_kernel" else NATURAL
+
+
+def declared(layer: Any) -> tuple[keras.Variable, ...] | None:
+    """Give what a layer's `get_prunable_weights()` lists, TFMOT's protocol; None for a layer without that method.
+
+    Raises:
+        KpipeError: When it gives anything but a list of the layer's own variables.
+
+    Example:
+        >>> class Gate(keras.layers.Dense):
+        ...     "Let kpipe prune its bias too."
+        ...     def get_prunable_weights(self):
+        ...         return [self.kernel, self.bias]
+        >>> gate = Gate(2)
+        >>> gate.build((None, 3))
+        >>> [variable.name for variable in declared(gate)], declared(keras.layers.Dense(2))
+        (['kernel', 'bias'], None)
+    """
+    method = getattr(layer, "get_prunable_weights", None)
+    if not callable(method) or not layer.built:
+        return None
+    found: Any = method()
+    own = {id(variable) for variable in layer.variables}
+    if not isinstance(found, list | tuple) or any(id(variable) not in own for variable in found):
+        raise KpipeError(
+            f"get_prunable_weights() of layer {layer.name!r} ({type(layer).__name__}) gave {found!r}; expected a list "
+            "of the layer's own variables, such as [self.kernel]."
+        )
+    return tuple(found)
+
+
+def leaves(model: keras.Layer) -> list[keras.Layer]:
+    """List all the layers of a model, from the outside in and in order, those inside other layers too.
+
+    Models are left out, the given one too, unless they hold weights of their own.
+
+    Example:
+        >>> inner = keras.Sequential([keras.layers.Dense(2, name="b"), keras.layers.Dense(1, name="c")])
+        >>> net = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, name="a"), inner])
+        >>> [layer.name for layer in leaves(net) if layer.weights]
+        ['a', 'b', 'c']
+    """
+    found: dict[int, keras.Layer] = {}
+    waiting = [model]
+    while waiting:
+        layer = waiting.pop()
+        if id(layer) not in found:
+            found[id(layer)] = layer
+            waiting.extend(reversed(layer._layers))
+    return [layer for layer in found.values() if not isinstance(layer, keras.Model) or own_variables(layer)]
+
+
+def own_variables(layer: keras.Layer) -> list[keras.Variable]:
+    """List the weights that a layer holds itself, not in a layer inside it.
+
+    Example:
+        >>> layer = keras.layers.TimeDistributed(keras.layers.Dense(2))
+        >>> layer.build((None, 4, 3))
+        >>> len(own_variables(layer)), len(own_variables(layer.layer))
+        (0, 2)
+    """
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def weights_within(layer: keras.Layer) -> list[Weight]:
+    """List every weight that has a role in a layer or model and all that is inside, each variable once.
+
+    Of two layers that share a variable the one speaks for it that calls it a kernel, then the one that holds it itself.
+
+    Example:
+        >>> layer = keras.layers.Bidirectional(keras.layers.SimpleRNN(2, use_bias=False))
+        >>> layer.build((None, 4, 3))
+        >>> [weight.role for weight in weights_within(layer)]
+        ['kernel', 'recurrent_kernel', 'kernel', 'recurrent_kernel']
+    """
+    found: dict[int, tuple[tuple[bool, bool], Weight]] = {}
+    for inside in leaves(layer):
+        own = {id(variable) for variable in own_variables(inside)}
+        for weight in weights(inside):
+            key, rank = id(weight.variable), (weight.role in KERNEL_ROLES, id(weight.variable) in own)
+            if key not in found or rank > found[key][0]:
+                found[key] = (rank, weight)
+    return [weight for _, weight in found.values()]
