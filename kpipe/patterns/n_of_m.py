@@ -77,7 +77,7 @@ class NofM(Pattern):
         if len(shape) < 2:
             return f"the pattern '{self}' goes along the inputs, and this weight has {len(shape)} axis"
         if shape[-2] <= self.n:
-            return f"the pattern '{self}' keeps {self.n} of each group, and it sums over {shape[-2]} input"
+            return f"the pattern '{self}' keeps {self.n} of each group, and it sums over {shape[-2]}"
         return None
 
     def __str__(self) -> str:
