@@ -43,7 +43,14 @@ class EpochSchedule:
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in self.arguments.items()}
         self._check(given)
         object.__setattr__(self, "arguments", given)
-        self.in_steps(_LONG)  # the schedule's own checks, now and not when a training begins
+        try:
+            self.in_steps(_LONG)  # the schedule's own checks, now and not when a training begins
+        except KpipeError as error:
+            raise KpipeError(f"{self._what} (here with {_LONG} steps in an epoch): {error}") from error
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"{self._what}({given})"
 
     def in_steps(self, steps_per_epoch: float) -> Schedule:
         """Give the schedule in steps, each rounded to the nearest.
@@ -82,8 +89,12 @@ class EpochSchedule:
             )
         return cls(kind, {name: from_plain(value) for name, value in config["arguments"].items()})
 
+    @property
+    def _what(self) -> str:
+        return f"{self.kind.__name__}.over_epochs"
+
     def _check(self, given: Mapping[str, Any]) -> None:
-        what = f"{self.kind.__name__}.over_epochs"
+        what = self._what
         fields, counted = fields_of(self.kind), self.kind.EPOCHS
         takes = [name for name in fields if name not in counted.values()] + list(counted)
         takes += ["updates_per_epoch"] if "frequency" in fields else []
@@ -94,7 +105,9 @@ class EpochSchedule:
         if missing:
             raise KpipeError(f"{what} was given no {missing[0]!r}. It takes {', '.join(takes)}.")
         for name in counted:
-            values = given.get(name, 0)
+            values = given.get(name, ())
+            if name == "epochs" and not isinstance(values, tuple):
+                raise KpipeError(f"epochs of {what} is {values!r}; expected several, such as (1, 2).")
             for value in values if isinstance(values, tuple) else (values,):
                 if not is_number(value) or value < 0:
                     raise KpipeError(f"{name} of {what} is {value!r}; expected epochs, 0 or more, such as 2 or 0.5.")
@@ -127,7 +140,7 @@ def resolve(schedule: "Schedule | EpochSchedule", steps_per_epoch: float | None)
         raise KpipeError(f"The schedule is {schedule!r}; expected a Schedule, or one made by its over_epochs.")
     if steps_per_epoch is None:
         raise KpipeError(
-            f"The {schedule.kind.__name__} counts epochs, and the number of steps in an epoch is not known. Give "
+            f"{schedule} counts epochs, and the number of steps in an epoch is not known. Give "
             "steps_per_epoch to model.fit, data that knows its length, or a schedule in steps."
         )
     return schedule.in_steps(steps_per_epoch)

@@ -140,6 +140,10 @@ def _made(name: str, kind: type[Schedule], given: dict[str, Any], steps: int | N
             raise KpipeError(
                 f"The schedule {name!r} has {in_epochs[0]} and {in_steps[0]}; expected all of it in epochs or in steps."
             )
+        for key in ("end_epoch", "epochs"):
+            counted = kind.EPOCHS.get(IN_EPOCHS[key])
+            if counted in required_of(kind) and key not in given:
+                raise KpipeError(f"The schedule {name!r} counts epochs and was given no {key!r}.")
         return kind.over_epochs(**{IN_EPOCHS.get(key, key): value for key, value in given.items()})
     arguments = {"initial_sparsity": 0.0} if "initial_sparsity" in fields_of(kind) else {}
     arguments |= {} if steps is None else kind.laid_over(steps, given)

@@ -144,4 +144,6 @@ class IterativeSparsity(Schedule):
     def _passed(self, step: int) -> int:
         if step >= self.end_step:
             return self.stages
-        return max(0, self.stages * (step - self.begin_step) // (self.end_step - self.begin_step))
+        if step < self.begin_step:
+            return 0
+        return self.stages * (step - self.begin_step) // (self.end_step - self.begin_step)
