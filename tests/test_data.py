@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kpipe.data import Dataset, batches, load, samples
+from kpipe.data import Dataset, batches, load, samples, weighted_batches
 from kpipe.errors import KpipeError
 
 
@@ -53,6 +53,8 @@ def test_data_without_labels_and_with_structure():
     np.testing.assert_array_equal(x["b"], 2 * X[:4])
     (x, y), *_ = batches(([X, X], Y, np.ones(6)), batch_size=4)
     assert len(x) == 2 and y.tolist() == [0, 1, 2, 3]
+    _, (_, _, weights) = weighted_batches((X, Y, np.arange(6.0)), batch_size=4)
+    assert weights.tolist() == [4, 5] and [w for *_, w in weighted_batches((X, Y))] == [None]
     with pytest.raises(KpipeError, match="different lengths"):
         list(batches((X, Y[:3])))
     with pytest.raises(KpipeError, match="type int"):

@@ -30,9 +30,7 @@ def batches(data: Any, batch_size: int = 32, limit: int | None = None) -> Iterat
         [[0, 1], [2]]
     """
     left = limit
-    for batch in _raw(data, batch_size):
-        x, y = _unpack(batch)
-        x, y = _map(np.asarray, x), _map(np.asarray, y)
+    for x, y, _ in weighted_batches(data, batch_size):
         count = len(keras.tree.flatten(x)[0])
         if left is not None and count > left:
             x, y = _map(lambda a, n=left: a[:n], x), _map(lambda a, n=left: a[:n], y)
@@ -44,15 +42,37 @@ def batches(data: Any, batch_size: int = 32, limit: int | None = None) -> Iterat
                 return
 
 
+def weighted_batches(data: Any, batch_size: int = 32) -> Iterator[tuple[Any, Any, Any]]:
+    """Go through data as `batches` does, sample weights kept.
+
+    Args:
+        data: What `batches` takes; `(x, y, sample_weight)` too, as arrays or as each batch.
+        batch_size: Samples a batch for arrays; other data comes in its own batches.
+
+    Yields:
+        `(x, y, sample_weight)` a batch; y and sample_weight None where there are none.
+
+    Raises:
+        KpipeError: For data of another kind.
+
+    Example:
+        >>> [w.tolist() for _, _, w in weighted_batches((np.zeros(3), np.zeros(3), np.arange(3)), batch_size=2)]
+        [[0, 1], [2]]
+    """
+    for batch in _raw(data, batch_size):
+        x, y, weight = _unpack(batch)
+        yield _map(np.asarray, x), _map(np.asarray, y), _map(np.asarray, weight)
+
+
 def _map(function: Callable[[Any], Any], structure: Any) -> Any:
     return keras.tree.map_structure(function, structure, none_is_leaf=False)
 
 
-def _unpack(batch: Any) -> tuple[Any, Any]:
+def _unpack(batch: Any) -> tuple[Any, Any, Any]:
     if not isinstance(batch, tuple):
-        return batch, None
-    x, y, *_ = (*batch, None)
-    return x, y
+        return batch, None, None
+    x, y, weight, *_ = (*batch, None, None)
+    return x, y, weight
 
 
 def _raw(data: Any, batch_size: int) -> Iterator[Any]:
