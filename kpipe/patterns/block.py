@@ -70,17 +70,25 @@ class Block(Pattern):
         units = self._reduce(np.maximum, scores)
         if self.pooling == "avg":
             gone = units == -np.inf
-            sums = self._reduce(np.add, np.where(scores == -np.inf, 0, scores))
-            units = sums / self.sizes(scores.shape).astype(sums.dtype)
+            live = np.where(scores == -np.inf, 0, scores) if np.min(scores, initial=0) == -np.inf else scores
+            units = self._reduce(np.add, live)
+            units /= self.sizes(scores.shape)
             units[gone] = -np.inf
         return units if rescale is None else rescale(units)
 
     def _reduce(self, function: np.ufunc, scores: np.ndarray) -> np.ndarray:
-        inputs, outputs = scores.shape[-2:]
-        for axis, size, step in ((-2, inputs, self.rows), (-1, outputs, self.columns)):
-            if step > 1:
-                scores = function.reduceat(scores, np.arange(0, size, step), axis=axis)
-        return scores
+        """Reduce the entries of each block, its first with its second and so on: one step for all blocks."""
+        rows = scores[..., :: self.rows, :].copy()
+        for first in range(1, min(self.rows, scores.shape[-2])):
+            others = scores[..., first :: self.rows, :]  # the block at the edge may have none
+            part = rows[..., : others.shape[-2], :]
+            function(part, others, out=part)
+        found = rows[..., :: self.columns].copy() if self.columns > 1 else rows
+        for first in range(1, min(self.columns, scores.shape[-1])):
+            others = rows[..., first :: self.columns]
+            part = found[..., : others.shape[-1]]
+            function(part, others, out=part)
+        return found
 
     def spread(self, keep: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Repeat each block's answer over its entries."""
@@ -89,11 +97,13 @@ class Block(Pattern):
 
     def sizes(self, shape: tuple[int, ...]) -> np.ndarray:
         """Count the entries of each block: fewer at the far edges."""
-        along = [
+        inputs, outputs = (
             np.diff(np.r_[np.arange(0, size, step), size])
             for size, step in ((shape[-2], self.rows), (shape[-1], self.columns))
-        ]
-        return np.broadcast_to(np.outer(*along), (*shape[:-2], len(along[0]), len(along[1])))
+        )
+        even = inputs[0] == inputs[-1] and outputs[0] == outputs[-1]
+        sizes = inputs[0] * outputs[0] if even else np.outer(inputs, outputs)  # all the same: no memory an entry
+        return np.broadcast_to(sizes, (*shape[:-2], len(inputs), len(outputs)))
 
     def refuses(self, shape: tuple[int, ...]) -> str | None:
         """Refuse a weight without two axes, and one that sums over a single input when blocks have several."""

@@ -70,6 +70,10 @@ def keep_sized(
         >>> keep_sized([np.array([3.0, 1.0]), np.array([2.0])], [np.array([4, 4]), np.array([2])], 7)
         [array([ True, False]), array([False])]
     """
+    smallest_size, largest_size = min(map(np.min, sizes)), max(map(np.max, sizes))
+    if smallest_size == largest_size:
+        count, rest = divmod(drop, int(largest_size))
+        return keep_highest(scores, count + (not at_most and 2 * rest > largest_size))
     flat = np.concatenate([np.ravel(values) for values in scores])
     _refuse_nan([flat])
     order = np.argsort(flat, kind="stable")
@@ -105,10 +109,15 @@ def smallest(arrays: Sequence[np.ndarray], k: int) -> Any:
             return low
         # Strictly between: what was dropped before has one score, and must not be sorted through again.
         between = np.concatenate([values[np.flatnonzero((values > low) & (values < high))] for values in arrays])
-        if up_to_low < k <= up_to_low + len(between):
+        up_to_high = up_to_low + len(between)
+        if up_to_low < k <= up_to_high:
             return np.partition(between, k - up_to_low - 1)[k - up_to_low - 1]
+        if up_to_high < k <= up_to_high + sum(int(np.count_nonzero(values == high)) for values in arrays):
+            return high
     # NumPy's partition is slower than its sort where many values are equal, and no faster on a few.
-    return np.sort(np.concatenate(arrays))[k - 1]
+    everything = np.concatenate(arrays)
+    everything.sort()
+    return everything[k - 1]
 
 
 def _refuse_nan(flat: Sequence[np.ndarray]) -> None:

@@ -34,22 +34,27 @@ def lamp(scores: np.ndarray) -> np.ndarray:
         Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning (2021), https://arxiv.org/abs/2010.07611
     """
     flat = scores.reshape(-1)
-    order = np.argsort(flat, kind="stable")
-    dropped = int(np.searchsorted(flat[order], -np.inf, side="right"))
-    order = order[dropped:]
+    order = np.argsort(flat)
+    order = order[int(np.count_nonzero(flat == -np.inf)) :]
     values = flat[order].astype("float64")
-    if len(values) and (values[0] < 0 or not np.isfinite(values[-1])):
-        raise KpipeError(
-            f"LAMP needs scores that are finite and not negative. Received: {values[0]:.4g} to {values[-1]:.4g}. Use "
-            "normalise='mean', or a criterion such as magnitude."
-        )
-    squares = np.square(values / values[-1]) if len(values) and values[-1] > 0 else values  # no overflow
-    above = np.cumsum(squares[::-1])[::-1]  # the sum of those at this place and after it
-    first = np.r_[True, values[1:] > values[:-1]] if len(values) else np.zeros(0, bool)
-    above = above[np.maximum.accumulate(np.where(first, np.arange(len(values)), 0))]  # equal scores share one sum
     found = np.full(flat.shape, -np.inf)
-    found[order] = np.divide(squares, above, out=np.zeros_like(squares), where=above > 0)
+    if len(values):
+        lowest, highest = values[0], values[-1]
+        if not (lowest >= 0 and np.isfinite(highest)):
+            raise KpipeError(
+                f"LAMP needs scores that are finite and not negative. Received: {lowest:.4g} to {highest:.4g}. Use "
+                "normalise='mean', or a criterion such as magnitude."
+            )
+        found[order] = _share_of_rest(np.square(values / highest) if highest > 0 else values)  # no overflow
     return found.reshape(scores.shape)
+
+
+def _share_of_rest(squares: np.ndarray) -> np.ndarray:
+    """Divide each of some ascending numbers by the sum of all that are no lower; zeros stay."""
+    starts = np.flatnonzero(np.diff(squares, prepend=-1.0))  # of the runs of equal numbers
+    above = np.cumsum(squares[::-1])[::-1][starts]
+    above = np.repeat(above, np.diff(starts, append=len(squares)))
+    return np.divide(squares, above, out=np.zeros_like(squares), where=above > 0)
 
 
 RESCALES: dict[str, Rescale | None] = {"none": None, "mean": mean, "lamp": lamp}
