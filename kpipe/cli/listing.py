@@ -15,7 +15,7 @@ from kpipe.cli.console import as_table, out, plain_errors
 from kpipe.data import SOURCES
 from kpipe.errors import KpipeError
 from kpipe.export import FORMATS
-from kpipe.layers import RULES
+from kpipe.layers import KERNEL_ROLES, RULES, LayerFacts
 from kpipe.layers.rule import QuantizationFact
 from kpipe.patterns import PATTERNS
 from kpipe.pipeline import STAGES
@@ -24,7 +24,7 @@ from kpipe.report.details import Row
 from kpipe.report.units import DASH
 from kpipe.saliency import CRITERIA
 from kpipe.schedules import SCHEDULES
-from kpipe.unstructured.targets import PRUNED_ROLE
+from kpipe.unstructured.targets import PRUNED_ROLES
 
 SMALLEST = {"filters": 1, "kernel_size": 1, "activation": "relu"}
 """Arguments that layers cannot be made without."""
@@ -74,6 +74,28 @@ def int8_of(layer: type, fact: QuantizationFact) -> str:
     return {None: "no", "split": "yes, as two layers"}.get(fact, "yes")
 
 
+def prunable(facts: LayerFacts) -> str:
+    """Name the weights of a layer that are pruned, and those that are when their role is asked for.
+
+    Args:
+        facts: What is known of the layer.
+
+    Returns:
+        The answer in words.
+
+    Example:
+        >>> from keras.layers import LSTM, Flatten, SeparableConv2D
+        >>> [prunable(RULES[layer]) for layer in (SeparableConv2D, LSTM, Flatten)]
+        ['pointwise_kernel, depthwise_kernel (if asked for)', 'of the layers inside', '–']
+    """
+    if callable(facts.roles):
+        return "depends on its arguments"
+    roles = facts.roles or {}
+    names = [name for name, role in roles.items() if role in PRUNED_ROLES]
+    names += [f"{name} (if asked for)" for name, role in roles.items() if role in set(KERNEL_ROLES) - set(PRUNED_ROLES)]
+    return ", ".join(names) or ("of the layers inside" if facts.whole else DASH)
+
+
 def _registry(kind: str, registry: Registry) -> Callable[[], list[Row]]:
     return lambda: [{kind: name, "What it is": first_line(registry[name])} for name in registry]
 
@@ -94,8 +116,8 @@ def _layers() -> list[Row]:
     return [
         {
             "Layer": layer.__name__,
-            "Channels can be cut": "yes",  # its rule says how channels pass, or it would not be listed
-            "Weights to prune": ", ".join(n for n, role in facts.roles.items() if role == PRUNED_ROLE) or DASH,
+            "Channels can be cut": "yes" if facts.channels else "no",
+            "Weights to prune": prunable(facts),
             "int8": int8_of(layer, facts.quantization),
         }
         for layer, facts in RULES.items()

@@ -16,7 +16,17 @@ from kpipe.layers.rule import (
     rule,
     weight_facts_of,
 )
-from kpipe.layers.weights import Weight, declared, known, leaves, own_variables, roles_of, weights, weights_within
+from kpipe.layers.weights import (
+    Weight,
+    declared,
+    known,
+    layers_within,
+    leaves,
+    own_variables,
+    roles_of,
+    weights,
+    weights_within,
+)
 
 __all__ = [
     "DEPTHWISE",
@@ -38,6 +48,7 @@ __all__ = [
     "declared",
     "facts_of",
     "known",
+    "layers_within",
     "leaves",
     "merge",
     "own_variables",

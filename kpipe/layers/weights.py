@@ -1,7 +1,7 @@
 """The weights of a layer with their roles, and the layers of a model."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import keras
@@ -35,7 +35,7 @@ def known(layer: keras.Layer) -> bool:
 def weights(layer: keras.Layer) -> tuple[Weight, ...]:
     """List a layer's own weights that have a role; an unknown layer has none.
 
-    What the layer's own `get_prunable_weights()` lists is a kernel, whatever it is otherwise.
+    What the layer's own `get_prunable_weights()` lists is a kernel, also a bias or a depthwise kernel.
 
     Example:
         >>> import keras
@@ -48,9 +48,10 @@ def weights(layer: keras.Layer) -> tuple[Weight, ...]:
         return ()
     found = {id(weight.variable): weight for weight in _with_roles(layer)}
     for variable in declared(layer) or ():
-        if id(variable) not in found or found[id(variable)].role not in KERNEL_ROLES:
-            layout = _layout("kernel", len(variable.shape))
-            found[id(variable)] = Weight(layer, variable.name, "kernel", variable, layout)
+        natural = Weight(layer, variable.name, "kernel", variable, _layout("kernel", len(variable.shape)))
+        weight = found.get(id(variable), natural)
+        dense = weight.role in KERNEL_ROLES and weight.role != "depthwise_kernel"
+        found[id(variable)] = weight if dense else replace(weight, role="kernel")
     return tuple(found.values())
 
 
@@ -116,8 +117,26 @@ def declared(layer: Any) -> tuple[keras.Variable, ...] | None:
     return tuple(found)
 
 
+def layers_within(layer: keras.Layer) -> list[keras.Layer]:
+    """List a layer or model and all that is inside it, each once, from the outside in and in order.
+
+    Example:
+        >>> inner = keras.layers.TimeDistributed(keras.layers.Dense(2, name="inner"), name="outer")
+        >>> [layer.name for layer in layers_within(inner)]
+        ['outer', 'inner']
+    """
+    found: dict[int, keras.Layer] = {}
+    waiting = [layer]
+    while waiting:
+        layer = waiting.pop()
+        if id(layer) not in found:
+            found[id(layer)] = layer
+            waiting.extend(reversed(layer._layers))
+    return list(found.values())
+
+
 def leaves(model: keras.Layer) -> list[keras.Layer]:
-    """List all the layers of a model, from the outside in and in order, those inside other layers too.
+    """List all the layers of a model in order, those inside other layers too.
 
     Models are left out, the given one too, unless they hold weights of their own.
 
@@ -127,14 +146,7 @@ def leaves(model: keras.Layer) -> list[keras.Layer]:
         >>> [layer.name for layer in leaves(net) if layer.weights]
         ['a', 'b', 'c']
     """
-    found: dict[int, keras.Layer] = {}
-    waiting = [model]
-    while waiting:
-        layer = waiting.pop()
-        if id(layer) not in found:
-            found[id(layer)] = layer
-            waiting.extend(reversed(layer._layers))
-    return [layer for layer in found.values() if not isinstance(layer, keras.Model) or own_variables(layer)]
+    return [one for one in layers_within(model) if not isinstance(one, keras.Model) or own_variables(one)]
 
 
 def own_variables(layer: keras.Layer) -> list[keras.Variable]:
@@ -161,7 +173,7 @@ def weights_within(layer: keras.Layer) -> list[Weight]:
         ['kernel', 'recurrent_kernel', 'kernel', 'recurrent_kernel']
     """
     found: dict[int, tuple[tuple[bool, bool], Weight]] = {}
-    for inside in leaves(layer):
+    for inside in layers_within(layer):
         own = {id(variable) for variable in own_variables(inside)}
         for weight in weights(inside):
             key, rank = id(weight.variable), (weight.role in KERNEL_ROLES, id(weight.variable) in own)

@@ -1,26 +1,41 @@
 """Which weights of a model are pruned, and why the others are not."""
 
-import re
-from collections.abc import Callable
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import keras
 
 from kpipe.copies import check_built
 from kpipe.errors import KpipeError
-from kpipe.layers import NATURAL, Layout, known, leaves, weights
+from kpipe.layers import (
+    KERNEL_ROLES,
+    NATURAL,
+    Layout,
+    Role,
+    Weight,
+    declared,
+    layers_within,
+    own_variables,
+    roles_of,
+    weight_facts_of,
+    weights_within,
+)
 from kpipe.registry import nearest
+from kpipe.unstructured.selection import LayerFilter, Selector, selector
 
-LayerFilter = str | Callable[[keras.Layer], bool] | None
-"""None for every layer, a regular expression on the weight's path, or a function of the layer."""
-
-PRUNED_ROLES = ("kernel", "recurrent_kernel", "embedding")
-PRUNED_ROLE = "kernel"
-"""The one of `kpipe.layers.KERNEL_ROLES` that weight pruning takes.
+PRUNED_ROLES: tuple[Role, ...] = ("kernel", "recurrent_kernel", "embedding")
+"""Those of `kpipe.layers.KERNEL_ROLES` that weight pruning takes when it is not told otherwise.
 
 Depthwise kernels are left dense, as Zhu and Gupta (2017, on MobileNet) and TFMOT do: they are a small share of the
 weights, and their nine or so entries a channel cannot spare many.
 """
+
+PACKED = ("int8", "int4", "gptq", "awq")
+"""Quantization modes of Keras that store a kernel as integers."""
+
+NOT_SELECTED = "not selected by layers"
+UNBUILT = "it has no weights yet: call the model on data first"
 
 
 @dataclass(frozen=True)
@@ -36,25 +51,34 @@ class Target:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Name one weight that is not pruned, and why."""
+    """Name one weight that is not pruned, and why; a layer that has no weights yet, with the shape ()."""
 
     path: str
     shape: tuple[int, ...]
     reason: str
 
 
-def find_targets(model: keras.Model, layers: LayerFilter = None) -> tuple[list[Target], list[Skipped]]:
+def find_targets(
+    model: keras.Model, layers: LayerFilter = None, roles: Sequence[str] = PRUNED_ROLES
+) -> tuple[list[Target], list[Skipped]]:
     """Choose the weights to prune: the kernels of the layers that kpipe knows, narrowed by a filter.
+
+    A layer of one's own joins by `kpipe.layers.register_weights`, or by a method `get_prunable_weights()` that lists
+    variables: these are kernels then, and nothing else in that layer is pruned.
 
     Args:
         model: A built model, nested or subclassed too.
-        layers: None, a regular expression searched in the weight's path, or a function of the layer.
+        layers: None, a regular expression searched in the weight's path, a layer class or a tuple of them, or a
+            function of the layer. A class means what is inside such a layer too; a function is asked about the layer
+            that holds the weight, or about the LSTM or attention whose part that is.
+        roles: What a weight has to be: any of the kernel roles of `kpipe.layers`, for instance
+            ("kernel", "depthwise_kernel"); biases and norms too, if the criterion judges them.
 
     Returns:
-        The targets, and every other trainable weight with the reason why it is left out.
+        The targets, and every other weight that is or could be trained with the reason why it is left out.
 
     Raises:
-        KpipeError: When the model is not built, the filter is not valid, or nothing is left to prune.
+        KpipeError: When the model is not built, the filter or a role is not valid, or nothing is left to prune.
 
     Example:
         >>> a, b = keras.layers.Dense(3, name="a"), keras.layers.Dense(1, name="b")
@@ -64,53 +88,109 @@ def find_targets(model: keras.Model, layers: LayerFilter = None) -> tuple[list[T
         (True, 1, ['not selected by layers', "its role is 'bias', only kernels are pruned"])
     """
     check_built(model)
-    selects = _selector(layers)
-    targets: dict[int, Target] = {}
-    skipped: dict[int, Skipped] = {}
+    roles, selects, left_out = _check_roles(roles), selector(model, layers), _left_out(model)
+    known = {id(weight.variable): weight for weight in weights_within(model)}
     names: dict[str, int] = {}
-    for layer in leaves(model):
-        known_weights = {id(weight.variable): weight for weight in weights(layer)}
-        roles = {key: weight.role for key, weight in known_weights.items()}
-        for variable in layer._trainable_variables:
-            if id(variable) in targets or id(variable) in skipped:
-                continue
-            path = _unique(variable.path, names)
-            reason = _reason(layer, variable, roles.get(id(variable)), selects)
-            if reason is None:
-                targets[id(variable)] = Target(
-                    path, roles[id(variable)], variable, known_weights[id(variable)].layout, layer
-                )
-            else:
-                skipped[id(variable)] = Skipped(path, tuple(variable.shape), reason)
+    targets: list[Target] = []
+    skipped = [Skipped(layer.path or layer.name, (), UNBUILT) for layer in layers_within(model) if _waits(layer)]
+    for layer, variable, weight in _candidates(model, known):
+        path = _unique(variable.path, names)
+        reason = left_out.get(id(variable)) or _packed(layer, variable)
+        if weight is None:
+            reason = reason or _unknown(layer, variable)
+        elif reason is None and (reason := _unwanted(weight, roles, selects, (variable.path, path))) is None:
+            targets.append(Target(path, weight.role, variable, weight.layout, weight.layer))
+            continue
+        skipped.append(Skipped(path, tuple(variable.shape), reason))
     if not targets:
-        raise KpipeError(_nothing(model, layers, list(skipped.values())))
-    return list(targets.values()), list(skipped.values())
+        raise KpipeError(_nothing(model, layers, skipped))
+    return targets, skipped
 
 
-def _selector(layers: LayerFilter) -> Callable[[keras.Layer, str], bool]:
-    if layers is None:
-        return lambda layer, path: True
-    if isinstance(layers, str):
-        try:
-            pattern = re.compile(layers)
-        except re.error as error:
-            raise KpipeError(f"layers is {layers!r}, which is no regular expression: {error}.") from error
-        return lambda layer, path: pattern.search(path) is not None
-    if callable(layers):
-        return lambda layer, path: bool(layers(layer))
-    raise KpipeError(f"layers is {layers!r}; expected None, a regular expression on paths, or a function of a layer.")
+def _check_roles(roles: Sequence[str]) -> tuple[str, ...]:
+    given, known = (roles,) if isinstance(roles, str) else tuple(roles), get_args(Role)
+    for role in given:
+        if role not in known or role == "statistic":
+            raise KpipeError(
+                f"roles holds {role!r}; expected any of {', '.join(known[:-1])}.{nearest(str(role), known[:-1])}"
+            )
+    if not given:
+        raise KpipeError(f"roles is empty; expected any of {', '.join(KERNEL_ROLES)}.")
+    return given
 
 
-def _reason(
-    layer: keras.Layer, variable: keras.Variable, role: str | None, selects: Callable[[keras.Layer, str], bool]
-) -> str | None:
-    if role is None:
-        kind = type(layer).__name__
-        return f"kpipe knows no role of this weight of {kind}" if known(layer) else f"kpipe has no rule for {kind}"
-    if role != PRUNED_ROLE:
-        return f"its role is {role!r}, only kernels are pruned"
-    if not selects(layer, variable.path):
-        return "not selected by layers"
+def _candidates(
+    model: keras.Model, known: Mapping[int, Weight]
+) -> Iterator[tuple[keras.Layer, keras.Variable, Weight | None]]:
+    """Give each variable once, with the layer that speaks for it: all that train, and kernels that do not."""
+    seen: set[int] = set()
+    for layer in layers_within(model):
+        trained = {id(variable) for variable in layer._trainable_variables}
+        for variable in own_variables(layer):
+            weight = known.get(id(variable))
+            kernel = _stands_for_kernel(layer, variable) or (weight is not None and weight.role in KERNEL_ROLES)
+            if id(variable) not in seen and (id(variable) in trained or kernel):
+                seen.add(id(variable))
+                yield (weight.layer if weight else layer), variable, weight
+
+
+def _stands_for_kernel(layer: keras.Layer, variable: keras.Variable) -> bool:
+    """Say whether a variable is the stored form of a kernel, which low-rank adapters and packed integers replace."""
+    return roles_of(layer).get(variable.name.removeprefix("quantized_")) in KERNEL_ROLES
+
+
+def _waits(layer: keras.Layer) -> bool:
+    """Say whether a layer will have kernels, but has none yet: nothing has been given to it."""
+    facts = weight_facts_of(layer)
+    kernels = not callable(facts.roles) and any(role in KERNEL_ROLES for role in (facts.roles or {}).values())
+    return not layer.built and (kernels or (facts.whole and not layer._layers))
+
+
+def _left_out(model: keras.Model) -> dict[int, str]:
+    """Map the variables that a layer's `get_prunable_weights()` does not list to the reason."""
+    reasons = {}
+    for layer in layers_within(model):
+        listed = declared(layer)
+        if listed is not None:
+            reason = f"get_prunable_weights() of {layer.name!r} leaves it out"
+            others = {id(variable) for variable in layer.weights} - {id(variable) for variable in listed}
+            reasons.update(dict.fromkeys(others, reason))
+    return reasons
+
+
+def _packed(layer: keras.Layer, variable: keras.Variable) -> str | None:
+    mode = layer.quantization_mode
+    if mode in PACKED and _stands_for_kernel(layer, variable):
+        return f"its layer is quantized to {mode}: prune before model.quantize({mode!r})"
+    return None
+
+
+def _unknown(layer: keras.Layer, variable: keras.Variable) -> str:
+    if getattr(layer, "lora_enabled", False):
+        return (
+            "LoRA is enabled: the sum of the frozen kernel and its adapters would not be sparse. Prune before "
+            "enable_lora(), or load the saved weights, into which the adapters are merged, in a model without LoRA"
+        )
+    if getattr(variable, "overwrite_with_gradient", False):
+        return "it is a scale of float8 training"
+    kind = type(layer).__name__
+    return (
+        f"kpipe knows no role of this weight of {kind}. If it is a kernel, say so with kpipe.layers.register_weights("
+        f"{kind}, roles={{...: 'kernel'}}), or list it in get_prunable_weights() of {kind}"
+    )
+
+
+def _unwanted(weight: Weight, roles: Collection[str], selects: Selector, paths: Sequence[str]) -> str | None:
+    """Say why a weight of known role is not pruned; None when it is."""
+    variable = weight.variable
+    if not keras.backend.is_float_dtype(variable.dtype):
+        return f"its type is {variable.dtype}, only floating-point weights are pruned"
+    if weight.role not in roles:
+        if weight.role in KERNEL_ROLES or not set(roles) <= set(KERNEL_ROLES):
+            return f"its role is {weight.role!r}, which roles={tuple(roles)} leaves out"
+        return f"its role is {weight.role!r}, only kernels are pruned"
+    if not selects(weight.layer, paths):
+        return NOT_SELECTED
     return None if variable.trainable else "frozen: trainable is False"
 
 
@@ -120,10 +200,11 @@ def _unique(path: str, names: dict[str, int]) -> str:
 
 
 def _nothing(model: keras.Model, layers: LayerFilter, skipped: list[Skipped]) -> str:
-    filtered = [row.path for row in skipped if row.reason == "not selected by layers"]
+    filtered = [row.path for row in skipped if row.reason == NOT_SELECTED]
     if filtered:
         paths = ", ".join(filtered[:8]) + (", ..." if len(filtered) > 8 else "")
         hint = nearest(layers, filtered) if isinstance(layers, str) else ""
         return f"layers={layers!r} matches no prunable weight of {model.name!r}. Its prunable weights: {paths}.{hint}"
-    reasons = "; ".join(f"{row.path}: {row.reason}" for row in skipped[:8]) or "it has no weights"
+    telling = sorted(skipped, key=lambda row: row.reason.startswith("its role is"))[:8]
+    reasons = "; ".join(f"{row.path}: {row.reason}" for row in telling) or "it has no weights"
     return f"The model {model.name!r} has no weight to prune ({reasons}). Give a model with Dense or Conv layers."

@@ -186,8 +186,10 @@ def test_ls_layers_says_what_is_known_of_each():
     known = lines_of("layers")
     assert ["Conv2D", "yes", "kernel", "yes"] in known
     assert ["Conv1D", "yes", "kernel", "no"] in known
-    assert ["SeparableConv2D", "yes", "pointwise_kernel", "yes,", "as", "two", "layers"] in known
-    assert ["DepthwiseConv2D", "yes", "–", "yes"] in known
+    assert ["DepthwiseConv2D", "yes", "kernel", "(if", "asked", "for)", "yes"] in known
+    assert ["LSTMCell", "no", "kernel,", "recurrent_kernel", "no"] in known
+    assert ["LSTM", "no", "of", "the", "layers", "inside", "no"] in known
+    assert ["LayerNormalization", "no", "–", "no"] in known
 
 
 def test_ls_formats_says_the_precisions_and_the_runtime():
