@@ -10,7 +10,7 @@ import numpy as np
 from kpipe.errors import KpipeError, SurgeryError
 from kpipe.fake_quant import FakeQuant, bake, is_quantized
 from kpipe.graph import trace
-from kpipe.layers import KERNEL_ROLES, leaves, weights
+from kpipe.layers import KERNEL_ROLES, Weight, leaves, own_variables, weights, weights_within
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,28 @@ def measure(model: keras.Model) -> Measurement:
 def _rows(model: keras.Model) -> list[LayerMeasure]:
     try:
         traced = trace(model, unknown="freeze")
-        named = [(layer.path, layer.layer, sum_macs(layer.weights)) for layer in traced.layers]
     except SurgeryError:
-        named = [(layer.path or layer.name, layer, None if weights(layer) else 0) for layer in leaves(model)]
-    return [_row(path, layer, macs) for path, layer, macs in named if isinstance(layer, keras.Layer) and layer.weights]
+        return _rows_inside(model)
+    layers = [(layer.path, layer.layer, sum_macs(layer.weights)) for layer in traced.layers]
+    return [
+        _row(path, layer, macs, layer.weights, weights_within(layer))
+        for path, layer, macs in layers
+        if isinstance(layer, keras.Layer) and layer.weights
+    ]
+
+
+def _rows_inside(model: keras.Model) -> list[LayerMeasure]:
+    """Count what each layer holds itself, each variable once: of a graph that cannot be read."""
+    rows, roles, seen = [], {id(weight.variable): weight for weight in weights_within(model)}, set()
+    for layer in leaves(model):
+        own = [variable for variable in own_variables(layer) if id(variable) not in seen]
+        seen.update(id(variable) for variable in own)
+        known = [roles[id(variable)] for variable in own if id(variable) in roles]
+        multiplied = any(weight.role in KERNEL_ROLES for weight in known)
+        unknown = any(len(variable.shape) > 1 for variable in own if id(variable) not in roles)
+        if own:
+            rows.append(_row(layer.path or layer.name, layer, None if multiplied or unknown else 0, own, known))
+    return rows
 
 
 def sum_macs(traced_weights: Sequence[Any]) -> int | None:
@@ -161,19 +179,31 @@ def sum_macs(traced_weights: Sequence[Any]) -> int | None:
     return sum(weight.reuse * int(np.prod(weight.variable.shape)) for weight in traced_weights if weight.reuse)
 
 
-def _row(path: str, layer: keras.Layer, macs: int | None) -> LayerMeasure:
-    values = [np.asarray(variable) for variable in layer.weights]
-    kernels = [weight for weight in weights(layer) if weight.role in KERNEL_ROLES]
-    kernel_values = [np.asarray(weight.variable) for weight in kernels]
-    plain = [weight.variable.shape for weight in kernels if weight.role == "kernel"]
+def _row(
+    path: str,
+    layer: keras.Layer,
+    macs: int | None,
+    variables: Sequence[keras.Variable],
+    known: Sequence[Weight],
+) -> LayerMeasure:
+    values = [np.asarray(variable) for variable in variables]
+    kernels = [np.asarray(weight.variable) for weight in known if weight.role in KERNEL_ROLES]
     return LayerMeasure(
         layer=path,
         kind=type(layer).__name__,
         params=sum(value.size for value in values),
         nonzeros=sum(int(np.count_nonzero(value)) for value in values),
-        kernel_params=sum(value.size for value in kernel_values),
-        kernel_nonzeros=sum(int(np.count_nonzero(value)) for value in kernel_values),
+        kernel_params=sum(value.size for value in kernels),
+        kernel_nonzeros=sum(int(np.count_nonzero(value)) for value in kernels),
         macs=macs,
         bytes=sum(value.nbytes for value in values),
-        channels=int(plain[-1][-1]) if plain else None,
+        channels=_channels(layer),
     )
+
+
+def _channels(layer: keras.Layer) -> int | None:
+    """Give the output channels of a layer's own last kernel; of a recurrent cell, the size of its state."""
+    turned = {weight.role: weight.layout.turned_shape(weight.variable.shape) for weight in weights(layer)}
+    if "recurrent_kernel" in turned:
+        return turned["recurrent_kernel"][-2]
+    return turned["kernel"][-1] if "kernel" in turned else None

@@ -108,3 +108,42 @@ def test_bad_input():
         measure([1])
     with pytest.raises(KpipeError, match="not built"):
         measure(keras.Sequential([L.Dense(3)]))
+
+
+class Mixed(keras.Model):
+    """Layers inside layers, and a weight of the model's own."""
+
+    def __init__(self):
+        super().__init__(name="mixed")
+        self.embed, self.attend = L.Embedding(7, 5, name="embed"), L.MultiHeadAttention(2, 3, name="attend")
+        self.read = L.Bidirectional(L.LSTM(4, name="lstm"), name="read")
+        self.gain = self.add_weight(shape=(1,), initializer="ones", name="gain")
+
+    def call(self, tokens):
+        x = self.embed(tokens)
+        return self.read(self.attend(x, x)) * self.gain
+
+
+def test_layers_inside_layers_are_counted_once():
+    """Kernels: 7·5 tokens; 3 projections 5 → 2·3 and one back; 2 cells 5 → 4·4 and 4 → 4·4."""
+    kernels = 7 * 5 + 4 * 5 * 6 + 2 * (5 * 16 + 4 * 16)
+    mixed = Mixed()
+    mixed(np.ones((2, 6), "int32"))
+    tokens = keras.Input((6,), dtype="int32")
+    for model in (mixed, keras.Model(tokens, mixed.read(mixed.attend(mixed.embed(tokens), mixed.embed(tokens))))):
+        counts = measure(model)
+        assert counts.params == model.count_params()
+        assert sum(row.kernel_params for row in counts.rows) == kernels
+        assert counts.macs is None
+    cell = mixed.read.forward_layer.cell
+    cell.recurrent_kernel.assign(np.zeros((4, 16)))
+    assert measure(model).sparsity == pytest.approx(64 / kernels)
+    assert measure(mixed).sparsity == pytest.approx(64 / kernels)
+    channels = {row.layer: row.channels for row in measure(mixed).rows}
+    assert channels["mixed/read/forward_lstm/lstm_cell"] == 4 and channels["mixed/attend/attention_output"] == 5
+
+
+def test_what_multiplies_nothing_costs_no_macs():
+    x = keras.Input((4, 4, 3))
+    net = keras.Model(x, L.Dense(2, name="fc")(L.Flatten()(L.LayerNormalization()(L.PReLU()(L.Conv2D(5, 1)(x))))))
+    assert measure(net).macs == 16 * 3 * 5 + 80 * 2

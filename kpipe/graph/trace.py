@@ -11,7 +11,7 @@ import numpy as np
 
 from kpipe.errors import SurgeryError
 from kpipe.graph.flow import Flow, Site, sites
-from kpipe.layers import KERNEL_ROLES, RULES, ChannelIds, Ids, Rule, weights
+from kpipe.layers import KERNEL_ROLES, RULES, ChannelIds, Ids, Rule, weights, weights_within
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,10 @@ def _ask(site: Site, ids: ChannelIds, inputs: list[Ids], unknown: str) -> Rule:
 
 
 def _has_kernels(operation: Any) -> bool:
-    return isinstance(operation, keras.Layer) and any(len(variable.shape) > 1 for variable in operation.variables)
+    if not isinstance(operation, keras.Layer):
+        return False
+    others = {id(weight.variable) for weight in weights_within(operation) if weight.role not in KERNEL_ROLES}
+    return any(len(variable.shape) > 1 for variable in operation.variables if id(variable) not in others)
 
 
 def _merge_calls(calls: list[tuple[Site, Rule]], ids: ChannelIds) -> tuple[TracedLayer, ...]:
