@@ -21,7 +21,7 @@ def mean(scores: np.ndarray) -> np.ndarray:
 def lamp(scores: np.ndarray) -> np.ndarray:
     """Divide the square of each score by the sum of the squares of all that are no lower.
 
-    The highest score becomes 1. What was dropped before (-inf) stays so and counts as nothing.
+    A highest score that no other equals becomes 1. What was dropped before (-inf) stays so and counts as nothing.
 
     Raises:
         KpipeError: When a score is negative or infinite: squares would change the order.
