@@ -9,6 +9,7 @@ from kpipe.report.units import DASH, percent, plain, share
 Row = dict[str, str]
 LONG = 40  # rows of a table, after which the rest is only counted
 EXACT = ("argmax", "within", "accuracy")  # fractions of samples: every hundredth of a percent may be one
+DRAWN = ("asked", "reached")  # curves of a schedule: points for a drawing, no figures to read
 ROUGH = ("sparsity", "ratio", "fraction", "share")
 
 
@@ -104,5 +105,5 @@ def _tables(details: Mapping[str, Any], above: str) -> Iterable[tuple[str, list[
 
 
 def _rows(items: list[Mapping[str, Any]]) -> list[Row]:
-    columns = list(dict.fromkeys(key for item in items for key in item))
+    columns = list(dict.fromkeys(key for item in items for key in item if key not in DRAWN))
     return [{words(key): written(key, item.get(key)) for key in columns} for item in items]

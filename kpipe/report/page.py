@@ -9,6 +9,7 @@ from kpipe.errors import KpipeError
 from kpipe.report import findings, plots, tables
 from kpipe.report.details import details_tables
 from kpipe.report.record import RunRecord, StageRecord, read
+from kpipe.report.schedules import schedules_over_steps
 from kpipe.report.terms import TERMS
 
 
@@ -46,6 +47,7 @@ def page(run: RunRecord) -> str:
         "against": [plots.accuracy_against_size(run), plots.accuracy_against_latency(run)],
         "drawn_layers": [plots.channels_per_layer(run), plots.sparsity_per_layer(run)],
         "curves": plots.training_curves(run),
+        "schedules": schedules_over_steps(run),
     }
     return _template("page.html.jinja", escape=True).render(**_content(run), **drawings)
 
