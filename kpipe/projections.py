@@ -45,7 +45,8 @@ class Mask:
 
     def __call__(self, w: Any) -> Any:
         w = tf.convert_to_tensor(w)
-        return tf.where(self.keep, w, tf.zeros_like(w))
+        # The plain kernel: tf.where takes one that can broadcast, and half as long again.
+        return tf.raw_ops.Select(condition=self.keep, x=w, y=tf.zeros_like(w))
 
     def assign(self, keep: np.ndarray) -> None:
         """Change the keep-mask."""
@@ -126,9 +127,16 @@ class Holder:
         variable.constraint.project()
         self._renew()
 
-    def project(self) -> None:
-        """Apply what is held on these variables now."""
-        for variable in self.variables:
+    def mask(self, variable: keras.Variable, keep: np.ndarray) -> Mask:
+        """Hold a keep-mask on a variable; it lies where the variable does, on every device that mirrors it."""
+        with self.model.distribute_strategy.scope():
+            mask = Mask(keep)
+        self.hold(variable, mask)
+        return mask
+
+    def project(self, variables: Iterable[keras.Variable] | None = None) -> None:
+        """Apply what is held on these variables now; None for all that are held."""
+        for variable in self.variables if variables is None else variables:
             variable.constraint.project()
 
     @property
@@ -187,7 +195,7 @@ def hold_zeros(model: keras.Model, variables: Iterable[keras.Variable] | None = 
     for variable in kernels(trained_model(model)) if variables is None else variables:
         keep = variable.numpy() != 0
         if keep.any() and not keep.all():
-            holder.hold(variable, Mask(keep))
+            holder.mask(variable, keep)
     return holder
 
 
@@ -216,6 +224,17 @@ def trained_model(model: keras.Model) -> keras.Model:
     return model.student if isinstance(model, keras.distillation.Distiller) else model
 
 
+def inner_optimizer(optimizer: Any) -> Any:
+    """Give the optimizer that updates the weights: the one inside a `LossScaleOptimizer`, else itself.
+
+    Example:
+        >>> sgd = keras.optimizers.SGD()
+        >>> inner_optimizer(keras.optimizers.LossScaleOptimizer(sgd)) is sgd, inner_optimizer(sgd) is sgd
+        (True, True)
+    """
+    return optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
+
+
 def average_of(optimizer: Any, variable: keras.Variable) -> keras.Variable | None:
     """Give the optimizer's moving average of a variable, or None when it keeps none (`use_ema` is off).
 
@@ -226,8 +245,10 @@ def average_of(optimizer: Any, variable: keras.Variable) -> keras.Variable | Non
         >>> tuple(average_of(optimizer, variable).shape), average_of(keras.optimizers.SGD(), variable)
         ((2,), None)
     """
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer = optimizer.inner_optimizer
+    optimizer = inner_optimizer(optimizer)
+    if isinstance(optimizer, getattr(keras.optimizers, "MultiOptimizer", ())):  # older versions of Keras have none
+        found = (average_of(one, variable) for one in optimizer.optimizers)
+        return next((average for average in found if average is not None), None)
     if not isinstance(optimizer, keras.optimizers.Optimizer) or not optimizer.built or not optimizer.use_ema:
         return None
     for known, average in zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True):

@@ -1,15 +1,17 @@
 """Filter pruning during `fit`: whole channels go to zero on a schedule, then are cut out."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
 from kpipe.errors import KpipeError
+from kpipe.follow import Follower
 from kpipe.graph import Trace, trace
 from kpipe.projections import Holder, Mask, trained_model
 from kpipe.saliency import FROM_DATA, Criterion, criterion_of
-from kpipe.schedules import Schedule, last_due, warn_of_shortfall
+from kpipe.schedules import AnySchedule
 from kpipe.schedules import schedule as make_schedule
 from kpipe.structured.channels import axis_mask
 from kpipe.structured.filters import Ignore, check_request, freeze_ignored, prune_filters, refuse_quantized
@@ -17,7 +19,7 @@ from kpipe.structured.plan import FilterPlan, describe
 from kpipe.structured.ranking import channel_scores, choose, keep_of, step_of
 
 
-class FilterPruning(keras.callbacks.Callback):
+class FilterPruning(Follower):
     """Set ever more channels to zero while a model trains; `shrink` then gives the smaller model.
 
     At each update of the schedule the channels are ranked anew; those that have gone stay gone. Every weight of a gone
@@ -28,7 +30,7 @@ class FilterPruning(keras.callbacks.Callback):
     first batch, then after each. Its sparsity is the ratio of channels removed.
 
     Args:
-        schedule: A `Schedule`, or a mapping of its name to its arguments.
+        schedule: A schedule, in steps or in epochs, or a mapping of its name to its arguments.
         criterion: A registered name, or a function of `Evidence`. One that needs gradients needs `data`.
         round_to: Kept channels are rounded to the nearest multiple of this, never to zero.
         scope: "layer" takes the ratio from every group of channels, "global" ranks all the channels together.
@@ -56,7 +58,7 @@ class FilterPruning(keras.callbacks.Callback):
 
     def __init__(
         self,
-        schedule: Schedule | dict[str, Any],
+        schedule: AnySchedule | Mapping[str, Any],
         criterion: str | Criterion = "l1",
         round_to: int = 1,
         scope: str = "layer",
@@ -66,8 +68,7 @@ class FilterPruning(keras.callbacks.Callback):
         loss: Any = None,
         seed: int = 0,
     ):
-        super().__init__()
-        self.schedule = make_schedule(schedule)
+        super().__init__({None: make_schedule(schedule)})
         check_request(0.0, None, scope, round_to)
         _, facts = criterion_of(criterion)
         if data is None and any(field in FROM_DATA for field in facts["needs"]):
@@ -80,7 +81,6 @@ class FilterPruning(keras.callbacks.Callback):
         self.data, self.loss, self.seed = data, loss, seed
         self._plan: FilterPlan | None = None
         self._student: keras.Model | None = None
-        self._holder: Holder | None = None
 
     @property
     def plan(self) -> FilterPlan:
@@ -103,10 +103,7 @@ class FilterPruning(keras.callbacks.Callback):
             raise KpipeError("FilterPruning has no model yet: pass it to model.fit(..., callbacks=[...]) first.")
         return prune_filters(self._student, self.plan)
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Trace the model, hold its weights, and ask the schedule a first time."""
-        if self._holder is not None:  # a fit that broke off
-            self._holder.release()
+    def _begin(self, holder: Holder) -> None:
         student = trained_model(self._fit)
         if student is not self._student:
             self._plan = None
@@ -114,61 +111,29 @@ class FilterPruning(keras.callbacks.Callback):
         refuse_quantized(student)
         self._trace = freeze_ignored(trace(student), self.ignore)
         self._removed = self._gone_so_far(self._trace)
-        self._holder = Holder(self._fit)
         self._masks: dict[str, Mask] = {}
         for weight in self._trace.weights:
             if weight.axes and weight.role != "statistic":
-                self._masks[weight.path] = Mask(np.ones(weight.variable.shape, bool))
-                self._holder.hold(weight.variable, self._masks[weight.path])
+                self._masks[weight.path] = holder.mask(weight.variable, np.ones(weight.variable.shape, bool))
         self._mask()
-        self._begun = self._asked = self._step()
-        self._follow(self._asked, self._asked)
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begin anew when another callback has restored the weights and the optimizer meanwhile."""
-        if self._step() != self._asked:
-            self.on_train_begin()
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Ask the schedule about every step since the last question."""
-        step = self._step()
-        if step > self._asked:
-            self._follow(self._asked + 1, step)
-            self._asked = step
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Give the constraints back; warn when no channel has gone."""
-        if self._holder is None:
-            return
-        self._holder.release()
-        self._holder = None
+    def _end(self) -> None:
         self._write_plan()
-        changed = any(len(places) for places in self._removed)
-        warn_of_shortfall("FilterPruning", self.schedule, self._begun, self._asked, changed)
 
-    def _step(self) -> int:
-        return int(self._fit.optimizer.iterations.numpy())  # mirrored over devices, it is no plain number
-
-    @property
-    def _fit(self) -> keras.Model:
-        if self.model is None:
-            raise KpipeError("FilterPruning has no model yet: pass it to model.fit, or call set_model(model).")
-        return self.model
+    def _changed(self, name: str | None) -> bool:
+        return any(len(places) for places in self._removed)
 
     def _gone_so_far(self, traced: Trace) -> list[np.ndarray]:
         """Take over what an earlier fit of the same model removed."""
         gone = {group.name: group.removed for group in self._plan.groups} if self._plan else {}
         return [np.asarray(gone.get(group.name, ()), dtype=np.int64) for group in traced.groups]
 
-    def _follow(self, first: int, last: int) -> None:
-        ratio = last_due(self.schedule, first, last)
-        if ratio is None:
-            return
+    def _update(self, asked: Mapping[str | None, float]) -> None:
         scores = channel_scores(self._student, self._trace, self.criterion, self.data, self.loss, self.seed)
         for values, places in zip(scores, self._removed, strict=True):
             values[places] = -np.inf
         steps = [step_of(group, self.round_to) for group in self._trace.groups]
-        chosen = choose(scores, ratio, self.scope, steps)
+        chosen = choose(scores, asked[None], self.scope, steps)
         # A channel that has gone stays gone, also when the schedule asks for fewer.
         self._removed = [np.union1d(old, new) for old, new in zip(self._removed, chosen, strict=True)]
         self._mask()

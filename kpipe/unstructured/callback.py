@@ -1,23 +1,23 @@
 """Weight pruning during `fit`."""
 
+from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from kpipe.errors import KpipeError
+from kpipe.follow import Follower
 from kpipe.patterns import Pattern, Unstructured, check_scope, pattern_of
-from kpipe.projections import Holder, Mask, trained_model
+from kpipe.projections import Holder, trained_model
 from kpipe.saliency import FROM_DATA, Criterion, criterion_of, gather
-from kpipe.schedules import Schedule, last_due, warn_of_shortfall
+from kpipe.schedules import AnySchedule
 from kpipe.schedules import schedule as make_schedule
 from kpipe.unstructured.masks import drop_more, due, first_mask, judge
 from kpipe.unstructured.report import Report, make_report
 from kpipe.unstructured.targets import LayerFilter, Skipped, Target, find_targets
 
 
-class WeightPruning(keras.callbacks.Callback):
+class WeightPruning(Follower):
     """Set ever more weights to zero while a model trains; what comes out is a plain model with exact zeros.
 
     The schedule is asked with the number of optimizer updates done so far (`optimizer.iterations`): once before the
@@ -45,6 +45,7 @@ class WeightPruning(keras.callbacks.Callback):
         KpipeError: For arguments that do not fit; in `fit`, when nothing is there to prune.
 
     Example:
+        >>> import keras
         >>> from kpipe.schedules import ConstantSparsity
         >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="d")])
         >>> net.compile("sgd", "mse")
@@ -59,7 +60,7 @@ class WeightPruning(keras.callbacks.Callback):
 
     def __init__(
         self,
-        schedule: Schedule | dict[str, Any],
+        schedule: AnySchedule | Mapping[str, Any],
         criterion: str | Criterion = "magnitude",
         pattern: str | Pattern = "unstructured",
         scope: str = "layer",
@@ -69,8 +70,7 @@ class WeightPruning(keras.callbacks.Callback):
         loss: Any = None,
         seed: int = 0,
     ):
-        super().__init__()
-        self.schedule = make_schedule(schedule)
+        super().__init__({None: make_schedule(schedule)})
         self.pattern, self.scope, self.layers = pattern_of(pattern), scope, layers
         self.criterion, facts = criterion_of(criterion)
         self.needs, self.data, self.loss, self.seed = facts["needs"], data, loss, seed
@@ -80,7 +80,6 @@ class WeightPruning(keras.callbacks.Callback):
                 f"The criterion {criterion!r} needs gradients. Give WeightPruning(..., data=(x, y)), or prune at once "
                 "with kpipe.prune_weights(model, sparsity, criterion, data=(x, y))."
             )
-        self._holder: Holder | None = None
         self._targets: dict[str, Target] = {}
         self._skipped: list[Skipped] = []
 
@@ -90,67 +89,21 @@ class WeightPruning(keras.callbacks.Callback):
             raise KpipeError("WeightPruning has no model yet: pass it to model.fit(..., callbacks=[...]) first.")
         return make_report(self._targets.values(), self._skipped)
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Choose the weights, hold the zeros they have, and ask the schedule a first time.
-
-        A subclassed model that has no weights yet gets them in its first batch; it is begun with after that.
-        """
-        if self._holder is not None:  # a fit that broke off
-            self._holder.release()
-        self._holder = None
-        if trained_model(self._fit).weights:
-            self._begin(first=self._step())
-
-    def _begin(self, first: int) -> None:
+    def _begin(self, holder: Holder) -> None:
         found, self._skipped = find_targets(trained_model(self._fit), self.layers)
         self._targets = {target.path: target for target in found}
         self._keeps = {path: first_mask(target.variable.numpy()) for path, target in self._targets.items()}
         self._dropped = {path: keep.size - int(np.count_nonzero(keep)) for path, keep in self._keeps.items()}
-        self._holder = Holder(self._fit)
-        self._masks = {path: Mask(keep) for path, keep in self._keeps.items()}
-        for path, target in self._targets.items():
-            self._holder.hold(target.variable, self._masks[path])
-        self._project = tf.function(self._holder.project, autograph=False)  # one call of the runtime for all weights
-        self._begun, self._asked = first, self._step()
-        self._follow(first, self._asked)
+        self._masks = {path: holder.mask(self._targets[path].variable, keep) for path, keep in self._keeps.items()}
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begin anew when another callback has restored the weights and the optimizer meanwhile."""
-        if self._holder is not None and self._step() != self._asked:
-            self.on_train_begin()
+    def _end(self) -> None:
+        """Nothing is left to do: the weights keep their zeros."""
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Ask the schedule about every step since the last question."""
-        if self._holder is None:  # the first batch built the model
-            self._begin(first=0)
-        step = self._step()
-        if step > self._asked:
-            self._follow(self._asked + 1, step)
-            self._asked = step
+    def _changed(self, name: str | None) -> bool:
+        return any(self._dropped.values())
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Give the constraints back; the weights keep their zeros. Warn when the run was too short."""
-        if self._holder is None:
-            return
-        self._holder.release()
-        self._holder = None
-        changed = any(self._dropped.values())
-        warn_of_shortfall("WeightPruning", self.schedule, self._begun, self._asked, changed)
-
-    @property
-    def _fit(self) -> keras.Model:
-        if self.model is None:
-            raise KpipeError("WeightPruning has no model yet: pass it to model.fit, or call set_model(model).")
-        return self.model
-
-    def _step(self) -> int:
-        return int(self._fit.optimizer.iterations.numpy())  # NumPy: a variable that a strategy mirrors is no int
-
-    def _follow(self, first: int, last: int) -> None:
-        sparsity = last_due(self.schedule, first, last)
-        if sparsity is None:
-            return
-        wanting = list(self._keeps)
+    def _update(self, asked: Mapping[str | None, float]) -> None:
+        sparsity, wanting = asked[None], list(self._keeps)
         if isinstance(self.pattern, Unstructured):
             wanting = due(self._keeps, self._dropped, sparsity, self.scope)
         if wanting:
@@ -171,4 +124,5 @@ class WeightPruning(keras.callbacks.Callback):
             self._keeps[path] = keep
             self._dropped[path] = keep.size - int(np.count_nonzero(keep))
             self._masks[path].assign(keep)
-        self._project()
+        if self._holder is not None:
+            self._holder.project()

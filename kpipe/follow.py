@@ -1,0 +1,162 @@
+"""Callbacks that follow schedules: when to ask, what the steps are, and what to say of a training too short."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import keras
+
+from kpipe.errors import KpipeError
+from kpipe.projections import Holder, inner_optimizer, trained_model
+from kpipe.schedules import AnySchedule, Schedule, last_due, resolve, warn_of_shortfall
+
+_HORIZON = 1000
+"""Steps that are looked ahead for an update; further on the question is put again."""
+
+
+class Follower(keras.callbacks.Callback, ABC):
+    """Ask schedules for the steps of a training, and update what they say at the steps at which they say so.
+
+    The schedules are asked with the number of optimizer updates done so far (`optimizer.iterations`): once before the
+    first batch, then about every step since the last question. So a second `fit` goes on where the first one ended,
+    and a training whose weights and optimizer another callback restores is begun anew from there. The number is read
+    only when an update can be due by then, so that an accelerator need not wait for the host after every batch.
+
+    A class says by `_begin`, `_update`, `_end` and `_changed` what it does. What it holds by the holder that `_begin`
+    gets is let go at the end of the training.
+
+    Args:
+        schedules: Name of a set of weights, or None for all -> its schedule, in steps or in epochs.
+    """
+
+    def __init__(self, schedules: Mapping[str | None, AnySchedule]):
+        super().__init__()
+        self.schedules = dict(schedules)
+        self._asks: dict[str | None, Schedule] = {}
+        self._holder: Holder | None = None
+        self._begun = self._asked = 0  # optimizer updates: at the beginning, at the last question
+        self._calls, self._rest, self._pace = 0, 1, 1  # batches since then, until the next question; updates of each
+
+    @abstractmethod
+    def _begin(self, holder: Holder) -> None:
+        """Choose what to prune and hold it."""
+
+    @abstractmethod
+    def _update(self, asked: Mapping[str | None, float]) -> None:
+        """Prune to the sparsities asked for: those of the schedules that are due."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Finish; the constraints are given back already."""
+
+    @abstractmethod
+    def _changed(self, name: str | None) -> bool:
+        """Tell whether anything is pruned by now of a schedule's set of weights."""
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Choose the weights, hold the zeros they have, and ask the schedules a first time.
+
+        A subclassed model that has no weights yet gets them in its first batch; it is begun with after that.
+        """
+        self._let_go()  # of a fit that broke off
+        steps = self._steps_per_epoch()
+        self._asks = {name: resolve(schedule, steps) for name, schedule in self.schedules.items()}
+        if trained_model(self._fit).weights:
+            self._start(first=self._step())
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begin anew when another callback has restored the weights and the optimizer meanwhile."""
+        if self._holder is not None and not 0 <= self._step() - self._asked <= self._pace * self._calls:
+            self.on_train_begin()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Ask the schedules about every step since the last question, if one of them can be due."""
+        if self._holder is None:  # the first batch built the model
+            self._start(first=0)
+            return
+        self._calls += 1
+        if self._calls >= self._rest:
+            self._catch_up()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Ask about the steps that have not been asked about."""
+        if self._holder is not None and self._calls:
+            self._catch_up()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Give the constraints back; what was pruned stays zero. Warn when the run was too short."""
+        if self._holder is None:
+            return
+        if self._calls:
+            self._catch_up()
+        self._let_go()
+        self._end()
+        for name, schedule in self._asks.items():
+            what = type(self).__name__ + ("" if name is None else f" ({name!r})")
+            warn_of_shortfall(what, schedule, self._begun, self._asked, self._changed(name))
+
+    def _start(self, first: int) -> None:
+        holder = self._holder = Holder(self._fit)
+        self._begun, self._asked = first, self._step()
+        self._calls, self._rest, self._pace = 0, 1, self._fit.steps_per_execution
+        try:
+            self._begin(holder)
+            self._follow(first, self._asked)
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _catch_up(self) -> None:
+        step = self._step()
+        # More than one update a batch is seen in training steps of one's own: the next question comes as much earlier.
+        self._pace = max(self._pace, -(-(step - self._asked) // max(1, self._calls)))
+        first, self._asked, self._calls = self._asked + 1, step, 0
+        self._follow(first, step)
+        self._rest = -(-(self._next_due(step) - step) // self._pace)
+
+    def _follow(self, first: int, last: int) -> None:
+        """Ask about the steps from `first` to `last`, and update what is due."""
+        asked = {name: last_due(ask, first, last) for name, ask in self._asks.items()}
+        due = {name: sparsity for name, sparsity in asked.items() if sparsity is not None}
+        if due:
+            self._update(due)
+
+    def _next_due(self, step: int) -> int:
+        """Give the next step at which anything can be due."""
+        return next_due(self._asks.values(), step)
+
+    def _let_go(self) -> None:
+        if self._holder is not None:
+            self._holder.release()
+            self._holder = None
+
+    def _step(self) -> int:
+        return int(self._fit.optimizer.iterations.numpy())  # NumPy: a variable that a strategy mirrors is no int
+
+    def _steps_per_epoch(self) -> int | None:
+        """Give the optimizer updates of an epoch, or None when Keras does not know how many batches there are."""
+        batches = (self.params or {}).get("steps")
+        every = inner_optimizer(self._fit.optimizer).gradient_accumulation_steps or 1
+        return None if batches is None else max(1, batches // every)
+
+    @property
+    def _fit(self) -> keras.Model:
+        if self.model is None:
+            what = type(self).__name__
+            raise KpipeError(f"{what} has no model yet: pass it to model.fit, or call set_model(model).")
+        return self.model
+
+
+def next_due(asks: Collection[Schedule], step: int, horizon: int = _HORIZON) -> int:
+    """Give the next step after `step` at which any schedule is due, or the last one looked at.
+
+    Example:
+        >>> from kpipe.schedules import ConstantSparsity
+        >>> asks = [ConstantSparsity(0.5, begin_step=7), ConstantSparsity(0.5, begin_step=0, end_step=20)]
+        >>> next_due(asks, 0), next_due(asks, 7), next_due(asks, 20), next_due(asks, 20, horizon=50)
+        (7, 20, 107, 70)
+    """
+    for later in range(step + 1, step + horizon):
+        if any(ask(later)[0] for ask in asks):
+            return later
+    return step + horizon
