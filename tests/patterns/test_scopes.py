@@ -9,7 +9,6 @@ from kpipe.patterns import (
     ErdosRenyiKernel,
     Global,
     Layer,
-    Scope,
     Unstructured,
     check_scope,
     keep_masks,
@@ -33,11 +32,14 @@ NAIVE_RESCALES = {"none": lambda values: values, "mean": naive.mean, "lamp": nai
 
 
 def weights(kind):
-    """Draw scores of several weights: a small one, a large one, a convolution, of different scales."""
+    """Draw scores of several weights: a small one, a large one, a convolution, of different distributions."""
     shapes = {"small": (8, 4), "large": (24, 16), "convolution": (3, 3, 4, 6)}
     if kind == "ragged":
         shapes = {"small": (7, 5), "large": (23, 15), "convolution": (3, 2, 5, 7)}
-    scores = {path: RNG.random(shape) * (1 + 2 * number) for number, (path, shape) in enumerate(shapes.items())}
+    scores = {
+        path: RNG.random(shape) ** (1 + number) * (1 + 2 * number)
+        for number, (path, shape) in enumerate(shapes.items())
+    }
     if kind == "ties":
         scores = {path: np.floor(values * 3) for path, values in scores.items()}
     if kind == "all equal":
@@ -120,8 +122,8 @@ def test_blocks_of_several_sizes_come_as_near_to_the_count_as_they_can(text):
 def test_a_ceiling_holds_in_every_weight_and_the_rest_goes_elsewhere(pattern):
     scores = weights("ragged")
     scores["small"] *= 1e-3  # would go whole
-    sparsity = 0.8 * pattern_of(pattern).limit
-    ceiling = 0.9 * pattern_of(pattern).limit
+    sparsity = 0.7 * pattern_of(pattern).limit
+    ceiling = 0.8 * pattern_of(pattern).limit
     free = keep_masks(scores, sparsity, "global", pattern)
     keeps = keep_masks(scores, sparsity, Global(ceiling=ceiling), pattern)
     shares = {path: 1 - keep.mean() for path, keep in keeps.items()}
@@ -320,9 +322,8 @@ def test_what_a_scope_says_beforehand_is_what_it_does(text):
         (lambda: keep_masks({"a": np.array([[np.nan, 2.0]])}, 0.5, "global:lamp"), "LAMP needs scores"),
         (lambda: keep_masks({"a": np.array([[np.nan, 2.0]])}, 0.5, "global:mean"), "NaN"),
         (lambda: check_scope("global", lambda scores, sparsity: scores > 0), "no global ranking"),
-        (lambda: Scope(), "abstract"),
     ],
 )
 def test_wrong_arguments_are_refused(make, match):
-    with pytest.raises((KpipeError, TypeError), match=match):
+    with pytest.raises(KpipeError, match=match):
         make()
