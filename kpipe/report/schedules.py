@@ -1,6 +1,7 @@
 """The drawing of a pruning schedule: what was asked for over the steps of a training, and what was reached."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ class Way:
     """Hold the schedule of one set of weights: what was asked for, and what was reached at each update."""
 
     weights: str
+    updates: int
     asked: Points
     reached: Points
 
@@ -37,14 +39,19 @@ def ways(stage: StageRecord) -> list[Way]:
 
     Example:
         >>> from kpipe.report.record import record
-        >>> noted = {"schedules": [{"weights": "all", "asked": [[0, 0.0], [10, 0.5]], "reached": [[10, 0.5]]}]}
-        >>> run = record({"stages": [{"name": "01-prune_weights", "details": noted}]})
+        >>> noted = {"weights": "all", "updates": 1, "asked": [[0, 0.0], [10, 0.5]], "reached": [[10, 0.5]]}
+        >>> run = record({"stages": [{"name": "01-prune_weights", "details": {"schedules": [noted]}}]})
         >>> ways(run.stages[0])
-        [Way(weights='all', asked=[(0, 0.0), (10, 0.5)], reached=[(10, 0.5)])]
+        [Way(weights='all', updates=1, asked=[(0, 0.0), (10, 0.5)], reached=[(10, 0.5)])]
     """
     noted = [mapping(item) for item in sequence(stage.details.get("schedules"))]
-    found = [Way(str(one.get("weights", "")), _points(one.get("asked")), _points(one.get("reached"))) for one in noted]
+    found = [_way(one) for one in noted]
     return [way for way in found if len(way.asked) > 1]
+
+
+def _way(noted: Mapping[str, Any]) -> Way:
+    asked, reached = _points(noted.get("asked")), _points(noted.get("reached"))
+    return Way(str(noted.get("weights", "")), number(noted.get("updates")) or len(reached), asked, reached)
 
 
 def _points(raw: Any) -> Points:
@@ -77,7 +84,7 @@ def _title(stage: StageRecord, way: Way, found: list[Way]) -> str:
 
 
 def _words(way: Way, index: int, found: list[Way]) -> str:
-    text = f"What the schedule asks for, and what was reached in {count(len(way.reached))} updates."
+    text = f"What the schedule asks for, and what was reached in {count(way.updates)} updates."
     last = index + 1 == WAYS < len(found)
     return f"{text} {count(len(found) - WAYS)} more sets of weights are not drawn." if last else text
 

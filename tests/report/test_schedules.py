@@ -59,7 +59,7 @@ def test_a_drawing_takes_its_colours_from_the_page_and_its_ids_from_its_name(not
 def test_each_of_several_sets_of_weights_has_its_drawing(noted):
     stage = noted["stages"][2]["details"]
     (one,) = stage["schedules"]
-    stage["schedules"] = [one | {"weights": "conv"}, one | {"weights": "a/very|long.*", "reached": []}]
+    stage["schedules"] = [one | {"weights": "conv"}, one | {"weights": "a/very|long.*", "reached": [], "updates": 0}]
     first, second = schedules_over_steps(record(noted))
     assert (first[0], second[0]) == ("03-prune_weights: zeros of conv.", "03-prune_weights: zeros of a/very|long.*.")
     assert "59.0 %" in first[2] and "60.0 %" in second[2] and "in 0 updates" in second[1]
