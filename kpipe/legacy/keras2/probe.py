@@ -1,0 +1,97 @@
+"""Run a tf_keras model and keep what every call of a layer gives."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .describe import plain_array
+from .graph import is_graph, is_rounding, is_symbolic, nodes_of, tensor_key
+from .inputs import Inputs
+from .thin import thinned
+
+
+def outputs_of(model: Any, inputs: Inputs) -> dict[str, np.ndarray]:
+    """Run a model.
+
+    Returns:
+        `input:<key>` and `output:<number>`, in flat order.
+    """
+    _forget_states(model)
+    outputs = _flat(model(inputs.values, training=False))
+    found = {f"input:{key}": array for key, array in inputs.flat.items()}
+    return {**found, **{f"output:{number}": plain_array(output) for number, output in enumerate(outputs)}}
+
+
+def calls_of(model: Any, inputs: Inputs) -> dict[str, np.ndarray]:
+    """Run a model call by call.
+
+    Returns:
+        `call:<place>:<number>` for the outputs of each call, thinned. The place is the number of the call in its graph,
+        after that of the nested model that it lies in.
+    """
+    _forget_states(model)
+    found: dict[str, np.ndarray] = {}
+    tensors = zip(map(tensor_key, _flat(model._nested_inputs)), _flat(inputs.values), strict=True)
+    _run(model, dict(tensors), "", found)
+    return found
+
+
+def save(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write `probe.npz`."""
+    np.savez(folder / "probe.npz", **arrays)
+
+
+def _flat(structure: Any) -> list[Any]:
+    import tensorflow as tf
+
+    return tf.nest.flatten(structure)
+
+
+def _forget_states(model: Any) -> None:
+    for layer in model._flatten_layers():
+        if getattr(layer, "stateful", False) and callable(getattr(layer, "reset_states", None)):
+            layer.reset_states()
+
+
+def _run(model: Any, tensors: Mapping[str, Any], place: str, found: dict[str, np.ndarray]) -> Any:
+    """Make the calls of a graph one by one; nested models are gone into."""
+    import tensorflow as tf
+
+    known = dict(tensors)
+    number = 0
+    for node in nodes_of(model):
+        args, kwargs = tf.nest.map_structure(
+            lambda value: known[tensor_key(value)] if is_symbolic(value) else value,
+            (list(node.call_args), dict(node.call_kwargs)),
+        )
+        here = f"{place}{number}"
+        if is_graph(node.layer):
+            outputs = _run(node.layer, _arguments(node.layer, args[0]), f"{here}.", found)
+        else:
+            outputs = node.layer(*args, **_at_inference(node.layer, kwargs))
+        known.update(zip(map(tensor_key, _flat(node.outputs)), _flat(outputs), strict=True))
+        if is_rounding(node.layer):
+            continue
+        number += 1
+        for index, output in enumerate(_flat(outputs)):
+            if tf.is_tensor(output):
+                found[f"call:{here}:{index}"] = thinned(plain_array(output))
+    return tf.nest.map_structure(lambda tensor: known[tensor_key(tensor)], model._nested_outputs)
+
+
+def _arguments(model: Any, values: Any) -> dict[str, Any]:
+    """Match what a nested model is called on with its inputs."""
+    flat = model._flatten_to_reference_inputs(values)
+    return {
+        tensor_key(symbol): model._conform_to_reference_input(value, ref_input=symbol)
+        for symbol, value in zip(model.inputs, flat, strict=True)
+    }
+
+
+def _at_inference(layer: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Say that this is no training, where a layer asks and the call does not say."""
+    if layer._call_spec.expects_training_arg and kwargs.get("training") is None:
+        return {**kwargs, "training": False}
+    return kwargs

@@ -1,0 +1,125 @@
+"""Load models that Keras 2 or TFMOT saved, as Keras 3 models with equal outputs."""
+
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kpipe.errors import KpipeError
+from kpipe.legacy.compare import check_equal
+from kpipe.legacy.reading import Reading, Request, read_files
+from kpipe.legacy.rebuild import rebuild
+from kpipe.legacy.source import OldFile, look_at
+
+TOLERANCE = 1e-5
+
+
+def load(
+    path: str | Path,
+    *,
+    custom_objects: Mapping[str, Any] | None = None,
+    originals: Mapping[str, str] | None = None,
+    samples: np.ndarray | Sequence[np.ndarray] | None = None,
+    tolerance: float = TOLERANCE,
+    safe_mode: bool = True,
+) -> keras.Model:
+    """Load a model that Keras 2 saved and convert it to Keras 3.
+
+    It reads `.h5` and `.hdf5` files, SavedModel folders that Keras wrote, and the `.keras` files of tf_keras. TFMOT's
+    wrappers are taken off: pruned weights keep their zeros and clustered ones their centroids; the fake quantization of
+    a quantization-aware model is taken out and its ranges are dropped, of which a warning tells, while layers that
+    TFMOT fused or split stay so. A file that Keras 3 wrote is loaded by Keras 3 as it is.
+
+    tf_keras and TFMOT run in a process of their own, which takes some seconds. There the old model is run on random
+    inputs; the new one must give the same after every layer, or there is an error that names the first layer that
+    differs. The largest difference allowed is `tolerance` · max(1, the largest absolute output); models that compute
+    in half precision are allowed four units in the last place of 1.
+
+    Names of layers stay; a slash in them, which Keras 3 does not take, becomes an underscore. The model is not
+    compiled, and the state of its optimizer is dropped.
+
+    Args:
+        path: The file, or the folder of a SavedModel.
+        custom_objects: Name in the file -> class or function for Keras 3; also the name of a Lambda layer -> its
+            function. What is registered by `keras.saving.register_keras_serializable` is found without it.
+        originals: Name in the file -> "module:name" of the same for tf_keras. Without it the object's own module is
+            imported again where `tensorflow.keras` and `keras` are tf_keras, which serves for modules that are written
+            for both.
+        samples: Inputs to compare on, an array for each input, where random ones do not do.
+        tolerance: The largest difference allowed of outputs up to 1.
+        safe_mode: Whether Lambda layers are refused whose function is stored as code, which would be run.
+
+    Returns:
+        The Keras 3 model.
+
+    Raises:
+        KpipeError: When there is no such file, it is no Keras model, something in it has no equal in Keras 3 (with the
+            layer's name), or the outputs differ.
+    """
+    file = look_at(path)
+    with keras.saving.custom_object_scope(dict(custom_objects or {})):
+        if file.is_keras_3:
+            return _loaded_by_keras_3(file, safe_mode)
+        arrays = [samples] if isinstance(samples, np.ndarray) else samples
+        request = Request(file, _places(file, custom_objects or {}, originals or {}), arrays, safe_mode)
+        with tempfile.TemporaryDirectory(prefix="kpipe-legacy-") as workplace:
+            (reading,) = read_files([request], Path(workplace))
+        model = converted(reading, tolerance)
+    for note in reading.notes if isinstance(reading, Reading) else ():
+        warnings.warn(f"{path}: {note}.", UserWarning, stacklevel=2)
+    return model
+
+
+def converted(reading: Reading | KpipeError, tolerance: float = TOLERANCE) -> keras.Model:
+    """Make a Keras 3 model of a reading, and hold it against it.
+
+    Args:
+        reading: What tf_keras said of a file, or why it said nothing.
+        tolerance: See `load`.
+
+    Returns:
+        The model.
+
+    Raises:
+        KpipeError: See `load`.
+    """
+    if isinstance(reading, KpipeError):
+        raise reading
+    try:
+        model, making = rebuild(reading)
+        check_equal(model, making, tolerance)
+    except KpipeError as error:
+        raise KpipeError(f"{reading.path} cannot be converted. {error}") from error
+    return model
+
+
+def _loaded_by_keras_3(file: OldFile, safe_mode: bool) -> keras.Model:
+    try:
+        return keras.models.load_model(file.path, compile=False, safe_mode=safe_mode)
+    except Exception as error:  # Keras raises many kinds for a file that it does not take
+        raise KpipeError(f"{file.path} was written by Keras {file.version} and cannot be loaded: {error}") from error
+
+
+def _places(file: OldFile, given: Mapping[str, Any], originals: Mapping[str, str]) -> dict[str, str]:
+    """Say for each object that is not Keras's own where tf_keras finds it."""
+    registered = {
+        name: value
+        for name, value in keras.saving.get_custom_objects().items()
+        if name.rpartition(">")[2] in file.classes and not value.__module__.startswith("kpipe.")
+    }
+    found = {**registered, **given}
+    return {**{name: _place(name, value) for name, value in found.items() if name not in originals}, **originals}
+
+
+def _place(name: str, value: Any) -> str:
+    module, path = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not module or not path or module == "__main__" or "<" in path:
+        raise KpipeError(
+            f"{name!r} ({value!r}) cannot be imported by another process: put it into a module of its own, or pass "
+            f"where tf_keras finds it: originals={{{name!r}: 'module:name'}}."
+        )
+    return f"{module}:{path}"
