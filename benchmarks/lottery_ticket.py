@@ -4,7 +4,7 @@ LeNet-300-100 as in Frankle and Carbin (2019): Gaussian Glorot initialisation, A
 images to train on and 5,000 to validate on, layer-wise magnitude, 20 % of the remaining weights a round (10 % in the
 output layer), rewound to the very beginning. Every 100 updates the validation loss is computed; "early stop" is its
 minimum, and the test accuracy there is what is compared. Where the paper trains for 50,000 updates, a run here takes
---iterations (20,000); re-initialised nets, which learn slower, take half as many again.
+--iterations (10,000); re-initialised nets, which learn slower, take half as many again.
 
     KPIPE_DATA=folder-of-mnist.npz python benchmarks/lottery_ticket.py
     python benchmarks/lottery_ticket.py --quick    # a minute; its figures mean nothing
@@ -160,7 +160,7 @@ def main():
     """Run the seeds, print the table, write JSON and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, default=20_000, help="updates of a training")
+    parser.add_argument("--iterations", type=int, default=10_000, help="updates of a training")
     parser.add_argument("--quick", action="store_true", help="one seed, 200 updates a training")
     parser.add_argument("--picture", type=Path, help="where to draw the curves, such as lottery_ticket.svg")
     asked = parser.parse_args()

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from kpipe.atomic import replace_atomically
-from kpipe.copies import copy_model
+from kpipe.copies import check_built, copy_model
 from kpipe.errors import KpipeError
 from kpipe.projections import Holder, Mask, trained_model
 
@@ -86,6 +86,7 @@ class Ticket:
 
     def rewound(self) -> keras.Model:
         """Make the ticket's network anew: the weights that it is rewound to, times the masks."""
+        self._masked(self.model)  # of this architecture?
         twin = copy_model(self.model)
         twin.set_weights(self.start)
         return self._mask(twin)
@@ -100,9 +101,7 @@ class Ticket:
         Raises:
             KpipeError: When a layer begins with the same weights whatever the seed.
         """
-        twin = type(self.model).from_config(_seeded(self.model.get_config(), np.random.default_rng(seed)))
-        if not twin.built:
-            twin.build_from_config(self.model.get_build_config() or {})
+        twin = draw_anew(self.model, seed)
         for (variable, mask), (began, _) in zip(self._masked(twin), self._masked(self.rewound()), strict=True):
             if mask.any() and np.array_equal(variable.numpy()[mask], began.numpy()[mask]):
                 raise KpipeError(f"{variable.path} begins with the same weights again; give its layer an initializer.")
@@ -110,11 +109,11 @@ class Ticket:
 
     def save(self, path: str | Path) -> None:
         """Write masks, weights and history into an `.npz` file; the architecture is not in it."""
-        arrays = {f"start/{index}": array for index, array in enumerate(self.start)}
+        arrays: dict[str, Any] = {f"start/{index}": array for index, array in enumerate(self.start)}
         arrays |= {f"dropped/{path}": gone for path, gone in self.dropped.items()}
         facts = np.array(json.dumps({"places": self.places, "history": [asdict(one) for one in self.history]}))
         with replace_atomically(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, facts=facts, **arrays)
+            np.savez_compressed(file, **arrays, facts=facts)
 
     @classmethod
     def load(cls, path: str | Path, model: keras.Model) -> "Ticket":
@@ -144,6 +143,29 @@ class Ticket:
         for variable, mask in self._masked(model):
             variable.assign(np.where(mask, variable.numpy(), 0))
         return model
+
+
+def draw_anew(model: keras.Model, seed: int = 0) -> keras.Model:
+    """Make a model of the same architecture whose layers draw their weights anew.
+
+    Args:
+        model: A built model; one of a class of its own needs a `get_config` that holds its layers.
+        seed: Of the initializers, whatever seeds of their own they had.
+
+    Returns:
+        A new model, not compiled.
+
+    Example:
+        >>> net = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
+        >>> one, same, other = (draw_anew(net, seed).get_weights()[0] for seed in (1, 1, 2))
+        >>> bool((one == same).all()), bool((one == other).any())
+        (True, False)
+    """
+    check_built(model)
+    twin = type(model).from_config(_seeded(model.get_config(), np.random.default_rng(seed)))
+    if not twin.built:
+        twin.build_from_config(model.get_build_config() or {})
+    return twin
 
 
 def _seeded(config: Any, rng: np.random.Generator) -> Any:

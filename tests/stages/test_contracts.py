@@ -8,7 +8,7 @@ from kpipe.data import Dataset
 from kpipe.pipeline import STAGES, Baseline, Context, FloatModel, QuantizedModel
 from kpipe.pipeline.task import LOSSES, loss_for
 from kpipe.quantize import is_quantized
-from kpipe.stages import Distill, Export, PruneFilters, PruneWeights, Quantize, Train
+from kpipe.stages import Distill, Export, FindTicket, PruneFilters, PruneWeights, Quantize, Train
 from kpipe.stages.fields import OPTIMIZERS, Optimizer
 from kpipe.stages.training import make_optimizer
 
@@ -58,6 +58,15 @@ def half_zero(before, after, context):
         assert np.count_nonzero(kernel) == kernel.size - round(kernel.size / 2)
 
 
+def a_trained_ticket(before, after, context):
+    """Of each kernel 0.8 x 0.8 is left, trained, and the record tells of both rounds."""
+    for name in ("hidden", "logits"):
+        kernel = np.asarray(after.model.get_layer(name).kernel)
+        assert np.count_nonzero(kernel) == kernel.size - round(0.36 * kernel.size)
+    assert [one["round"] for one in context.record.details["rounds"]] == [1, 2]
+    assert len(context.record.history["loss"]) == 3
+
+
 def whole_numbers(before, after, context):
     assert isinstance(after, QuantizedModel)
     assert is_quantized(after.model)
@@ -71,6 +80,7 @@ def written(before, after, context):
 CASES = {
     "distill": (Distill(epochs=1), moved),
     "export": (Export(), written),
+    "find_ticket": (FindTicket(rounds=2, epochs=1), a_trained_ticket),
     "prune_filters": (PruneFilters(ratio=0.5, epochs=0), narrower),
     "prune_weights": (PruneWeights(sparsity=0.5, epochs=0), half_zero),
     "quantize": (Quantize(), whole_numbers),
