@@ -170,6 +170,23 @@ class Holder:
         self.release()
 
 
+def held_on(variable: keras.Variable) -> tuple[Any, tuple[Projection, ...]]:
+    """Give the constraint that a variable has of its own, and the projections that are held on it now.
+
+    Example:
+        >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_constraint="non_neg")])
+        >>> with Holder(net) as holder:
+        ...     holder.hold(net.layers[0].kernel, abs)
+        ...     own, held = held_on(net.layers[0].kernel)
+        >>> type(own).__name__, held == (abs,), held_on(net.layers[0].bias)
+        ('NonNeg', True, (None, ()))
+    """
+    constraint = variable.constraint
+    if isinstance(constraint, _Held):
+        return constraint.before, tuple(constraint.projections)
+    return constraint, ()
+
+
 def hold_zeros(model: keras.Model, variables: Iterable[keras.Variable] | None = None) -> Holder:
     """Hold the exact zeros that a model's kernels have, so that further training does not lose them.
 
