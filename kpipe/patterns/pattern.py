@@ -163,7 +163,10 @@ def pattern_of(pattern: str | Pattern | MaskFunction) -> Pattern:
         return pattern
     if callable(pattern) and not isinstance(pattern, type):
         return ByFunction(pattern)
-    raise KpipeError(f"The pattern is {pattern!r}; expected one of {', '.join(PATTERNS)}, or a function of scores.")
+    hint = " In YAML write an n:m in quotes: '2:4'." if isinstance(pattern, int) else ""
+    raise KpipeError(
+        f"The pattern is {pattern!r}; expected one of {', '.join(PATTERNS)}, or a function of scores.{hint}"
+    )
 
 
 def _parse(text: str) -> Pattern:

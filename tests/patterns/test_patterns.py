@@ -189,7 +189,7 @@ def test_a_function_is_a_pattern_for_each_weight_by_itself(monkeypatch):
     ("make", "match"),
     [
         (lambda: pattern_of("unstructurd"), "Did you mean 'unstructured'"),
-        (lambda: pattern_of(3), "pattern is 3; expected one of block:RxC, n:m, unstructured"),
+        (lambda: pattern_of(3), "pattern is 3; expected one of block:RxC, n:m, unstructured.*YAML.*'2:4'"),
         (lambda: pattern_of(Unstructured), "expected one of"),
         (lambda: pattern_of("4:2"), "'4:2'; expected whole numbers n:m, 1 <= n < m"),
         (lambda: pattern_of("0:4"), "1 <= n < m"),
