@@ -1,0 +1,225 @@
+"""The callback that counts the training steps of wrapped layers and updates their masks."""
+
+import warnings
+from functools import partial
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kpipe.errors import KpipeError, NoEffectWarning
+from kpipe.projections import Holder, trained_model
+from kpipe.schedules import EpochSchedule, Schedule, last_due, resolve
+from kpipe.unstructured.masked import masked
+from kpipe.unstructured.wrapper import PruneLowMagnitude, PruningSchedule
+from kpipe.unstructured.wrapping import pruned_layers
+
+_HORIZON = 1000
+"""Steps that are looked through for the next update, for a warning."""
+
+
+class UpdatePruningStep(keras.callbacks.Callback):
+    """Prune the wrapped layers of a model while it trains; TFMOT's callback on Keras 3.
+
+    Before each training batch the layer's number of steps goes up by one, from 1 on; its schedule is asked with that
+    number, and when an update is due the masks are brought to the sparsity and applied before the batch is seen. The
+    number is saved with the model: a loaded one goes on where it was. What is zero before the first step stays zero.
+
+    In a loop of one's own call `set_model(model)` and `on_train_begin()`, `on_train_batch_begin(step)` before every
+    training step, and `on_epoch_end(epoch)`.
+
+    Raises:
+        KpipeError: In `on_train_begin`, when a schedule counts epochs and their length is not known.
+
+    Example:
+        >>> from kpipe.schedules import ConstantSparsity
+        >>> from kpipe.unstructured.wrapping import prune_low_magnitude
+        >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> pruned = prune_low_magnitude(net, ConstantSparsity(0.5, begin_step=0, frequency=1))
+        >>> pruned.compile("sgd", "mse")
+        >>> data = keras.ops.ones((8, 4)), keras.ops.ones((8, 2))
+        >>> _ = pruned.fit(*data, verbose=0, callbacks=[UpdatePruningStep()])
+        >>> int((pruned.layers[0].layer.kernel.numpy() == 0).sum())
+        4
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counts: list[_Count] = []
+        self._batch = 0
+        self._holder: Holder | None = None
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Find the wrapped layers; those that were never trained begin at step 0, the others go on."""
+        self._release()
+        steps_per_epoch = (self.params or {}).get("steps")
+        layers = pruned_layers(trained_model(self._fit))
+        self._counts = [_Count(layer, in_steps(layer.pruning_schedule, steps_per_epoch)) for layer in layers]
+        self._write = tf.function(self._add, autograph=False)  # one call of the runtime for all the layers
+        if not layers:
+            text = f"UpdatePruningStep found no wrapped layer in {self._fit.name!r}: see prune_low_magnitude."
+            warnings.warn(text, NoEffectWarning, stacklevel=2)
+        left_dense = [row for count in self._counts if count.begin() for row in count.layer.left_dense]
+        if left_dense:
+            listed = "; ".join(f"{path}: {reason}" for path, reason in left_dense)
+            warnings.warn(f"UpdatePruningStep leaves weights dense ({listed}).", UserWarning, stacklevel=2)
+        self._hold_averages()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Go on from the saved numbers of steps when another callback has restored the model meanwhile."""
+        for count in self._counts:
+            count.read()
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Count a step, ask the schedules, and update the masks that are due."""
+        self._batch = batch
+        self._advance(1)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Make up for the steps that were taken in one execution, and for layers that were built in the step."""
+        if batch > self._batch:
+            self._advance(batch - self._batch)
+        elif any(count.built_meanwhile for count in self._counts):
+            self._write = tf.function(self._add, autograph=False)
+            self._hold_averages()
+            self._follow()
+
+    def on_epoch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Apply the masks, in case weights were set by hand; the name of the argument is TFMOT's."""
+        for count in self._counts:
+            if count.layer.built:
+                count.layer.project()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Warn when the training was too short for a schedule."""
+        self._release()
+        reasons = dict.fromkeys(reason for count in self._counts if (reason := count.shortfall()))
+        if not self._counts or not reasons:
+            return
+        if any(known.dropped for count in self._counts for known in count.layer.masked):
+            warnings.warn(f"UpdatePruningStep: {'; '.join(reasons)}.", UserWarning, stacklevel=2)
+        else:
+            warnings.warn(f"UpdatePruningStep pruned nothing: {'; '.join(reasons)}.", NoEffectWarning, stacklevel=2)
+
+    @property
+    def _fit(self) -> keras.Model:
+        if self.model is None:
+            raise KpipeError("UpdatePruningStep has no model yet: pass it to model.fit, or call set_model(model).")
+        return self.model
+
+    def _advance(self, steps: int) -> None:
+        for count in self._counts:
+            count.advance(steps)
+        self._write(tf.constant(steps, tf.int64))
+        self._follow()
+
+    def _add(self, steps: tf.Tensor) -> None:
+        for count in self._counts:
+            if count.layer.built:
+                count.layer.pruning_step.assign_add(steps)
+
+    def _follow(self) -> None:
+        answers: dict[tuple, float | None] = {}  # layers that were wrapped together share a schedule
+        changed = [count.follow(answers) for count in self._counts]
+        if self._holder is not None and any(changed):
+            self._holder.project()
+
+    def _hold_averages(self) -> None:
+        """Keep the optimizer's weight averages sparse too, where it keeps any; the masks hold by themselves."""
+        self._release()
+        optimizer = self._fit.optimizer
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            optimizer = optimizer.inner_optimizer
+        if not isinstance(optimizer, keras.optimizers.Optimizer) or not optimizer.use_ema:
+            return
+        self._holder = Holder(self._fit)
+        for known in (known for count in self._counts for known in count.layer.masked):
+            self._holder.hold(known.weight, lambda w, mask=known.mask: masked(w, mask))
+
+    def _release(self) -> None:
+        if self._holder is not None:
+            self._holder.release()
+        self._holder = None
+
+
+class _Count:
+    """Count the training steps of one wrapped layer, and ask its schedule."""
+
+    def __init__(self, layer: PruneLowMagnitude, schedule: PruningSchedule):
+        self.layer, self.schedule = layer, schedule
+        self.begun = self.step = self.asked = 0
+        self.reached = -1.0  # sparsity of the masks
+        self.due: float | None = None  # sparsity of the last update
+        self._ask: Any = partial(ask, schedule)
+
+    def begin(self) -> bool:
+        """Begin at step 0, or go on; False when it goes on."""
+        fresh = not self.layer.built or self.layer.begin()
+        self.read()
+        return fresh
+
+    def read(self) -> None:
+        """Take over the number of steps that the layer holds, if it is another."""
+        step = int(self.layer.pruning_step.numpy()) if self.layer.built else self.step
+        if step != self.step:
+            self.begun = self.step = self.asked = step
+            self.reached = -1.0
+
+    @property
+    def built_meanwhile(self) -> bool:
+        """Whether the schedule has not been asked about a step because the layer was not built by then."""
+        return self.layer.built and self.asked < self.step
+
+    def advance(self, steps: int) -> None:
+        """Count steps; a layer that is built in one of them begins with that number."""
+        self.step += steps
+        self.layer.steps_at_build = self.step
+
+    def follow(self, answers: dict[tuple, float | None]) -> bool:
+        """Update the masks if an update was due since the last question; tell whether it did.
+
+        Args:
+            answers: (schedule, first, last step) -> what was answered before.
+        """
+        if not self.layer.built:
+            return False
+        question = (id(self.schedule), self.asked + 1, self.step)
+        self.asked = self.step
+        if question not in answers:
+            answers[question] = last_due(self._ask, *question[1:])
+        sparsity = answers[question]
+        self.due = self.due if sparsity is None else sparsity
+        if sparsity is None or sparsity <= self.reached:
+            return False
+        if self.layer.drop(sparsity):
+            self.reached = sparsity
+        return True
+
+    def shortfall(self) -> str | None:
+        """Say what the training did not reach of the schedule."""
+        end = getattr(self.schedule, "end_step", -1)
+        if self.due is None and not any(known.dropped for known in self.layer.masked):
+            following = range(self.step + 1, self.step + 1 + _HORIZON)
+            turn = next((step for step in following if self._ask(step)[0]), None)
+            rest = f"the next would be at step {turn}; train longer or prune earlier" if turn else "none follows soon"
+            return f"{self.schedule} asks for no update from step {self.begun + 1} to {self.step}, {rest}"
+        final = self._ask(end)[1]
+        if self.step < end and (self.due or 0.0) < final:
+            return f"training ended at step {self.step}, before {self.schedule} reaches {final:.4g} at step {end}"
+        return None
+
+
+def ask(schedule: PruningSchedule, step: int) -> tuple[bool, float]:
+    """Ask a schedule of kpipe, or one of TFMOT's kind, which is given a tensor and answers with tensors.
+
+    Example:
+        >>> ask(lambda step: (tf.equal(step, 2), tf.constant(0.5)), 2)
+        (True, 0.5)
+    """
+    due, sparsity = schedule(step if isinstance(schedule, Schedule) else tf.constant(step, tf.int64))
+    return bool(due), float(sparsity)
+
+
+def in_steps(schedule: PruningSchedule, steps_per_epoch: int | None) -> PruningSchedule:
+    """Give a schedule in steps, whichever way it counts."""
+    return resolve(schedule, steps_per_epoch) if isinstance(schedule, EpochSchedule) else schedule
