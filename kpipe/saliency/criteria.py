@@ -23,12 +23,16 @@ _UNSAID = {"needs": (), "comparable": False}
 @CRITERIA("magnitude", needs=(), comparable=False)
 @CRITERIA("l1", needs=(), comparable=False)
 def l1(evidence: Evidence) -> np.ndarray | None:
-    """Score by |w|: the L1 norm once summed over a channel (Li et al. 2017); "magnitude" is its name for weights.
+    """Score by |w|: the L1 norm once summed over a channel; "magnitude" is its name for weights.
 
     Example:
         >>> import numpy as np
         >>> l1(Evidence("kernel", np.array([1.0, -2.0]), None, None, np.random.default_rng(0))).tolist()
         [1.0, 2.0]
+
+    References:
+        Han et al., Learning both weights and connections (2015), https://arxiv.org/abs/1506.02626; for filters Li et
+        al., Pruning filters for efficient ConvNets (2017), https://arxiv.org/abs/1608.08710
     """
     return np.abs(evidence.weight) if evidence.role in KERNEL_ROLES else None
 
@@ -47,23 +51,143 @@ def l2(evidence: Evidence) -> np.ndarray | None:
 
 @CRITERIA("random", needs=(), comparable=True)
 def random(evidence: Evidence) -> np.ndarray | None:
-    """Score by seeded uniform chance: the floor that any other criterion has to beat."""
-    return evidence.rng.random(evidence.weight.shape) if evidence.role in KERNEL_ROLES else None
+    """Score by seeded uniform chance: the floor that any other criterion has to beat.
+
+    Example:
+        >>> import numpy as np
+        >>> draws = [random(Evidence("kernel", np.ones(3), None, None, np.random.default_rng(0))) for _ in range(2)]
+        >>> bool((draws[0] == draws[1]).all())
+        True
+    """
+    return evidence.rng.random(evidence.weight.shape, evidence.weight.dtype) if evidence.role in KERNEL_ROLES else None
 
 
 @CRITERIA("taylor", needs=("grad",), comparable=True)
 def taylor(evidence: Evidence) -> np.ndarray | None:
-    """Score by |w · dL/dw|: the first-order change of the loss when the entry goes (Molchanov et al. 2017).
+    """Score by |w · dL/dw|: the first-order change of the loss when the entry goes, on a network that is trained.
 
     Example:
         >>> import numpy as np
         >>> w, g = np.array([1.0, -2.0]), np.array([-3.0, 0.5])
-        >>> taylor(Evidence("kernel", w, g, g**2, np.random.default_rng(0))).tolist()
+        >>> taylor(Evidence("kernel", w, g, None, np.random.default_rng(0))).tolist()
         [3.0, 1.0]
+
+    References:
+        Molchanov et al., Pruning convolutional neural networks (2017), https://arxiv.org/abs/1611.06440
     """
     if evidence.grad is None or evidence.role == "statistic":
         return None
-    return np.abs(evidence.weight * evidence.grad)
+    scores = evidence.weight * evidence.grad
+    return np.abs(scores, out=scores)
+
+
+@CRITERIA("snip", needs=("grad",), comparable=True)
+def snip(evidence: Evidence) -> np.ndarray | None:
+    """Score by connection sensitivity |w · dL/dw| at initialisation, before any training.
+
+    In use it is not `taylor`: it is taken once, on a few batches, of a network that has just been initialised (with
+    variance scaling), to train only what is left, best with `scope="global"`; at the end of a training the first order
+    says little, because the gradient is near zero there. In form the two are one. The paper divides every score by the
+    sum of all over the network: one number for all, which changes no ranking, within a layer or over all, and is left
+    out here.
+
+    Example:
+        >>> import numpy as np
+        >>> w, g = np.array([1.0, -2.0]), np.array([-3.0, 0.5])
+        >>> snip(Evidence("kernel", w, g, None, np.random.default_rng(0))).tolist()
+        [3.0, 1.0]
+
+    References:
+        Lee, Ajanthan and Torr, SNIP: single-shot network pruning (2019), https://arxiv.org/abs/1810.02340
+    """
+    return taylor(evidence)
+
+
+@CRITERIA("fisher", needs=("grad_sq",), comparable=True)
+def fisher(evidence: Evidence) -> np.ndarray | None:
+    """Score by ½ · w² · E[(dl/dw)²], l the loss of one sample: the rise of the loss, curvature by squared gradients.
+
+    The mean square gradient of single samples is the empirical Fisher information; where the network predicts the
+    labels' distribution it is the Hessian of the log loss. One pass back a sample.
+
+    Example:
+        >>> import numpy as np
+        >>> w, squares = np.array([1.0, -2.0]), np.array([8.0, 0.5])
+        >>> fisher(Evidence("kernel", w, None, squares, np.random.default_rng(0))).tolist()
+        [4.0, 1.0]
+
+    References:
+        Theis et al., Faster gaze prediction with dense networks and Fisher pruning (2018),
+        https://arxiv.org/abs/1801.05787
+    """
+    return _second_order(evidence, evidence.grad_sq)
+
+
+@CRITERIA("obd", needs=("curvature",), comparable=True)
+def obd(evidence: Evidence) -> np.ndarray | None:
+    """Score by ½ · h · w², Optimal Brain Damage: the rise of the loss at its minimum to second order.
+
+    h is the exact diagonal of the Gauss-Newton matrix of the mean loss. One pass back for each output of each sample.
+
+    Example:
+        >>> import numpy as np
+        >>> w, h = np.array([1.0, -2.0]), np.array([8.0, 0.5])
+        >>> obd(Evidence("kernel", w, None, None, np.random.default_rng(0), curvature=h)).tolist()
+        [4.0, 1.0]
+
+    References:
+        LeCun, Denker and Solla, Optimal Brain Damage (1990)
+    """
+    return _second_order(evidence, evidence.curvature)
+
+
+def _second_order(evidence: Evidence, curvature: np.ndarray | None) -> np.ndarray | None:
+    if curvature is None or evidence.role == "statistic":
+        return None
+    scores = np.square(evidence.weight)
+    scores *= curvature
+    scores *= 0.5
+    return scores
+
+
+@CRITERIA("movement", needs=("movement",), comparable=True)
+def movement(evidence: Evidence) -> np.ndarray | None:
+    """Score by -Σ w · dL/dw over the steps of a training: high for weights that move away from zero.
+
+    Example:
+        >>> import numpy as np
+        >>> w, moved = np.array([1.0, -2.0]), np.array([-0.5, 0.25])
+        >>> movement(Evidence("kernel", w, None, None, np.random.default_rng(0), movement=moved)).tolist()
+        [-0.5, 0.25]
+
+    References:
+        Sanh, Wolf and Rush, Movement pruning: adaptive sparsity by fine-tuning (2020), https://arxiv.org/abs/2005.07683
+    """
+    return None if evidence.role == "statistic" else evidence.movement
+
+
+@CRITERIA("wanda", needs=("inputs",), comparable=False)
+def wanda(evidence: Evidence) -> np.ndarray | None:
+    """Score by |w| · ‖x‖₂, x all that the weight multiplies on the data: what it adds to its layer's output.
+
+    No labels and no gradients. The paper ranks the weights of each output against one another; here the scope says
+    what is ranked together.
+
+    Example:
+        >>> import numpy as np
+        >>> w, x = np.array([[1.0, -2.0], [3.0, 0.5]]), np.array([[10.0], [1.0]])
+        >>> wanda(Evidence("kernel", w, None, None, np.random.default_rng(0), inputs=x)).tolist()
+        [[10.0, 20.0], [3.0, 0.5]]
+
+    References:
+        Sun et al., A simple and effective pruning approach for large language models (2023),
+        https://arxiv.org/abs/2306.11695
+    """
+    if evidence.inputs is None or evidence.role not in KERNEL_ROLES:
+        return None
+    scores = np.abs(evidence.weight)
+    scores *= evidence.inputs
+    return scores
 
 
 def criterion_of(criterion: str | Criterion) -> tuple[Criterion, dict[str, Any]]:
@@ -98,7 +222,7 @@ def score(criterion: Criterion, evidence: Evidence, path: str) -> np.ndarray | N
         path: Of the weight, for the error.
 
     Returns:
-        Scores shaped like the weight, float64, or None where the criterion does not judge.
+        Scores shaped like the weight, in float32 or wider, or None where the criterion does not judge.
 
     Raises:
         KpipeError: When the scores have another shape or are not finite.
@@ -106,7 +230,9 @@ def score(criterion: Criterion, evidence: Evidence, path: str) -> np.ndarray | N
     scores = criterion(evidence)
     if scores is None:
         return None
-    scores = np.asarray(scores, dtype="float64")
+    scores = np.asarray(scores)
+    if scores.dtype.kind != "f" or scores.itemsize < 4:
+        scores = scores.astype("float32")
     finite = bool(np.isfinite(scores).all())
     if scores.shape != evidence.weight.shape or not finite:
         raise KpipeError(

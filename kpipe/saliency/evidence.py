@@ -2,16 +2,17 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from kpipe.data import batches
 from kpipe.errors import KpipeError
 from kpipe.registry import nearest
+from kpipe.saliency.activations import input_norms
+from kpipe.saliency.curvature import gauss_newton_diagonal
+from kpipe.saliency.gradients import mean_gradients, mean_squared_gradients
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,12 @@ class Evidence:
         role: What the variable does, one of `kpipe.layers.rule.Role`.
         weight: The variable's value.
         grad: Mean over the batches of dL/dw, shaped like `weight`; None when not asked for.
-        grad_sq: Mean over the batches of (dL/dw)², shaped like `weight`; None when not asked for.
+        grad_sq: Mean over the samples of (dl/dw)², l the loss of one sample, shaped like `weight`: the diagonal of the
+            empirical Fisher matrix; None when not asked for.
         rng: A generator seeded by the run's seed and the variable's path.
         curvature: Diagonal of the Gauss-Newton matrix of the mean loss, shaped like `weight`; None when not asked for.
         inputs: L2 norm of the activations that each weight multiplies, broadcastable to `weight`; None when not asked
-            for.
+            for, or not known for this weight.
         movement: Sum over the training of -w · dL/dw, shaped like `weight`; None outside of a training.
     """
 
@@ -67,15 +69,16 @@ def gather(
     seed: int = 0,
     observed: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> dict[str, Evidence]:
-    """Gather the evidence on some weights of a model, without changing them.
+    """Gather the evidence on some weights of a model; the model stays as it is.
 
     Args:
-        model: The model whose loss is differentiated.
+        model: The model; it runs in inference mode.
         weights: (path, role, variable) of each weight, or objects with these attributes; the path names it in the
             result and seeds its generator.
         needs: Names of the fields of `Evidence` that are asked for beside the weight.
-        data: What `model.fit` takes, with labels; needed for gradients.
-        loss: A Keras loss or its name. None: the loss the model was compiled with.
+        data: What `model.fit` takes: with labels for gradients and curvature (sample weights count), with or without
+            for activations. It is gone through once for each field.
+        loss: What `compile` takes as loss. None: the loss that the model is compiled with.
         seed: Of the generators.
         observed: Path -> field -> array: what was gathered during a training already, and is taken as it is.
 
@@ -83,28 +86,54 @@ def gather(
         Path -> evidence.
 
     Raises:
-        KpipeError: When gradients are asked for without data, without labels, or without a loss.
+        KpipeError: When data, labels, a loss or a training is missing for what is asked for.
+
+    Example:
+        >>> net = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        >>> found = gather(net, [("k", "kernel", net.weights[0])], "inputs", data=np.array([[3.0], [4.0]]))
+        >>> found["k"].inputs.tolist(), found["k"].grad
+        ([[5.0]], None)
     """
     named = [weight if isinstance(weight, tuple) else (weight.path, weight.role, weight.variable) for weight in weights]
-    asked = fields_of(needs)
-    seen = observed or {}
-    missing = [field for field in asked if any(field not in seen.get(path, {}) for path, _, _ in named)]
-    if "movement" in missing:
-        raise KpipeError(
-            "A criterion that needs 'movement' follows the weights through a training; in one shot there is none. Use "
-            "it in kpipe.callbacks.WeightPruning(schedule, criterion='movement') with model.fit."
-        )
-    variables = [variable for _, _, variable in named]
-    means = [(None, None)] * len(variables)
-    if "grad" in missing or "grad_sq" in missing:
-        means = _gradients(model, variables, data, loss)
+    fields: dict[str, dict[str, Any]] = {path: {} for path, _, _ in named}
+    for field in fields_of(needs):
+        seen = {path: found[field] for path, found in (observed or {}).items() if field in found}
+        missing = {path: variable for path, _, variable in named if path not in seen}
+        passed = PASSES[field](model, list(missing.values()), data, loss) if missing else []
+        seen |= dict(zip(missing, passed, strict=True))
+        for path, known in fields.items():
+            known[field] = seen[path]
     return {
-        path: replace(
-            Evidence(role, np.asarray(variable), grad, grad_sq, generator(seed, path)),
-            **{field: array for field, array in seen.get(path, {}).items() if field in asked},
+        path: Evidence(
+            **{"grad": None, "grad_sq": None} | fields[path],
+            role=role,
+            weight=_value(variable),
+            rng=generator(seed, path),
         )
-        for (path, role, variable), (grad, grad_sq) in zip(named, means, strict=True)
+        for path, role, variable in named
     }
+
+
+def _value(variable: keras.Variable) -> np.ndarray:
+    value = variable.numpy()
+    return value if value.dtype in ("float32", "float64") else value.astype("float32")
+
+
+def _no_training(*_: Any) -> list[Any]:
+    raise KpipeError(
+        "A criterion that needs 'movement' follows the weights through a training; in one shot there is none. Use it "
+        "in kpipe.callbacks.WeightPruning(schedule, criterion='movement') with model.fit."
+    )
+
+
+PASSES: dict[str, Callable[..., list[Any]]] = {
+    "grad": mean_gradients,
+    "grad_sq": mean_squared_gradients,
+    "curvature": gauss_newton_diagonal,
+    "inputs": input_norms,
+    "movement": _no_training,
+}
+"""Field of `Evidence` -> function of (model, variables, data, loss): an array for each variable, None: not known."""
 
 
 def fields_of(needs: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -118,52 +147,7 @@ def fields_of(needs: str | Sequence[str] | None) -> tuple[str, ...]:
         ((), ('grad',), ('grad', 'inputs'))
     """
     asked = () if needs is None else (needs,) if isinstance(needs, str) else tuple(needs)
-    known = (*FROM_DATA, "movement")
     for field in asked:
-        if field not in known:
-            raise KpipeError(f"A criterion needs {field!r}. Known: {', '.join(known)}.{nearest(field, known)}")
+        if field not in PASSES:
+            raise KpipeError(f"A criterion needs {field!r}. Known: {', '.join(PASSES)}.{nearest(field, PASSES)}")
     return asked
-
-
-def _loss_function(model: keras.Model, loss: Any) -> Callable[[Any, Any], Any]:
-    if loss is not None:
-        chosen: Any = keras.losses.get(loss)
-        return lambda y, predicted: tf.reduce_mean(chosen(y, predicted))
-    if not model.compiled:
-        raise KpipeError(
-            f"A criterion that needs gradients needs a loss. Received: a model ({model.name!r}) that is not compiled, "
-            "and no loss. Compile the model, or pass loss='sparse_categorical_crossentropy' or the like."
-        )
-    return lambda y, predicted: model.compute_loss(y=y, y_pred=predicted)
-
-
-def _gradients(
-    model: keras.Model, variables: Sequence[keras.Variable], data: Any, loss: Any
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Mean gradient and mean squared gradient over the batches, for each variable; zeros where none flows."""
-    if data is None:
-        raise KpipeError("A criterion that needs gradients needs labelled data. Received: data=None. Pass data=(x, y).")
-    compute, values = _loss_function(model, loss), [variable.value for variable in variables]
-    trainable = [variable.trainable for variable in variables]
-
-    @tf.function
-    def step(x: Any, y: Any) -> list[Any]:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(values)
-            total = compute(y, model(x, training=False))
-        return tape.gradient(total, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-
-    sums = [(np.zeros(v.shape, "float64"), np.zeros(v.shape, "float64")) for v in variables]
-    count = 0
-    for x, y in batches(data):
-        if y is None:
-            raise KpipeError("A criterion that needs gradients needs labels. Received: inputs alone. Pass data=(x, y).")
-        for (total, squares), found, learns in zip(sums, step(x, y), trainable, strict=True):
-            if learns:
-                found = tf.convert_to_tensor(found).numpy().astype("float64")  # an Embedding's gradient is sparse
-                total += found
-                squares += found**2
-        count += 1
-    if count == 0:
-        raise KpipeError("A criterion that needs gradients needs data. Received: no batch at all.")
-    return [((total / count).astype("float32"), (squares / count).astype("float32")) for total, squares in sums]

@@ -43,7 +43,9 @@ def channel_scores(
         for axis, ids in weight.axes.items():
             others = tuple(i for i in range(scores.ndim) if i != axis)
             classes = trace.class_of[ids]
-            totals += np.bincount(classes, weights=scores.sum(axis=others), minlength=trace.class_count)
+            totals += np.bincount(
+                classes, weights=scores.sum(axis=others, dtype="float64"), minlength=trace.class_count
+            )
             judged[classes] = True
     for group in trace.groups:
         if not judged[group.classes].all():
