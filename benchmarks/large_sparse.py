@@ -13,6 +13,7 @@ Each finished training is kept in benchmarks/results/, so a run that was broken 
 """
 
 import argparse
+from typing import Any
 
 import papers
 
@@ -37,7 +38,7 @@ def trained(net, splits, epochs, callbacks=()):
     import keras
 
     x, y = splits["train"]
-    decay = keras.optimizers.schedules.CosineDecay(2e-3, epochs * -(-len(x) // BATCH))
+    decay: Any = keras.optimizers.schedules.CosineDecay(2e-3, epochs * -(-len(x) // BATCH))
     net.compile(keras.optimizers.Adam(decay), papers.cross_entropy(), jit_compile=False)
     net.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=list(callbacks))
     left = sum(int((weight.numpy() != 0).sum()) for weight in net.trainable_weights if len(weight.shape) > 1)

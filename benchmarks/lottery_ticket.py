@@ -57,10 +57,10 @@ def train(model, callbacks, splits, seed, iterations, path):
         with np.load(weights) as file:
             model.set_weights([file[name] for name in file.files])
         return json.loads(path.read_text())
-    watch = make_watch(model, splits)
+    (x, y), watch = splits["train"], make_watch(model, splits)
     model.compile(keras.optimizers.Adam(1.2e-3), papers.cross_entropy(), steps_per_execution=EVERY, jit_compile=False)
     model.fit(
-        papers.stream(*splits["train"], 60, seed),
+        papers.stream(x, y, 60, seed),
         epochs=iterations // EVERY,
         steps_per_epoch=EVERY,
         shuffle=False,

@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +11,14 @@ import keras
 import numpy as np
 
 from kpipe.errors import KpipeError, NoEffectWarning
+from kpipe.patterns import MaskFunction, Pattern, Scope, pattern_of, scope_of
 from kpipe.projections import trained_model
 from kpipe.saliency import Criterion
 from kpipe.unstructured.masks import first_mask
 from kpipe.unstructured.prune import prune_weights
-from kpipe.unstructured.targets import LayerFilter, Target, find_targets
+from kpipe.unstructured.selection import LayerFilter
+from kpipe.unstructured.suited import suited
+from kpipe.unstructured.targets import PRUNED_ROLES, Target, find_targets
 from kpipe.unstructured.ticket import Round, Ticket
 
 Train = Callable[[keras.Model, list[keras.callbacks.Callback]], Any]
@@ -34,9 +37,10 @@ def find_ticket(
     rewind_to: int = 0,
     *,
     criterion: str | Criterion = "magnitude",
-    pattern: Any = "unstructured",
-    scope: Any = "layer",
+    pattern: str | Pattern | MaskFunction = "unstructured",
+    scope: str | Mapping[str, Any] | Scope = "layer",
     layers: LayerFilter = None,
+    roles: Sequence[str] = PRUNED_ROLES,
     data: Any = None,
     loss: Any = None,
     seed: int = 0,
@@ -59,10 +63,11 @@ def find_ticket(
         rewind_to: The number of updates, in the first round, after which the weights are those to rewind to; 0 is the
             very beginning.
         criterion: A registered name, or a function of `Evidence`; it judges the trained weights.
-        pattern: Which entries may go together, as in `prune_weights`.
-        scope: "layer" or another one of `prune_weights`; the weights of one fraction share a ranking.
-        layers: None for every kernel of the layers that kpipe knows, a regular expression searched in the weight's
-            path, or a function of the layer.
+        pattern: Which entries go together, as in `prune_weights`; weights that cannot have it are left alone.
+        scope: How the fraction is shared out, as in `prune_weights`; weights of different fractions never share.
+        layers: None for every layer that kpipe knows, a regular expression searched in the weight's path, a layer class
+            or a tuple of them, or a function of the layer.
+        roles: What a weight has to be, as in `prune_weights`.
         data: Data for a criterion that needs some.
         loss: Loss for those; None: the one that the trained copy is compiled with.
         seed: Of a criterion that draws random numbers.
@@ -88,16 +93,17 @@ def find_ticket(
     """
     if not isinstance(rewind_to, int) or rewind_to < 0:
         raise KpipeError(f"rewind_to is {rewind_to!r}; expected a number of updates, 0 for the very beginning.")
-    chosen = _chosen(model, find_targets(model, layers)[0], per_round)
+    targets, _ = suited(find_targets(model, layers, roles)[0], pattern_of(pattern))
+    chosen = _chosen(model, targets, per_round)
     dropped = {path: np.where(first_mask(one.weight), 0, -1).astype("int16") for path, one in chosen.items()}
-    choice = {"criterion": criterion, "pattern": pattern, "scope": scope, "data": data, "loss": loss}
+    choice = {"criterion": criterion, "pattern": pattern, "scope": scope, "roles": roles, "data": data, "loss": loss}
     places = {path: one.place for path, one in chosen.items()}
     ticket = Ticket(model, tuple(model.get_weights()), dropped, places, ()).renewed()
     for number in range(1, _count(chosen, rounds, sparsity) + 1):
         twin = _compiled_alike(ticket.rewound(), model)
         early = _Snapshot(rewind_to if number == 1 else 0)
         logs = _trained(twin, train, ticket, early)
-        groups = _groups(chosen, number, sparsity, scope)
+        groups = _groups(chosen, number, sparsity, scope_of(scope).alone)
         dropped = _drop(twin, ticket, groups, number, {**choice, "seed": seed + number})
         past = (*ticket.history, Round(number, ticket.kept, logs))
         ticket = replace(ticket, start=early.weights or ticket.start, dropped=dropped, history=past)
@@ -156,13 +162,13 @@ def _count(chosen: Mapping[str, _Chosen], rounds: int | None, sparsity: float | 
 
 
 def _groups(
-    chosen: Mapping[str, _Chosen], number: int, sparsity: float | None, scope: Any
+    chosen: Mapping[str, _Chosen], number: int, sparsity: float | None, alone: bool
 ) -> list[tuple[float, list[str]]]:
     """Put together which weights `prune_weights` may take in one call, with their sparsity after this round."""
     groups: dict[float, list[str]] = {}
     for path, one in chosen.items():
-        groups.setdefault(one.sparsity(number, sparsity) if scope == "layer" else one.fraction, []).append(path)
-    if scope == "layer":
+        groups.setdefault(one.sparsity(number, sparsity) if alone else one.fraction, []).append(path)
+    if alone:
         return list(groups.items())
     shared = []
     for paths in groups.values():
