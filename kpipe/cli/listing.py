@@ -17,13 +17,13 @@ from kpipe.errors import KpipeError
 from kpipe.export import FORMATS
 from kpipe.layers import KERNEL_ROLES, RULES, LayerFacts
 from kpipe.layers.rule import QuantizationFact
-from kpipe.patterns import PATTERNS
+from kpipe.patterns import PATTERNS, SCOPES
 from kpipe.pipeline import STAGES
 from kpipe.registry import Registry, nearest
 from kpipe.report.details import Row
 from kpipe.report.units import DASH
 from kpipe.saliency import CRITERIA
-from kpipe.schedules import SCHEDULES
+from kpipe.schedules import SCHEDULES, arguments_of
 from kpipe.unstructured.targets import PRUNED_ROLES
 
 SMALLEST = {"filters": 1, "kernel_size": 1, "activation": "relu"}
@@ -124,6 +124,28 @@ def _layers() -> list[Row]:
     ]
 
 
+def _schedules() -> list[Row]:
+    return [
+        {
+            "Schedule": name,
+            "What it is": first_line(SCHEDULES[name]),
+            "Arguments": ", ".join(arguments_of(SCHEDULES[name])),
+        }
+        for name in SCHEDULES
+    ]
+
+
+def _patterns() -> list[Row]:
+    return [
+        {
+            "Pattern": name,
+            "Such as": PATTERNS.facts(name).get("example", name),
+            "What it is": first_line(PATTERNS[name]),
+        }
+        for name in PATTERNS
+    ]
+
+
 def _formats() -> list[Row]:
     return [
         {
@@ -151,8 +173,9 @@ LISTS: dict[str, Callable[[], list[Row]]] = {
     "stages": _stages,
     "criteria": _registry("Criterion", CRITERIA),
     "layers": _layers,
-    "schedules": _registry("Schedule", SCHEDULES),
-    "patterns": _registry("Pattern", PATTERNS),
+    "schedules": _schedules,
+    "patterns": _patterns,
+    "scopes": _registry("Scope", SCOPES),
     "formats": _formats,
     "data": _registry("Data", SOURCES),
     "recipes": _recipes,
@@ -163,7 +186,7 @@ LISTS: dict[str, Callable[[], list[Row]]] = {
 def ls(
     what: Annotated[list[str] | None, typer.Argument(help=f"Any of: {', '.join(LISTS)}. Default: all.")] = None,
 ) -> None:
-    """List the stages, criteria, layers, schedules, patterns, formats, data sources and recipes that kpipe knows."""
+    """List what kpipe knows: stages, criteria, layers, schedules, patterns, scopes, formats, data sources, recipes."""
     with plain_errors():
         for name in what or LISTS:
             if name not in LISTS:

@@ -6,7 +6,7 @@ from kpipe.schedules.following import last_due, warn_of_shortfall
 from kpipe.schedules.join import Join
 from kpipe.schedules.ramps import CosineSparsity, LinearSparsity, OneCycleSparsity, PolynomialDecay
 from kpipe.schedules.schedule import SCHEDULES, Schedule
-from kpipe.schedules.spec import AnySchedule, schedule, schedules_of
+from kpipe.schedules.spec import AnySchedule, arguments_of, schedule, schedules_of
 from kpipe.schedules.stepped import IterativeSparsity, SteppedSparsity
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "PolynomialDecay",
     "Schedule",
     "SteppedSparsity",
+    "arguments_of",
     "last_due",
     "resolve",
     "schedule",

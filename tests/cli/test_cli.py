@@ -15,7 +15,9 @@ from kpipe.cli.bench import rows
 from kpipe.cli.console import WIDTH
 from kpipe.cli.run import table
 from kpipe.export import Latency, export
+from kpipe.patterns import PATTERNS, SCOPES
 from kpipe.pipeline import STAGES
+from kpipe.schedules import SCHEDULES
 
 SOURCE = """
 import keras
@@ -144,6 +146,14 @@ def test_ls_tells_the_keys_of_every_stage():
     assert code == 0
     assert all(key in words for name in STAGES for key in STAGES[name].model_fields if key != "stage")
     assert "nosuchkey" not in words
+
+
+def test_ls_says_how_schedules_patterns_and_scopes_are_written():
+    code, output = call("ls", "schedules", "patterns", "scopes")
+    assert code == 0
+    words = output.replace(",", " ").split()
+    assert all(name in words for name in (*SCHEDULES, *PATTERNS, *SCOPES, "2:4", "block:4x1", "end_epoch", "stages"))
+    assert "taylor" not in words
 
 
 def test_check():
