@@ -1,12 +1,26 @@
 """Pure functions from scores to masks that only ever lose entries."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from kpipe.errors import KpipeError
-from kpipe.patterns import Pattern, Unstructured, drop_count, keep_masks, unstructured
+from kpipe.layers import NATURAL, Layout
+from kpipe.patterns import (
+    Global,
+    MaskFunction,
+    Pattern,
+    Scope,
+    Unstructured,
+    drop_count,
+    keep_highest,
+    pattern_of,
+    scope_of,
+)
 from kpipe.saliency import Criterion, Evidence
+
+_SMALL = 4096
 
 
 def first_mask(weight: np.ndarray) -> np.ndarray:
@@ -20,33 +34,35 @@ def first_mask(weight: np.ndarray) -> np.ndarray:
     return keep if keep.any() else ~keep
 
 
-def due(keeps: Mapping[str, np.ndarray], dropped: Mapping[str, int], sparsity: float, scope: str) -> list[str]:
-    """List the weights of which an unstructured mask has fewer zeros than asked for.
+def due(
+    sizes: Mapping[str, int], dropped: Mapping[str, int], sparsity: float, scope: str | Mapping[str, Any] | Scope
+) -> list[str]:
+    """List the weights that have to be ranked because fewer entries are dropped than asked for.
 
-    What is dropped stays dropped, so where the count is reached nothing can change and no ranking is needed.
+    What is dropped stays dropped, so where the count is reached nothing can change.
 
     Args:
-        keeps: Path -> keep-mask.
-        dropped: Path -> its number of False entries.
+        sizes: Path -> number of entries.
+        dropped: Path -> number of those that are dropped.
         sparsity: Fraction of zeros asked for, in [0, 1).
-        scope: "layer" or "global".
+        scope: Where it judges each weight by itself, those that lack zeros are listed; else all, if all together do.
 
     Example:
-        >>> due({"a": np.ones(4, bool), "b": np.array([True, False])}, {"a": 0, "b": 1}, 0.5, "layer")
-        ['a']
+        >>> due({"a": 4, "b": 2}, {"a": 0, "b": 1}, 0.5, "layer"), due({"a": 4, "b": 2}, {"a": 0, "b": 1}, 0.5, "erk")
+        (['a'], ['a', 'b'])
     """
-    if scope == "global":
-        asked = drop_count(sum(keep.size for keep in keeps.values()), sparsity)
-        return list(keeps) if sum(dropped.values()) < asked else []
-    return [path for path, keep in keeps.items() if dropped[path] < drop_count(keep.size, sparsity)]
+    if scope_of(scope).alone:
+        return [path for path, size in sizes.items() if dropped[path] < drop_count(size, sparsity)]
+    return list(sizes) if sum(dropped.values()) < drop_count(sum(sizes.values()), sparsity) else []
 
 
 def drop_more(
     keeps: Mapping[str, np.ndarray],
     scores: Mapping[str, np.ndarray],
     sparsity: float,
-    scope: str = "layer",
-    pattern: Pattern = unstructured,
+    scope: str | Mapping[str, Any] | Scope = "layer",
+    pattern: str | Pattern | MaskFunction = "unstructured",
+    layouts: Mapping[str, Layout] | None = None,
 ) -> dict[str, np.ndarray]:
     """Drop entries of lowest score until the sparsity is reached; what was dropped before stays dropped.
 
@@ -54,30 +70,114 @@ def drop_more(
         keeps: Path -> keep-mask so far.
         scores: Path -> scores of the same shape.
         sparsity: Fraction of zeros, in [0, 1), counting those dropped before.
-        scope: "layer" or "global".
-        pattern: Function of (scores, sparsity).
+        scope: How it is shared out among the weights.
+        pattern: What goes together.
+        layouts: Path -> which axes the pattern is to see as inputs and outputs; None: those of most kernels.
 
     Returns:
         Path -> new keep-mask; an unstructured one has exactly max(round(sparsity * n), dropped before) zeros.
+
+    Raises:
+        KpipeError: When a score of what is kept is NaN, or the sparsity, the scope and the pattern do not fit.
 
     Example:
         >>> keep = {"a": np.array([True, True, False, True])}
         >>> drop_more(keep, {"a": np.array([3.0, 1.0, 9.0, 2.0])}, 0.5)["a"].tolist()
         [True, False, False, True]
     """
-    if isinstance(pattern, Unstructured) and all(not np.isnan(np.max(scores[path])) for path in keeps):
-        chosen = keep_masks(scores, sparsity, scope, pattern)
-        if not any(np.any(chosen[path] > keep) for path, keep in keeps.items()):
-            return chosen  # what was dropped ranks lowest as it is: a magnitude of zero
-    ranked = {path: np.where(keep, scores[path], -np.inf) for path, keep in keeps.items()}
-    chosen = keep_masks(ranked, sparsity, scope, pattern)
-    for path, keep in keeps.items():
-        if chosen[path].shape != keep.shape:
-            raise KpipeError(
-                f"The pattern gave a mask of shape {chosen[path].shape} for {path!r}; expected {keep.shape}, one "
-                "boolean an entry."
-            )
-    return {path: np.logical_and(chosen[path], keep) for path, keep in keeps.items()}
+    scope, pattern = scope_of(scope), pattern_of(pattern)
+    layout = {path: (layouts or {}).get(path, NATURAL) for path in keeps}
+    alive = {path: _turned(layout[path], keep) for path, keep in keeps.items()}
+    turned = {path: _turned(layout[path], scores[path]) for path in keeps}
+    shares = None
+    if isinstance(pattern, Unstructured):
+        shares = scope.sparsities({path: keep.shape for path, keep in alive.items()}, sparsity, pattern)
+    if shares is not None:
+        drops = {path: drop_count(keep.size, shares[path]) for path, keep in alive.items()}
+        chosen = {path: drop_lowest([keep], [turned[path]], drops[path])[0] for path, keep in alive.items()}
+    elif isinstance(pattern, Unstructured) and scope == Global():
+        drop = drop_count(sum(keep.size for keep in alive.values()), sparsity)
+        chosen = dict(zip(alive, drop_lowest(list(alive.values()), list(turned.values()), drop), strict=True))
+    else:
+        ranked = {path: np.where(keep, turned[path], -np.inf) for path, keep in alive.items()}
+        chosen = scope.keep(ranked, sparsity, pattern)
+        for path, keep in alive.items():
+            _check_shape(path, chosen[path], keep.shape, pattern)
+        chosen = {path: np.logical_and(chosen[path], keep) for path, keep in alive.items()}
+    return {path: _back(layout[path], chosen[path], keep.shape) for path, keep in keeps.items()}
+
+
+def _turned(layout: Layout, values: np.ndarray) -> np.ndarray:
+    return values if layout == NATURAL else layout.turn(values)
+
+
+def _back(layout: Layout, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return values if layout == NATURAL else layout.back(values, shape)
+
+
+def _check_shape(path: str, found: np.ndarray, shape: tuple[int, ...], pattern: Pattern) -> None:
+    if np.shape(found) != shape:
+        raise KpipeError(
+            f"The pattern {pattern} gave a mask of shape {np.shape(found)} for {path!r}; expected {shape}, one boolean "
+            "an entry."
+        )
+
+
+def drop_lowest(keeps: Sequence[np.ndarray], scores: Sequence[np.ndarray], drop: int) -> list[np.ndarray]:
+    """Drop the lowest of what is kept of several weights together, until `drop` entries are gone.
+
+    Training drops a few entries at a time, so only these are looked for: a random sample gives a bound that very likely
+    has enough below it, and what lies below is ranked. Should it not have, all that is kept is ranked.
+
+    Args:
+        keeps: Keep-masks.
+        scores: Of the same shapes; of what is dropped they say nothing.
+        drop: Number of entries to be gone, counting those dropped before.
+
+    Returns:
+        New keep-masks; the given ones when as many are gone already. Among equal scores those of the first weight, and
+        in it those of the lowest index, go first.
+
+    Raises:
+        KpipeError: When a score of what is kept is NaN.
+
+    Example:
+        >>> drop_lowest([np.array([True, False]), np.array([True, True])], [np.array([3, 0]), np.array([1, 2])], 2)
+        [array([ True, False]), array([False,  True])]
+    """
+    flat = [(np.ravel(keep), np.ravel(values)) for keep, values in zip(keeps, scores, strict=True)]
+    kept = sum(int(np.count_nonzero(keep)) for keep, _ in flat)
+    size = sum(keep.size for keep, _ in flat)
+    more = drop - (size - kept)
+    if more <= 0:
+        return list(keeps)
+    bound = None if any(np.isnan(np.max(values)) for _, values in flat if values.size) else _bound(flat, kept, more)
+    below = [np.flatnonzero(keep if bound is None else (values <= bound) & keep) for keep, values in flat]
+    if sum(map(len, below)) < more:
+        below = [np.flatnonzero(keep) for keep, _ in flat]
+    stay = keep_highest([values[places] for (_, values), places in zip(flat, below, strict=True)], more)
+    found = []
+    for keep, places, stays in zip(keeps, below, stay, strict=True):
+        new = keep.copy()
+        new.reshape(-1)[places[~stays]] = False
+        found.append(new)
+    return found
+
+
+def _bound(flat: Sequence[tuple[np.ndarray, np.ndarray]], kept: int, more: int) -> Any:
+    """Give a score that more than `more` of the kept entries very likely do not exceed; None when most would not."""
+    size = sum(keep.size for keep, _ in flat)
+    if size <= _SMALL or 8 * more > kept:
+        return None
+    rng = np.random.default_rng(0)
+    parts = []
+    for keep, values in flat:
+        places = rng.integers(0, keep.size, 1 + (1024 + size // 128) * keep.size // size)
+        parts.append(values[places[keep[places]]])
+    sample = np.concatenate(parts)
+    rank = more / kept * len(sample)
+    last = int(rank + 4 * np.sqrt(rank) + 4)
+    return np.partition(sample, last)[last] if last < len(sample) else None
 
 
 def judge(criterion: Criterion, evidence: Mapping[str, Evidence]) -> dict[str, np.ndarray]:
