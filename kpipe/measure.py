@@ -10,7 +10,7 @@ import numpy as np
 from kpipe.errors import KpipeError, SurgeryError
 from kpipe.fake_quant import FakeQuant, bake, is_quantized
 from kpipe.graph import trace
-from kpipe.layers import KERNEL_ROLES, Weight, leaves, own_variables, weights, weights_within
+from kpipe.layers import KERNEL_ROLES, Weight, located, own_variables, weights, weights_within
 
 
 @dataclass(frozen=True)
@@ -161,14 +161,14 @@ def _rows(model: keras.Model) -> list[LayerMeasure]:
 def _rows_inside(model: keras.Model) -> list[LayerMeasure]:
     """Count what each layer holds itself, each variable once: of a graph that cannot be read."""
     rows, roles, seen = [], {id(weight.variable): weight for weight in weights_within(model)}, set()
-    for layer in leaves(model):
+    for path, layer in located(model).items():
         own = [variable for variable in own_variables(layer) if id(variable) not in seen]
         seen.update(id(variable) for variable in own)
         known = [roles[id(variable)] for variable in own if id(variable) in roles]
         multiplied = any(weight.role in KERNEL_ROLES for weight in known)
         unknown = any(len(variable.shape) > 1 for variable in own if id(variable) not in roles)
         if own:
-            rows.append(_row(layer.path or layer.name, layer, None if multiplied or unknown else 0, own, known))
+            rows.append(_row(path or layer.name, layer, None if multiplied or unknown else 0, own, known))
     return rows
 
 

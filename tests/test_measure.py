@@ -140,7 +140,7 @@ def test_layers_inside_layers_are_counted_once():
     assert measure(model).sparsity == pytest.approx(64 / kernels)
     assert measure(mixed).sparsity == pytest.approx(64 / kernels)
     channels = {row.layer: row.channels for row in measure(mixed).rows}
-    assert channels["mixed/read/forward_lstm/lstm_cell"] == 4 and channels["mixed/attend/attention_output"] == 5
+    assert channels["read/forward_lstm/lstm_cell"] == 4 and channels["attend/attention_output"] == 5
 
 
 def test_what_multiplies_nothing_costs_no_macs():

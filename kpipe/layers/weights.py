@@ -1,6 +1,7 @@
 """The weights of a layer with their roles, and the layers of a model."""
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -117,22 +118,50 @@ def declared(layer: Any) -> tuple[keras.Variable, ...] | None:
     return tuple(found)
 
 
+def located(layer: keras.Layer) -> dict[str, keras.Layer]:
+    """Map the path of each layer inside a layer or model to it, from the outside in and in order; "" is itself.
+
+    The path is made of the names of the layers around it. Keras's own `Layer.path` has the model's name in front or
+    not, as the model was made or loaded. A layer that stands at several places is listed at the first.
+
+    Example:
+        >>> outer = keras.layers.TimeDistributed(keras.layers.Dense(2, name="inner"), name="outer")
+        >>> list(located(outer)), list(located(keras.Sequential([outer])))
+        (['', 'inner'], ['', 'outer', 'outer/inner'])
+    """
+    found: dict[str, keras.Layer] = {}
+    seen: set[int] = set()
+    waiting = [("", layer)]
+    while waiting:
+        path, one = waiting.pop()
+        if id(one) not in seen:
+            seen.add(id(one))
+            path = unique(path, found)
+            found[path] = one
+            waiting += [(f"{path}/{inner.name}".lstrip("/"), inner) for inner in reversed(one._layers)]
+    return found
+
+
+def unique(path: str, taken: Container[str]) -> str:
+    """Make a path unique by a number.
+
+    Example:
+        >>> unique("a", ()), unique("a", {"a", "a#2"})
+        ('a', 'a#3')
+    """
+    names = itertools.chain([path], (f"{path}#{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in taken)
+
+
 def layers_within(layer: keras.Layer) -> list[keras.Layer]:
     """List a layer or model and all that is inside it, each once, from the outside in and in order.
 
     Example:
-        >>> inner = keras.layers.TimeDistributed(keras.layers.Dense(2, name="inner"), name="outer")
-        >>> [layer.name for layer in layers_within(inner)]
+        >>> outer = keras.layers.TimeDistributed(keras.layers.Dense(2, name="inner"), name="outer")
+        >>> [layer.name for layer in layers_within(outer)]
         ['outer', 'inner']
     """
-    found: dict[int, keras.Layer] = {}
-    waiting = [layer]
-    while waiting:
-        layer = waiting.pop()
-        if id(layer) not in found:
-            found[id(layer)] = layer
-            waiting.extend(reversed(layer._layers))
-    return list(found.values())
+    return list(located(layer).values())
 
 
 def leaves(model: keras.Layer) -> list[keras.Layer]:

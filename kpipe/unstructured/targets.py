@@ -1,5 +1,6 @@
 """Which weights of a model are pruned, and why the others are not."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -16,8 +17,10 @@ from kpipe.layers import (
     Weight,
     declared,
     layers_within,
+    located,
     own_variables,
     roles_of,
+    unique,
     weight_facts_of,
     weights_within,
 )
@@ -40,7 +43,16 @@ UNBUILT = "it has no weights yet: call the model on data first"
 
 @dataclass(frozen=True)
 class Target:
-    """Name one weight to prune; `path` is unique in the model, `layer` holds the weight, `layout` says its axes."""
+    """Name one weight to prune.
+
+    Args:
+        path: The names of the layers around the weight and its own, made unique: the same however the model was made or
+            loaded, which Keras's variable path is not.
+        role: What it does; see `kpipe.layers.Role`.
+        variable: The weight.
+        layout: Its axes.
+        layer: The layer that holds it.
+    """
 
     path: str
     role: str
@@ -90,15 +102,13 @@ def find_targets(
     check_built(model)
     roles, selects, left_out = _check_roles(roles), selector(model, layers), _left_out(model)
     known = {id(weight.variable): weight for weight in weights_within(model)}
-    names: dict[str, int] = {}
     targets: list[Target] = []
-    skipped = [Skipped(layer.path or layer.name, (), UNBUILT) for layer in layers_within(model) if _waits(layer)]
-    for layer, variable, weight in _candidates(model, known):
-        path = _unique(variable.path, names)
+    skipped = [Skipped(path, (), UNBUILT) for path, layer in located(model).items() if _waits(layer)]
+    for path, layer, variable, weight in _candidates(model, known):
         reason = left_out.get(id(variable)) or _packed(layer, variable)
         if weight is None:
             reason = reason or _unknown(layer, variable)
-        elif reason is None and (reason := _unwanted(weight, roles, selects, (variable.path, path))) is None:
+        elif reason is None and (reason := _unwanted(weight, roles, selects, (path, variable.path))) is None:
             targets.append(Target(path, weight.role, variable, weight.layout, weight.layer))
             continue
         skipped.append(Skipped(path, tuple(variable.shape), reason))
@@ -121,17 +131,25 @@ def _check_roles(roles: Sequence[str]) -> tuple[str, ...]:
 
 def _candidates(
     model: keras.Model, known: Mapping[int, Weight]
-) -> Iterator[tuple[keras.Layer, keras.Variable, Weight | None]]:
-    """Give each variable once, with the layer that speaks for it: all that train, and kernels that do not."""
+) -> Iterator[tuple[str, keras.Layer, keras.Variable, Weight | None]]:
+    """Give each variable once, with its path and the layer that speaks for it: all that train, all kernels."""
     seen: set[int] = set()
+    paths: set[str] = set()
+    places = {id(layer): path for path, layer in located(model).items()}
     for layer in layers_within(model):
         trained = {id(variable) for variable in layer._trainable_variables}
         for variable in own_variables(layer):
             weight = known.get(id(variable))
             kernel = _stands_for_kernel(layer, variable) or (weight is not None and weight.role in KERNEL_ROLES)
-            if id(variable) not in seen and (id(variable) in trained or kernel):
-                seen.add(id(variable))
-                yield (weight.layer if weight else layer), variable, weight
+            if id(variable) in seen or not (id(variable) in trained or kernel):
+                continue
+            speaker = weight.layer if weight else layer
+            holder = speaker if any(own is variable for own in own_variables(speaker)) else layer
+            name = re.sub(r"^variable_\d+$", "variable", variable.name)  # a number that Keras counts on and on
+            path = unique(f"{places[id(holder)]}/{name}".lstrip("/"), paths)
+            seen.add(id(variable))
+            paths.add(path)
+            yield path, speaker, variable, weight
 
 
 def _stands_for_kernel(layer: keras.Layer, variable: keras.Variable) -> bool:
@@ -192,11 +210,6 @@ def _unwanted(weight: Weight, roles: Collection[str], selects: Selector, paths: 
     if not selects(weight.layer, paths):
         return NOT_SELECTED
     return None if variable.trainable else "frozen: trainable is False"
-
-
-def _unique(path: str, names: dict[str, int]) -> str:
-    names[path] = names.get(path, 0) + 1
-    return path if names[path] == 1 else f"{path}#{names[path]}"
 
 
 def _nothing(model: keras.Model, layers: LayerFilter, skipped: list[Skipped]) -> str:
