@@ -99,7 +99,7 @@ def drop_more(
         drop = drop_count(sum(keep.size for keep in alive.values()), sparsity)
         chosen = dict(zip(alive, drop_lowest(list(alive.values()), list(turned.values()), drop), strict=True))
     else:
-        ranked = {path: np.where(keep, turned[path], -np.inf) for path, keep in alive.items()}
+        ranked = {p: turned[p] if keep.all() else np.where(keep, turned[p], -np.inf) for p, keep in alive.items()}
         chosen = scope.keep(ranked, sparsity, pattern)
         for path, keep in alive.items():
             _check_shape(path, chosen[path], keep.shape, pattern)
@@ -152,6 +152,8 @@ def drop_lowest(keeps: Sequence[np.ndarray], scores: Sequence[np.ndarray], drop:
     if more <= 0:
         return list(keeps)
     bound = None if any(np.isnan(np.max(values)) for _, values in flat if values.size) else _bound(flat, kept, more)
+    if bound is None and kept == size:
+        return keep_highest(scores, drop)  # no index of every entry: a first pruning takes little memory
     below = [np.flatnonzero(keep if bound is None else (values <= bound) & keep) for keep, values in flat]
     if sum(map(len, below)) < more:
         below = [np.flatnonzero(keep) for keep, _ in flat]
