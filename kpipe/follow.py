@@ -101,7 +101,7 @@ class Follower(keras.callbacks.Callback, ABC):
         self._calls, self._rest, self._pace = 0, 1, self._fit.steps_per_execution
         try:
             self._begin(holder)
-            self._follow(first, self._asked)
+            self._follow(first, self._asked, beginning=True)
         except BaseException:
             self._let_go()
             raise
@@ -114,9 +114,14 @@ class Follower(keras.callbacks.Callback, ABC):
         self._follow(first, step)
         self._rest = -(-(self._next_due(step) - step) // self._pace)
 
-    def _follow(self, first: int, last: int) -> None:
-        """Ask about the steps from `first` to `last`, and update what is due."""
-        asked = {name: last_due(ask, first, last) for name, ask in self._asks.items()}
+    def _follow(self, first: int, last: int, beginning: bool = False) -> None:
+        """Ask about the steps from `first` to `last`, and update what is due.
+
+        A schedule without an end asks for one sparsity for good: when a training begins past its `begin_step`, that is
+        due at once, not at its next turn. One with an end would jump there.
+        """
+        since = {name: 0 if beginning and ask.end_step < 0 else first for name, ask in self._asks.items()}
+        asked = {name: last_due(ask, since[name], last) for name, ask in self._asks.items()}
         due = {name: sparsity for name, sparsity in asked.items() if sparsity is not None}
         if due:
             self._update(due)

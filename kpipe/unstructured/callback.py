@@ -1,34 +1,25 @@
 """Weight pruning during `fit`."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from kpipe.errors import KpipeError
 from kpipe.follow import Follower
-from kpipe.patterns import MaskFunction, Pattern, Scope, check_scope, pattern_of, scope_of
-from kpipe.projections import Holder, Mask, trained_model
-from kpipe.saliency import FROM_DATA, Criterion, criterion_of, gather
-from kpipe.schedules import AnySchedule, resolve, schedules_of
+from kpipe.patterns import MaskFunction, Pattern, Scope, check_scope, drop_count, pattern_of, scope_of
+from kpipe.projections import Holder, trained_model
+from kpipe.saliency import FROM_DATA, Criterion, Evidence, criterion_of, gather
+from kpipe.schedules import AnySchedule, last_due, resolve, schedules_of
 from kpipe.taps import FIELDS, GradientTap
-from kpipe.unstructured.masks import drop_more, due, first_mask, judge
+from kpipe.unstructured.masks import drop_more, due, judge
+from kpipe.unstructured.pruned import Pruned, hold
+from kpipe.unstructured.regrowth import GROWTHS, Regrowth, check_free, regrowth_of, replace
 from kpipe.unstructured.report import Report, make_report
+from kpipe.unstructured.slots import reset_slots
 from kpipe.unstructured.suited import suited
 from kpipe.unstructured.targets import PRUNED_ROLES, LayerFilter, Skipped, Target, find_targets
-
-
-@dataclass
-class _Pruned:
-    """Keep what is known of one weight: its mask, the name of its schedule, the number of dropped entries."""
-
-    target: Target
-    mask: Mask
-    schedule: str | None
-    dropped: int
-    size: int
 
 
 class WeightPruning(Follower):
@@ -61,6 +52,9 @@ class WeightPruning(Follower):
         layers: None for every kernel of the layers that kpipe knows, a regular expression searched in the weight's
             path, a layer class or several, or a function of the layer.
         roles: What a weight has to be: any of the kernel roles of `kpipe.layers`.
+        regrowth: None: what is dropped stays dropped. "rigl" or "set" or a `Regrowth`: of each weight a part of what is
+            kept is dropped from time to time and as many entries grow, where the gradient is largest or at random. The
+            number of zeros is exact at all times; a weight that is sparser than asked for grows to it.
         data: Labelled data for a criterion that needs some; passed over at every update.
         loss: Loss for those; None: the one that the model is compiled with.
         seed: Of what draws random numbers.
@@ -91,6 +85,7 @@ class WeightPruning(Follower):
         layers: LayerFilter = None,
         *,
         roles: Sequence[str] = PRUNED_ROLES,
+        regrowth: str | Regrowth | Mapping[str, Any] | None = None,
         data: Any = None,
         loss: Any = None,
         seed: int = 0,
@@ -110,47 +105,59 @@ class WeightPruning(Follower):
                 f"The criterion {criterion!r} needs data ({', '.join(missing)}). Give WeightPruning(..., data=(x, y)), "
                 "or prune at once with kpipe.prune_weights(model, sparsity, criterion, data=(x, y))."
             )
-        self._weights: dict[str, _Pruned] = {}
+        self.regrowth = regrowth_of(regrowth)
+        if self.regrowth is not None:
+            check_free(self.pattern)
+        self._weights: dict[str, Pruned] = {}
         self._skipped: list[Skipped] = []
         self._tap: GradientTap | None = None
         self._pending: dict[str | None, float] = {}
+        self._reached: dict[str | None, float] = {}
 
     def report(self) -> Report:
-        """Tell of every weight of the model: path, shape and sparsity as they are now, or why it was skipped."""
+        """Tell of every weight of the model: path, shape and sparsity as they are now, or why it was skipped.
+
+        With regrowth, an entry that has grown and is still zero counts as kept.
+        """
         if not self._weights:
             raise KpipeError("WeightPruning has no model yet: pass it to model.fit(..., callbacks=[...]) first.")
-        return make_report([one.target for one in self._weights.values()], self._skipped)
+        keeps = {path: one.mask.numpy() for path, one in self._weights.items()} if self.regrowth else {}
+        return make_report([one.target for one in self._weights.values()], self._skipped, keeps)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begin anew when a layer was frozen or unfrozen, or another callback restored weights and optimizer."""
         if self._holder is not None and self._trainable != _trainable(self._fit):
             self.on_train_begin()
         super().on_epoch_begin(epoch, logs)
+        if self._holder is not None and (until := self._end_of_moves(epoch)) != self._until:
+            self._until = until
+            self._listen()
 
     def _begin(self, holder: Holder) -> None:
         student = trained_model(self._fit)
         found, self._skipped = find_targets(student, self.layers, self.roles)
-        named = [(target, self._schedule_of(target)) for target in found]
+        schedule = {target.path: self._schedule_of(target) for target in found}
+        led = [target for target in found if schedule[target.path] in self.schedules]
         self._skipped += [
             Skipped(target.path, tuple(target.variable.shape), "no schedule's expression is found in its path")
-            for target, name in named
-            if name not in self.schedules
+            for target in found
+            if target not in led
         ]
-        mine, refused = suited([target for target, name in named if name in self.schedules], self.pattern)
+        mine, refused = suited(led, self.pattern)
         self._skipped += refused
         if not mine:
             paths = ", ".join(target.path for target in found[:8])
             raise KpipeError(f"No schedule's expression ({', '.join(map(str, self.schedules))}) is found in {paths}.")
-        schedule = {target.path: name for target, name in named}
-        self._weights, self._pending, self._reached = {}, {}, {}
-        for target in mine:
-            keep = first_mask(target.variable.numpy())
-            dropped = keep.size - int(np.count_nonzero(keep))
-            mask = holder.mask(target.variable, keep)
-            self._weights[target.path] = _Pruned(target, mask, schedule[target.path], dropped, keep.size)
-        self._trainable = _trainable(self._fit)
-        if self._tapped:
-            self._tap = GradientTap(self._fit, [target.variable for target in mine], self._tapped)
+        self._weights = {target.path: hold(target, schedule[target.path], holder) for target in mine}
+        self._pending, self._reached, self._used = {}, {}, False
+        self._trainable, self._until = _trainable(self._fit), self._end_of_moves(epoch=0)
+        if self._tapped or self._grows_by_gradient:
+            fields = self._tapped + (["grad"] if "grad" not in self._tapped and self._grows_by_gradient else [])
+            self._tap = GradientTap(self._fit, [target.variable for target in mine], fields)
+            self._listen()
+        if self.regrowth is not None:  # an entry that has grown and is still zero was not saved as kept
+            last = {name: last_due(ask, 0, self._asked) for name, ask in self._asks.items()}
+            self._pending = {name: sparsity for name, sparsity in last.items() if sparsity is not None}
 
     def _end(self) -> None:
         """Nothing is left to do: the weights keep their zeros."""
@@ -169,59 +176,116 @@ class WeightPruning(Follower):
         found = (name for name in self.schedules if name is None or re.search(name, target.path))
         return next(found, "")
 
-    def _follow(self, first: int, last: int) -> None:
-        super()._follow(first, last)
+    def _follow(self, first: int, last: int, beginning: bool = False) -> None:
+        super()._follow(first, last, beginning)
         if self._pending:
             self._update({})
+        if self.regrowth is not None:
+            moves = (self.regrowth.due(step, self._until) for step in range(last, first - 1, -1))
+            fraction = next((fraction for fraction in moves if fraction), 0.0)
+            if fraction and self._sees_gradients:
+                self._move(dict.fromkeys(self._learning()), fraction)
+                self._used = True
+        if self._used:
+            self._listen(["grad"])
+            self._used = False
 
     def _next_due(self, step: int) -> int:
-        return step + 1 if self._pending else super()._next_due(step)
+        if self._pending:
+            return step + 1
+        following = super()._next_due(step)
+        return following if self.regrowth is None else min(following, self.regrowth.next_due(step))
 
     def _update(self, asked: Mapping[str | None, float]) -> None:
         wanted = self._pending | dict(asked)
-        if self._tap is not None and not self._tap.count:
+        if self._tapped and self._tap is not None and not self._tap.count:
             self._pending = wanted  # no batch has been seen yet
             return
-        self._pending = {}
+        self._pending, self._used = {}, self._used or bool(self._tapped)
         for name, sparsity in wanted.items():
-            if sparsity > self._reached.get(name, -1.0):
+            reached = self._reached.get(name, -1.0)
+            if sparsity > reached or (self.regrowth is not None and sparsity != reached):
                 self._prune(name, sparsity)
                 self._reached[name] = sparsity
-        if self._tap is not None:
-            self._tap.reset(["grad"])
 
     def _prune(self, name: str | None, sparsity: float) -> None:
-        mine = {
-            path: one
-            for path, one in self._weights.items()
-            if one.schedule == name and one.target.variable.trainable  # one that was frozen meanwhile stays as it is
-        }
-        sizes = {path: one.size for path, one in mine.items()}
-        paths = due(sizes, {path: one.dropped for path, one in mine.items()}, sparsity, self.scope)
-        if not paths:
-            return
-        keeps = {path: mine[path].mask.numpy() for path in paths}
-        layouts = {path: mine[path].target.layout for path in paths}
-        self._write(drop_more(keeps, self._scores(paths), sparsity, self.scope, self.pattern, layouts))
+        mine = self._learning(name)
+        dropped = {path: one.dropped for path, one in mine.items()}
+        paths = due({path: one.size for path, one in mine.items()}, dropped, sparsity, self.scope)
+        if paths:
+            keeps = {path: mine[path].mask.numpy() for path in paths}
+            layouts = {path: mine[path].target.layout for path in paths}
+            self._write(drop_more(keeps, self._scores(paths), sparsity, self.scope, self.pattern, layouts))
+        if self.regrowth is not None:  # what a resumed model has too few of grows
+            shapes = {path: one.target.layout.turned_shape(one.target.variable.shape) for path, one in mine.items()}
+            shares = self.scope.sparsities(shapes, sparsity, self.pattern) or {}
+            self._move({p: s for p, s in shares.items() if mine[p].dropped > drop_count(mine[p].size, s)}, 0.0)
 
-    def _scores(self, paths: Iterable[str]) -> dict[str, np.ndarray]:
-        targets = [self._weights[path].target for path in paths]
-        observed = {}
-        if self._tap is not None:
+    def _move(self, shares: Mapping[str, float | None], fraction: float) -> None:
+        """Let zeros move; afterwards a weight has the sparsity given for it, or as many zeros as before."""
+        if shares:
+            scores, growth = self._scores(shares), self._growth(shares)
+            for path, share in shares.items():
+                layout, keep = self._weights[path].target.layout, self._weights[path].mask.numpy()
+                turned = layout.turn(keep), layout.turn(scores[path]), layout.turn(growth[path])
+                found = replace(turned[0], turned[1], turned[2], fraction, self.pattern, share)
+                self._write({path: layout.back(found, keep.shape)})
+
+    def _growth(self, paths: Collection[str]) -> dict[str, np.ndarray]:
+        kind = self.regrowth.kind if self.regrowth is not None and self._sees_gradients else "set"
+        needs = GROWTHS.facts(kind)["needs"]
+        # Other chances at each step: the same ones would let the same entries grow again and again.
+        evidence = self._evidence(paths, needs, needs, self.seed + self._asked)
+        return {path: GROWTHS[kind](known) for path, known in evidence.items()}
+
+    def _scores(self, paths: Collection[str]) -> dict[str, np.ndarray]:
+        return judge(self.criterion, self._evidence(paths, self.needs, self._tapped, self.seed))
+
+    def _evidence(
+        self, paths: Collection[str], needs: Sequence[str], tapped: Sequence[str], seed: int
+    ) -> dict[str, Evidence]:
+        targets, observed = [self._weights[path].target for path in paths], {}
+        if self._tap is not None and tapped:
             read = self._tap.read()
-            observed = {target.path: read[id(target.variable)] for target in targets}
-        student = trained_model(self._fit)
-        evidence = gather(student, targets, self.needs, self.data, self.loss, self.seed, observed)
-        return judge(self.criterion, evidence)
+            observed = {one.path: {field: read[id(one.variable)][field] for field in tapped} for one in targets}
+        return gather(trained_model(self._fit), targets, needs, self.data, self.loss, seed, observed)
 
     def _write(self, keeps: Mapping[str, np.ndarray]) -> None:
-        """Change the masks, and the weights at once; a mask that lost no entry is the same."""
         for path, keep in keeps.items():
-            one, dropped = self._weights[path], keep.size - int(np.count_nonzero(keep))
-            if dropped != one.dropped and self._holder is not None:
-                one.mask.assign(keep)
-                one.dropped = dropped
-                self._holder.project([one.target.variable])
+            if self._holder is not None:
+                one = self._weights[path]
+                grown = one.change(keep, self._holder)
+                if self.regrowth is not None and grown.any():
+                    reset_slots(self._fit.optimizer, one.target.variable, grown)
+
+    def _learning(self, *names: str | None) -> dict[str, Pruned]:
+        """Give the weights of some schedules, or of all; one that was frozen meanwhile stays as it is."""
+        return {
+            path: one
+            for path, one in self._weights.items()
+            if one.target.variable.trainable and (not names or one.schedule in names)
+        }
+
+    @property
+    def _grows_by_gradient(self) -> bool:
+        return self.regrowth is not None and "grad" in GROWTHS.facts(self.regrowth.kind)["needs"]
+
+    @property
+    def _sees_gradients(self) -> bool:
+        return not self._grows_by_gradient or (self._tap is not None and self._tap.count > 0)
+
+    def _listen(self, fields: Sequence[str] | None = None) -> None:
+        """Sum gradients anew: for regrowth alone, only those shortly before the next move."""
+        since = 0
+        if self.regrowth is not None and not self._tapped:
+            since = self.regrowth.listens_from(self._asked, self._until)
+        if self._tap is not None:
+            self._tap.reset(fields, since)
+
+    def _end_of_moves(self, epoch: int) -> int | None:
+        if self.regrowth is None:
+            return None
+        return self.regrowth.end(self._asked, epoch, (self.params or {}).get("epochs"), self._steps_per_epoch())
 
 
 def _highest(schedule: AnySchedule) -> float:

@@ -1,6 +1,6 @@
 """What was pruned and what was not: data, and a table when printed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,8 +71,15 @@ class Report:
         )
 
 
-def make_report(targets: Iterable[Target], skipped: Iterable[Skipped]) -> Report:
+def make_report(
+    targets: Iterable[Target], skipped: Iterable[Skipped], keeps: Mapping[str, np.ndarray] | None = None
+) -> Report:
     """Count the zeros that the targets hold now.
+
+    Args:
+        targets: What is pruned.
+        skipped: What is not.
+        keeps: Path -> keep-mask of weights of which a zero that is kept does not count.
 
     Example:
         >>> import keras
@@ -82,7 +89,10 @@ def make_report(targets: Iterable[Target], skipped: Iterable[Skipped]) -> Report
     rows = []
     for target in targets:
         value = target.variable.numpy()
-        zeros = int(value.size - np.count_nonzero(value))
+        zero = value == 0
+        if keeps is not None and target.path in keeps:
+            zero &= ~keeps[target.path]
+        zeros = int(np.count_nonzero(zero))
         rows.append(Row(target.path, tuple(value.shape), zeros, zeros / value.size))
     rows += [Row(row.path, row.shape, 0, 0.0, row.reason) for row in skipped]
     return Report(tuple(rows))
