@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kpipe.layers import KERNEL_ROLES, leaves, weights
+from kpipe.layers import KERNEL_ROLES, weights_within
 
 Projection = Callable[[Any], Any]
 """w -> w of the same shape; applying it twice changes nothing more."""
@@ -224,8 +224,7 @@ def kernels(model: keras.Model) -> list[keras.Variable]:
         >>> [tuple(variable.shape) for variable in kernels(net)]
         [(2, 3), (3, 1)]
     """
-    found = [weight.variable for layer in leaves(model) for weight in weights(layer) if weight.role in KERNEL_ROLES]
-    return list({id(variable): variable for variable in found}.values())
+    return [weight.variable for weight in weights_within(model) if weight.role in KERNEL_ROLES]
 
 
 def trained_model(model: keras.Model) -> keras.Model:

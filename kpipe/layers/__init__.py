@@ -26,6 +26,7 @@ from kpipe.layers.weights import (
     own_variables,
     roles_of,
     unique,
+    unlisted,
     weights,
     weights_within,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "rule",
     "shape",
     "unique",
+    "unlisted",
     "weight_facts_of",
     "weights",
     "weights_within",

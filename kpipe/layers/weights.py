@@ -118,6 +118,28 @@ def declared(layer: Any) -> tuple[keras.Variable, ...] | None:
     return tuple(found)
 
 
+def unlisted(layer: keras.Layer) -> dict[int, str]:
+    """Map the id of each variable that some layer's `get_prunable_weights()` leaves out to the name of that layer.
+
+    Example:
+        >>> class Half(keras.layers.Dense):
+        ...     "Let kpipe prune nothing."
+        ...     def get_prunable_weights(self):
+        ...         return []
+        >>> half = Half(2, name="half")
+        >>> half.build((None, 3))
+        >>> list(unlisted(half).values()), unlisted(keras.layers.Dense(2))
+        (['half', 'half'], {})
+    """
+    found: dict[int, str] = {}
+    for inside in layers_within(layer):
+        listed = declared(inside)
+        if listed is not None:
+            others = {id(variable) for variable in inside.weights} - {id(variable) for variable in listed}
+            found |= {key: str(inside.name) for key in others}
+    return found
+
+
 def located(layer: keras.Layer) -> dict[str, keras.Layer]:
     """Map the path of each layer inside a layer or model to it, from the outside in and in order; "" is itself.
 

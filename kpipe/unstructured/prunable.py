@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import keras
 
-from kpipe.layers import Weight, declared, known, layers_within, roles_of, weight_facts_of, weights_within
+from kpipe.layers import Weight, known, layers_within, roles_of, unlisted, weight_facts_of, weights_within
 from kpipe.unstructured.targets import PRUNED_ROLES
 
 
@@ -59,16 +59,12 @@ def kernels_of(layer: keras.Layer) -> list[Weight]:
         >>> [weight.role for weight in kernels_of(layer)]
         ['kernel', 'recurrent_kernel']
     """
-    unlisted: set[int] = set()
-    for inside in layers_within(layer):
-        listed = declared(inside)
-        if listed is not None:
-            unlisted |= {id(variable) for variable in inside.weights} - {id(variable) for variable in listed}
+    left_out = unlisted(layer)
     return [
         weight
         for weight in weights_within(layer)
         if weight.role in PRUNED_ROLES
-        and id(weight.variable) not in unlisted
+        and id(weight.variable) not in left_out
         and keras.backend.is_float_dtype(weight.variable.dtype)
     ]
 

@@ -15,12 +15,12 @@ from kpipe.layers import (
     Layout,
     Role,
     Weight,
-    declared,
     layers_within,
     located,
     own_variables,
     roles_of,
     unique,
+    unlisted,
     weight_facts_of,
     weights_within,
 )
@@ -100,18 +100,24 @@ def find_targets(
         (True, 1, ['not selected by layers', "its role is 'bias', only kernels are pruned"])
     """
     check_built(model)
-    roles, selects, left_out = _check_roles(roles), selector(model, layers), _left_out(model)
+    roles, selects, left_out = _check_roles(roles), selector(model, layers), unlisted(model)
     known = {id(weight.variable): weight for weight in weights_within(model)}
     targets: list[Target] = []
     skipped = [Skipped(path, (), UNBUILT) for path, layer in located(model).items() if _waits(layer)]
     for path, layer, variable, weight in _candidates(model, known):
-        reason = left_out.get(id(variable)) or _packed(layer, variable)
-        if weight is None:
-            reason = reason or _unknown(layer, variable)
-        elif reason is None and (reason := _unwanted(weight, roles, selects, (path, variable.path))) is None:
-            targets.append(Target(path, weight.role, variable, weight.layout, weight.layer))
-            continue
-        skipped.append(Skipped(path, tuple(variable.shape), reason))
+        if id(variable) in left_out:
+            reason = f"get_prunable_weights() of {left_out[id(variable)]!r} leaves it out"
+        elif layer.quantization_mode in PACKED and _stands_for_kernel(layer, variable):
+            mode = layer.quantization_mode
+            reason = f"its layer is quantized to {mode}: prune before model.quantize({mode!r})"
+        elif weight is None:
+            reason = _unknown(layer, variable)
+        else:
+            reason = _unwanted(weight, roles, selects, (path, variable.path))
+            if reason is None:
+                targets.append(Target(path, weight.role, variable, weight.layout, weight.layer))
+        if reason is not None:
+            skipped.append(Skipped(path, tuple(variable.shape), reason))
     if not targets:
         raise KpipeError(_nothing(model, layers, skipped))
     return targets, skipped
@@ -162,25 +168,6 @@ def _waits(layer: keras.Layer) -> bool:
     facts = weight_facts_of(layer)
     kernels = not callable(facts.roles) and any(role in KERNEL_ROLES for role in (facts.roles or {}).values())
     return not layer.built and (kernels or (facts.whole and not layer._layers))
-
-
-def _left_out(model: keras.Model) -> dict[int, str]:
-    """Map the variables that a layer's `get_prunable_weights()` does not list to the reason."""
-    reasons = {}
-    for layer in layers_within(model):
-        listed = declared(layer)
-        if listed is not None:
-            reason = f"get_prunable_weights() of {layer.name!r} leaves it out"
-            others = {id(variable) for variable in layer.weights} - {id(variable) for variable in listed}
-            reasons.update(dict.fromkeys(others, reason))
-    return reasons
-
-
-def _packed(layer: keras.Layer, variable: keras.Variable) -> str | None:
-    mode = layer.quantization_mode
-    if mode in PACKED and _stands_for_kernel(layer, variable):
-        return f"its layer is quantized to {mode}: prune before model.quantize({mode!r})"
-    return None
 
 
 def _unknown(layer: keras.Layer, variable: keras.Variable) -> str:
