@@ -30,7 +30,4 @@ __all__ = [
     "pattern_of",
     "scope_of",
     "smallest",
-    "unstructured",
 ]
-
-unstructured = Unstructured()

@@ -3,7 +3,7 @@ import pytest
 
 from kpipe.errors import KpipeError
 from kpipe.layers import Layout
-from kpipe.patterns import keep_masks, unstructured
+from kpipe.patterns import Unstructured, keep_masks
 from kpipe.unstructured.masks import drop_lowest, drop_more, due
 
 RNG = np.random.default_rng(0)
@@ -27,7 +27,7 @@ def test_masks_only_lose_entries_and_count_exactly(scope):
 
 
 def test_ranking_anew_would_let_entries_grow_again():
-    keeps = {"a": unstructured(np.arange(10.0), 0.5)}
+    keeps = {"a": Unstructured()(np.arange(10.0), 0.5)}
     scores = {"a": np.arange(10.0)[::-1]}
     assert (keep_masks(scores, 0.5)["a"] & ~keeps["a"]).any()
     assert not (drop_more(keeps, scores, 0.5)["a"] & ~keeps["a"]).any()
