@@ -200,3 +200,20 @@ def test_channels_first_ids_lie_on_the_first_axis(layer):
     assert before.out.shape == (5, 1, 1)
     if isinstance(layer, L.Flatten):  # transposed to channels-last first: places outside, channels inside
         assert np.array_equal(traced.layers[-1].out, np.tile(before.out.reshape(-1), 16))
+
+
+@pytest.mark.parametrize(
+    "layer", [L.Conv2DTranspose(4, 3), L.LayerNormalization(), L.PReLU(), L.EinsumDense("abcd,de->abce", (4, 4, 5))]
+)
+def test_a_layer_of_which_only_the_weights_are_known_stays_whole(layer):
+    model = seeded(lambda: around(layer))
+    with pytest.raises(SurgeryError, match=rf"The layer .*{type(layer).__name__}\) has no rule"):
+        prune_filters(model, plan_filters(model, ratio=0.34))
+    traced = trace(model, unknown="freeze")
+    assert "before" in traced.frozen and "has no rule" in traced.frozen["before"]
+
+
+def test_statistics_of_a_renormalised_batch_are_cut_too():
+    model = seeded(lambda: around(L.BatchNormalization(renorm=True, name="layer")))
+    small = prune_filters(model, plan_filters(model, ratio=0.34))
+    assert {tuple(weight.shape) for weight in small.get_layer("layer").weights} == {(4,)}
