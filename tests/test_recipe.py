@@ -88,7 +88,7 @@ def test_a_good_recipe_is_read_with_its_defaults():
             "stages[2].schedule: end_step is 3 and begin_step 9.*",
         ),
         ("stages.2.sparsity", 0.5, "stages[2]: give exactly one of sparsity and schedule"),
-        ("stages.2.pattern", "3:5:7", "stages[2].pattern: unknown pattern '3:5:7'.*"),
+        ("stages.2.pattern", "3:5:7", "stages[2].pattern: Unknown pattern '3:5:7'.*"),
         ("stages.3.student", {}, "stages[3].student: give either factory: .*"),
         ("stages.3.student", {"factory": "kpipe.models:nope"}, "stages[3].student.factory: module .* has no 'nope'"),
         ("stages.4.name", "a/b", "stages[4].name: received 'a/b'.*"),

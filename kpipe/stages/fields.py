@@ -1,19 +1,21 @@
 """The types of the fields that several stages share; each is checked where a recipe is read."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from kpipe.errors import KpipeError
 from kpipe.export import FORMATS
-from kpipe.patterns import PATTERNS, SCOPES
+from kpipe.layers import KERNEL_ROLES
+from kpipe.patterns import pattern_of, scope_of
 from kpipe.pipeline.task import LOSSES
 from kpipe.quantize.quantize import SCHEMES
 from kpipe.registry import nearest
 from kpipe.saliency import CRITERIA
-from kpipe.schedules import schedule
+from kpipe.schedules import schedule, schedules_of
+from kpipe.unstructured.regrowth import regrowth_of
 
 OPTIMIZERS = {
     "adam": "Adam",
@@ -26,6 +28,11 @@ OPTIMIZERS = {
 }
 """Name in a recipe -> class of `keras.optimizers`."""
 
+
+TRIED = 1000
+"""Optimizer updates of a training, and of an epoch, with which a schedule is made for its checks alone."""
+
+SCHEDULE = "a name with its arguments, such as {linear: {final_sparsity: 0.8}}"
 
 PRECISIONS = tuple(dict.fromkeys(precision for name in FORMATS for precision in FORMATS[name].precisions))
 
@@ -41,9 +48,16 @@ def _one_of(kind: str, known: Collection[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _schedule(spec: dict[str, Any]) -> dict[str, Any]:
-    schedule(spec, steps=1000)
-    return spec
+def _taken_by(make: Callable[[Any], Any], what: type | tuple[type, ...], such: str) -> PlainValidator:
+    """Check what a recipe says by making it, and keep it as it was said: plain data."""
+
+    def check(spec: Any) -> Any:
+        if not isinstance(spec, what):
+            raise KpipeError(f"received {spec!r}; expected {such}")
+        make(spec)
+        return spec
+
+    return PlainValidator(check)
 
 
 def _expression(pattern: str) -> str:
@@ -52,6 +66,12 @@ def _expression(pattern: str) -> str:
     except re.error as error:
         raise KpipeError(f"{pattern!r} is no regular expression: {error}") from error
     return pattern
+
+
+def _several(roles: tuple[str, ...]) -> tuple[str, ...]:
+    if not roles:
+        raise KpipeError(f"received no role; expected one or more of {', '.join(KERNEL_ROLES)}")
+    return roles
 
 
 Epochs = Annotated[int, Field(ge=0, le=100_000)]
@@ -63,12 +83,16 @@ Ratio = Annotated[float, Field(ge=0, lt=1)]
 Remaining = Annotated[float, Field(gt=0, lt=1)]
 CriterionName = Annotated[str, _one_of("criterion", CRITERIA)]
 LossName = Annotated[str, _one_of("loss", ("auto", *LOSSES))]
-PatternName = Annotated[str, _one_of("pattern", PATTERNS)]
 FormatName = Annotated[str, _one_of("format", FORMATS)]
 SchemeName = Annotated[str, _one_of("scheme", SCHEMES)]
 PrecisionName = Annotated[str, _one_of("precision", PRECISIONS)]
-ScheduleSpec = Annotated[dict[str, Any], AfterValidator(_schedule)]
-ScopeName = Annotated[str, _one_of("scope", SCOPES)]
+Roles = Annotated[tuple[Annotated[str, _one_of("role", KERNEL_ROLES)], ...], AfterValidator(_several)]
+ScheduleSpec = Annotated[dict[str, Any], _taken_by(lambda spec: schedule(spec, TRIED), dict, SCHEDULE)]
+SchedulesSpec = Annotated[dict[str, Any], _taken_by(lambda spec: schedules_of(spec, TRIED), dict, SCHEDULE)]
+PatternName = Annotated[str, _taken_by(pattern_of, (str, int), "text, such as '2:4'")]
+ScopeSpec = Annotated[str | dict[str, Any], _taken_by(scope_of, (str, dict), "text, such as 'global', or a mapping")]
+RegrowthSpec = Annotated[str | dict[str, Any], _taken_by(regrowth_of, (str, dict), "'rigl', 'set' or a mapping")]
+ChannelScope = Annotated[str, _one_of("scope", ("layer", "global"))]
 Expression = Annotated[str, AfterValidator(_expression)]
 
 

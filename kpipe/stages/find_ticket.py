@@ -12,7 +12,7 @@ from kpipe.patterns import check_scope, pattern_of
 from kpipe.pipeline import STAGES, Context, FloatModel
 from kpipe.pipeline.task import loss_for
 from kpipe.projections import kernels
-from kpipe.stages.fields import CriterionName, Expression, PatternName, Remaining, ScopeName, TrainingEpochs
+from kpipe.stages.fields import CriterionName, Expression, PatternName, Remaining, ScopeSpec, TrainingEpochs
 from kpipe.stages.training import TrainingStage, evidence, train
 from kpipe.unstructured.rewind import find_ticket
 from kpipe.unstructured.ticket import Ticket, draw_anew
@@ -51,7 +51,7 @@ class FindTicket(TrainingStage):
     start: Literal["anew", "model"] = "anew"
     criterion: CriterionName = "magnitude"
     pattern: PatternName = "unstructured"
-    scope: ScopeName = "layer"
+    scope: ScopeSpec = "layer"
     layers: Expression | None = None
     epochs: TrainingEpochs = 5
 

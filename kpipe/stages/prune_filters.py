@@ -8,8 +8,9 @@ from pydantic import model_validator
 from kpipe.errors import KpipeError
 from kpipe.pipeline import STAGES, Context, FloatModel
 from kpipe.pipeline.task import loss_for
-from kpipe.schedules import schedule
-from kpipe.stages.fields import CriterionName, Expression, Multiple, Ratio, Target
+from kpipe.schedules import resolve
+from kpipe.stages.fields import ChannelScope, CriterionName, Expression, Multiple, Ratio, ScheduleSpec, Target
+from kpipe.stages.following import Following
 from kpipe.stages.pruning import PruningStage
 from kpipe.stages.training import evidence, steps_in, train
 from kpipe.structured import FilterPruning, plan_filters, prune_filters
@@ -26,7 +27,7 @@ class PruneFilters(PruningStage):
         ratio: Fraction of the channels to remove, in [0, 1).
         target: Fraction of the MACs or the parameters that may remain, such as {macs: 0.5}.
         schedule: A schedule of the fraction of channels removed, such as {polynomial_decay: {final_sparsity: 0.5}}.
-            Steps that it leaves out are laid over the training.
+            Steps that it leaves out are laid over the training; begin_epoch and end_epoch count epochs.
         criterion: How channels are judged.
         scope: "layer" takes the same share of each layer; "global" ranks all the channels against one another.
         round_to: Keep a multiple of this many channels a layer.
@@ -41,7 +42,9 @@ class PruneFilters(PruningStage):
     stage: Literal["prune_filters"] = "prune_filters"
     ratio: Ratio | None = None
     target: Target | None = None
+    schedule: ScheduleSpec | None = None
     criterion: CriterionName = "l1"
+    scope: ChannelScope = "layer"
     round_to: Multiple = 1
     ignore: tuple[Expression, ...] = ()
 
@@ -75,8 +78,10 @@ class PruneFilters(PruningStage):
         return train(self, prune_filters(model, plan), context, teaching=self.distill)
 
     def _gradually(self, model: keras.Model, context: Context) -> keras.Model:
+        steps = steps_in(self, context)
+        schedules = {name: resolve(one, steps // self.epochs) for name, one in self.schedules(steps).items()}
         pruning = FilterPruning(
-            schedule(self.schedule, steps=steps_in(self, context)),
+            schedules[None],
             criterion=self.criterion,
             round_to=self.round_to,
             scope=self.scope,
@@ -85,7 +90,8 @@ class PruneFilters(PruningStage):
             loss=loss_for(model, context.data.train[1], self.loss),
             seed=context.seed,
         )
-        train(self, model, context, [pruning], self.distill)
+        following = Following(context, steps, schedules, lambda: {None: pruning.plan.ratio})
+        train(self, model, context, [pruning, following], self.distill)
         pruning.plan.save(context.folder / "plan.json")
         context.record.details["plan"] = pruning.plan.to_dict()
         return pruning.shrink()

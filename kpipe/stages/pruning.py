@@ -1,12 +1,13 @@
 """What the pruning stages share: how entries are judged, and how much goes at which step."""
 
-from typing import Self
+from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
 from kpipe.errors import KpipeError
 from kpipe.saliency import FROM_LABELS, criterion_of
-from kpipe.stages.fields import CriterionName, ScheduleSpec, ScopeName
+from kpipe.schedules import AnySchedule, EpochSchedule, schedules_of
+from kpipe.stages.fields import TRIED, CriterionName
 from kpipe.stages.training import RetrainingStage
 
 
@@ -16,21 +17,45 @@ class PruningStage(RetrainingStage):
     Args:
         schedule: A schedule of the fraction that is gone. Steps that it leaves out are laid over the training.
         criterion: How entries are judged.
-        scope: "layer" takes the same share of each layer; "global" ranks all the entries against one another.
     """
 
-    schedule: ScheduleSpec | None = None
+    follows_movement: ClassVar[bool] = False
+    """Whether a criterion may look at how the weights moved in the stage's own training."""
+
+    schedule: dict[str, Any] | None = None
     criterion: CriterionName
-    scope: ScopeName = "layer"
+
+    def needs(self) -> tuple[str, ...]:
+        """Name what the criterion looks at beside the weights."""
+        return criterion_of(self.criterion)[1]["needs"]
 
     def only_for_training(self) -> tuple[str, ...]:
         """Name the fields that nothing reads where nothing trains; a criterion with gradients reads the loss."""
         fields = super().only_for_training()
-        reads_loss = any(field in FROM_LABELS for field in criterion_of(self.criterion)[1]["needs"])
+        reads_loss = any(field in FROM_LABELS for field in self.needs())
         return tuple(name for name in fields if not (reads_loss and name == "loss"))
+
+    def schedules(self, steps: int) -> dict[str | None, AnySchedule]:
+        """Make the schedules of a training of so many optimizer updates; none where there is no schedule."""
+        return {} if self.schedule is None else schedules_of(self.schedule, steps)
 
     @model_validator(mode="after")
     def _has_steps_to_prune_in(self) -> Self:
         if self.schedule is not None and self.epochs == 0:
             raise KpipeError("a schedule needs epochs to prune in; give epochs, or a fixed amount instead")
+        for made in self.schedules(TRIED).values():
+            if isinstance(made, EpochSchedule) and (end := made.in_steps(TRIED).end_step) > self.epochs * TRIED:
+                raise KpipeError(
+                    f"the schedule ends at epoch {end / TRIED:g}, and the stage trains {self.epochs} epochs; give more "
+                    "epochs, or let it end earlier"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_training_to_look_at(self) -> Self:
+        if "movement" in self.needs() and not (self.follows_movement and self.epochs):
+            raise KpipeError(
+                f"the criterion {self.criterion!r} follows the weights through a training; use it in prune_weights "
+                "with epochs"
+            )
         return self
