@@ -26,7 +26,7 @@ def data(seed, samples):
     """Give small images and one-hot labels to train on."""
     import numpy as np
 
-    x, y = papers.data("mnist", seed)["train"]
+    x, y = (tensor.numpy() for tensor in papers.data("mnist", seed)["train"])
     return x[:samples].reshape(-1, 14, 2, 14, 2, 1).mean(axis=(2, 4)), np.eye(10, dtype="float32")[y[:samples]]
 
 

@@ -19,12 +19,17 @@ def one_thread():
 
 
 def data(name, seed, flat=False):
-    """Load MNIST or Fashion-MNIST: 55,000 images to train on, 5,000 to validate on, 10,000 to test on at the end."""
+    """Load MNIST or Fashion-MNIST as tensors: 55,000 images to train on, 5,000 to validate on, 10,000 to test on."""
+    import tensorflow as tf
+
     import kpipe.data
 
     found = kpipe.data.load(name, validation_fraction=5000 / 60000, seed=seed)
     splits = {"train": found.train, "validation": found.validation, "test": found.test}
-    return {split: (x.reshape(len(x), -1) if flat else x, y.astype("int32")) for split, (x, y) in splits.items()}
+    return {
+        split: (tf.constant(x.reshape(len(x), -1) if flat else x), tf.constant(y.astype("int32")))
+        for split, (x, y) in splits.items()
+    }
 
 
 def lenet_300_100(seed, initializer="glorot_normal"):
@@ -55,7 +60,7 @@ def stream(x, y, batch, seed):
     """Give shuffled batches without end."""
     import tensorflow as tf
 
-    images, labels = tf.constant(x), tf.constant(y)
+    images, labels = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
     order = tf.data.Dataset.range(len(x)).shuffle(len(x), seed=seed).repeat().batch(batch)
     options = tf.data.Options()
     options.threading.private_threadpool_size = 1
@@ -73,12 +78,12 @@ def make_judge(model, split, batch=1000):
     """Give a function without arguments to the mean loss and the accuracy of the model as it is then."""
     import tensorflow as tf
 
-    images, labels = (tf.constant(array) for array in split)
+    images, labels = split
 
     @tf.function
     def judge():
         losses, hits = [], []
-        for begin in range(0, len(split[0]), batch):
+        for begin in range(0, len(labels), batch):
             logits = model(images[begin : begin + batch], training=False)
             truth = labels[begin : begin + batch]
             losses.append(tf.nn.sparse_softmax_cross_entropy_with_logits(truth, logits))

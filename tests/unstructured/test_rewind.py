@@ -41,10 +41,11 @@ X = np.random.default_rng(0).normal(size=(48, 6)).astype("float32")
 Y = (X.sum(axis=1) > 0).astype("int32")
 
 
-def fit(model, callbacks=(), optimizer="adam", **options):
+def fit(model, callbacks=(), optimizer="adam", run_eagerly=True, **options):
+    """Train for 6 updates; eagerly where the compiled step is not what is tried, which saves tracing it."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss, jit_compile=False, **options)
-    return model.fit(X, Y, batch_size=8, epochs=2, verbose=0, callbacks=list(callbacks))
+    model.compile(optimizer, loss, jit_compile=False, run_eagerly=run_eagerly, **options)
+    return model.fit(X, Y, batch_size=8, verbose=0, callbacks=list(callbacks))
 
 
 PAPER = {0: 100.0, 1: 80.0, 3: 51.3, 5: 32.9, 7: 21.1, 9: 13.5, 11: 8.7, 15: 3.6}
@@ -110,7 +111,7 @@ def test_every_round_begins_alike_under_its_masks_with_a_new_optimizer():
         seen.append((model.weights[0].numpy(), int(model.optimizer.iterations.numpy()), model.optimizer))
         return model.fit(X, Y, verbose=0, callbacks=callbacks)
 
-    net.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    net.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
     ticket = find_ticket(net, train, rounds=3)
     for number, (weight, step, optimizer) in enumerate(seen):
         mask = next(iter(ticket.after(number).masks.values()))
@@ -145,9 +146,12 @@ def test_rewinding_to_a_step_gives_the_weights_of_that_step(step):
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        (fit, r"rewind_to=99: it ended after update 12"),
+        (fit, r"rewind_to=99: it ended after update 6"),
         (lambda model, callbacks: fit(model), "did not use its callbacks"),
-        (lambda model, callbacks: fit(model, callbacks, steps_per_execution=4), "no multiple of steps_per_execution"),
+        (
+            lambda model, callbacks: fit(model, callbacks, run_eagerly=False, steps_per_execution=4),
+            "no multiple of steps_per_execution",
+        ),
     ],
     ids=["too short", "no callbacks", "passed over"],
 )
@@ -161,7 +165,7 @@ def test_zeros_stay_zero_in_the_rounds_and_after():
     seen = []
 
     def train(model, callbacks):
-        found = fit(model, callbacks, "adamw")
+        found = fit(model, callbacks, "adamw", run_eagerly=False)
         seen.append(model.weights[0].numpy())
         return found
 
@@ -171,10 +175,10 @@ def test_zeros_stay_zero_in_the_rounds_and_after():
     for hold in (ticket.hold, lambda model: hold_zeros(model)):
         held = ticket.rewound()
         with hold(held):
-            fit(held)
+            fit(held, run_eagerly=False)
         assert np.array_equal(held.get_weights()[0] != 0, mask)
     loose = ticket.rewound()
-    fit(loose)
+    fit(loose, run_eagerly=False)
     assert (loose.get_weights()[0][~mask] != 0).any()
 
 
@@ -217,7 +221,7 @@ def test_a_saved_ticket_is_the_same_ticket(tmp_path):
 
 def test_the_history_holds_what_the_training_returned():
     fitted = find_ticket(small(), fit, rounds=2)
-    assert [(one.number, len(one.logs["loss"])) for one in fitted.history] == [(1, 2), (2, 2)]
+    assert [(one.number, len(one.logs["loss"])) for one in fitted.history] == [(1, 1), (2, 1)]
     told = find_ticket(small(), lambda model, callbacks: shift(model) or {"loss": np.array([2.0])}, rounds=1)
     assert told.history[0].logs == {"loss": [2.0]}
     assert find_ticket(small(), shift, rounds=1).history[0].logs == {}
@@ -265,7 +269,7 @@ def test_weights_that_no_expression_matches_are_left_alone():
 @pytest.mark.parametrize("name", ["conv_bn", "residual"])
 def test_other_nets_have_tickets_too(name):
     net = build(name)
-    net.compile("sgd", "mse")
+    net.compile("sgd", "mse", run_eagerly=True)
     x = samples(net, 8)[0]
     y = np.zeros_like(net.predict(x, verbose=0))
     ticket = find_ticket(net, lambda model, told: model.fit(x, y, verbose=0, callbacks=told), rounds=2)
