@@ -79,11 +79,19 @@ def _with_roles(layer: keras.Layer) -> Iterator[Weight]:
             # Low-rank adapters and quantized layers answer with a computed tensor, not with one of their variables.
             if id(variable) in own:
                 layout = layouts.get(name) or _layout(role, len(variable.shape))
+                _check_layout(layer, name, layout, variable.shape)
                 yield Weight(layer, f"{name}/{i}" if several else name, role, variable, layout)
 
 
+def _check_layout(layer: keras.Layer, name: str, layout: Layout, shape: tuple[int, ...]) -> None:
+    try:
+        layout.turned_shape(shape)
+    except KpipeError as error:
+        raise KpipeError(f"Weight {name!r} of layer {layer.name!r} ({type(layer).__name__}): {error}") from error
+
+
 def _layout(role: str, rank: int) -> Layout:
-    """Give the layout that goes without saying; a vector produces, a scalar is a position."""
+    """Give the layout that goes without saying; the entries of a vector are outputs."""
     if rank < 2:
         return Layout((), (-1,) * rank)
     return DEPTHWISE if role == "depthwise_kernel" else NATURAL
