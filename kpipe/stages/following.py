@@ -48,13 +48,13 @@ class Following(keras.callbacks.Callback):
         """Put the curves into the record."""
         self.context.record.details["schedules"] = [
             {
-                "weights": name or "all",
+                "weights": name or ("all others" if place else "all"),
                 "schedule": str(schedule),
                 "updates": self._updates[name],
                 "asked": curve(schedule, self.steps),
                 "reached": self._points[name],
             }
-            for name, schedule in self.schedules.items()
+            for place, (name, schedule) in enumerate(self.schedules.items())
         ]
 
     def _note(self) -> None:

@@ -39,11 +39,11 @@ def test_what_is_reached_is_noted_at_each_update_and_nowhere_else(context):
 
 
 def test_each_set_of_weights_has_its_curve(context):
-    schedules = {"conv": SteppedSparsity((0.3, 0.6), (0, 4)), "dense": ConstantSparsity(0.5, 1, 1)}
+    schedules = {"conv": SteppedSparsity((0.3, 0.6), (0, 4)), "": ConstantSparsity(0.5, 1, 1)}
     noted = followed(context, 6, schedules, lambda: {"conv": 0.25})
     assert [(one["weights"], one["reached"], one["updates"]) for one in noted] == [
         ("conv", [[0, 0.25], [4, 0.25]], 2),
-        ("dense", [], 1),  # nothing of it is there
+        ("all others", [], 1),  # nothing of it is there
     ]
 
 
