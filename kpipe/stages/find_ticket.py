@@ -1,5 +1,6 @@
 """Find a lottery ticket and train it: a sparse network that learned from its own beginning."""
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 import keras
@@ -8,13 +9,14 @@ from pydantic import Field, model_validator
 
 from kpipe.copies import copy_model
 from kpipe.errors import KpipeError
-from kpipe.patterns import check_scope, pattern_of
+from kpipe.patterns import pattern_of
 from kpipe.pipeline import STAGES, Context, FloatModel
 from kpipe.pipeline.task import loss_for
 from kpipe.projections import kernels
-from kpipe.stages.fields import CriterionName, Expression, PatternName, Remaining, ScopeSpec, TrainingEpochs
+from kpipe.stages.fields import CriterionName, Expression, PatternName, Remaining, Roles, ScopeSpec, TrainingEpochs
 from kpipe.stages.training import TrainingStage, evidence, train
-from kpipe.unstructured.rewind import find_ticket
+from kpipe.unstructured.rewind import check_choice, find_ticket
+from kpipe.unstructured.targets import PRUNED_ROLES
 from kpipe.unstructured.ticket import Ticket, draw_anew
 
 
@@ -33,9 +35,11 @@ class FindTicket(TrainingStage):
         start: "anew" begins with weights drawn anew by the layers' initializers, and the zeros that are there; "model"
             begins with the weights as the stage before left them.
         criterion: How weights are judged.
-        pattern: Which weights may go together.
-        scope: "layer" takes the same share of each layer; "global" ranks all the weights against one another.
+        pattern: Which weights go together: unstructured, "2:4" (any n:m), "block:4x1" or "block:4x1:max".
+        scope: "layer" takes the same share of each layer; "global" ranks all the weights against one another, with
+            scores compared as they are or by "global:mean" or "global:lamp"; "erk" leaves more of small layers.
         layers: A pattern of the paths of the weights to prune; None for all prunable layers.
+        roles: What a weight has to be; add depthwise_kernel to prune those too.
         epochs: Passes over the training data, in each round and at the end.
         batch_size: Samples an update.
         optimizer: The optimizer; each round begins with a new one.
@@ -46,20 +50,24 @@ class FindTicket(TrainingStage):
     leaves_zeros = True
     rounds: Annotated[int, Field(ge=1)] | None = None
     sparsity: Remaining | None = None
-    per_round: Remaining | dict[Expression, Remaining] = 0.2
+    per_round: Remaining | Annotated[dict[Expression, Remaining], Field(min_length=1)] = 0.2
     rewind_to: Annotated[int, Field(ge=0)] = 0
     start: Literal["anew", "model"] = "anew"
     criterion: CriterionName = "magnitude"
     pattern: PatternName = "unstructured"
     scope: ScopeSpec = "layer"
     layers: Expression | None = None
+    roles: Roles = PRUNED_ROLES
     epochs: TrainingEpochs = 5
 
     @model_validator(mode="after")
     def _one_end(self) -> Self:
         if (self.rounds is None) == (self.sparsity is None):
             raise KpipeError("give exactly one of rounds and sparsity")
-        check_scope(self.scope, pattern_of(self.pattern))
+        check_choice(self.criterion, self.pattern, self.scope)
+        fractions = self.per_round.values() if isinstance(self.per_round, dict) else [self.per_round]
+        reached = 1 - (1 - max(fractions)) ** (self.rounds or math.inf)
+        pattern_of(self.pattern).check(self.sparsity or reached)
         return self
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:
@@ -71,7 +79,7 @@ class FindTicket(TrainingStage):
         return FloatModel(trained)
 
     def _find(self, model: keras.Model, context: Context) -> Ticket:
-        names = ("rounds", "sparsity", "per_round", "rewind_to", "criterion", "pattern", "scope", "layers")
+        names = ("rounds", "sparsity", "per_round", "rewind_to", "criterion", "pattern", "scope", "layers", "roles")
         choice: dict[str, Any] = {name: getattr(self, name) for name in names}
 
         def one_round(copy: keras.Model, callbacks: list[keras.callbacks.Callback]) -> dict[str, list[float]]:

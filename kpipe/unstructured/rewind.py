@@ -13,7 +13,7 @@ import numpy as np
 from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.patterns import MaskFunction, Pattern, Scope, pattern_of, scope_of
 from kpipe.projections import trained_model
-from kpipe.saliency import Criterion
+from kpipe.saliency import Criterion, criterion_of
 from kpipe.unstructured.masks import first_mask
 from kpipe.unstructured.prune import prune_weights
 from kpipe.unstructured.selection import LayerFilter
@@ -93,13 +93,16 @@ def find_ticket(
     """
     if not isinstance(rewind_to, int) or rewind_to < 0:
         raise KpipeError(f"rewind_to is {rewind_to!r}; expected a number of updates, 0 for the very beginning.")
+    check_choice(criterion, pattern, scope)
     targets, _ = suited(find_targets(model, layers, roles)[0], pattern_of(pattern))
     chosen = _chosen(model, targets, per_round)
+    last = _count(chosen, rounds, sparsity)
+    pattern_of(pattern).check(max(one.sparsity(last, sparsity) for one in chosen.values()))
     dropped = {path: np.where(first_mask(one.weight), 0, -1).astype("int16") for path, one in chosen.items()}
     choice = {"criterion": criterion, "pattern": pattern, "scope": scope, "roles": roles, "data": data, "loss": loss}
     places = {path: one.place for path, one in chosen.items()}
     ticket = Ticket(model, tuple(model.get_weights()), dropped, places, ()).renewed()
-    for number in range(1, _count(chosen, rounds, sparsity) + 1):
+    for number in range(1, last + 1):
         twin = _compiled_alike(ticket.rewound(), model)
         early = _Snapshot(rewind_to if number == 1 else 0)
         logs = _trained(twin, train, ticket, early)
@@ -108,6 +111,26 @@ def find_ticket(
         past = (*ticket.history, Round(number, ticket.kept, logs))
         ticket = replace(ticket, start=early.weights or ticket.start, dropped=dropped, history=past)
     return ticket.renewed()
+
+
+def check_choice(
+    criterion: str | Criterion, pattern: str | Pattern | MaskFunction, scope: str | Mapping[str, Any] | Scope
+) -> None:
+    """Refuse what cannot prune between two trainings, before anything trains.
+
+    Raises:
+        KpipeError: When a name is not known, a scope does not go with the pattern, or the criterion follows the weights
+            through a training of its own.
+
+    Example:
+        >>> check_choice("movement", "unstructured", "layer")
+        Traceback (most recent call last):
+        ...
+        kpipe.errors.KpipeError: The criterion 'movement' follows the weights through a training; choose another one.
+    """
+    scope_of(scope).check(pattern_of(pattern))
+    if "movement" in criterion_of(criterion)[1]["needs"]:
+        raise KpipeError(f"The criterion {criterion!r} follows the weights through a training; choose another one.")
 
 
 @dataclass(frozen=True)

@@ -80,9 +80,22 @@ def test_it_learns_and_tells_of_each_round(data, tmp_path):
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"rounds": 1, "sparsity": 0.5}, {"rounds": 0}, {"rounds": 1, "per_round": {"(": 0.2}}, {"sparsity": 1.0}],
-    ids=["neither", "both", "no rounds", "no expression", "nothing left"],
+    [
+        {},
+        {"rounds": 1, "sparsity": 0.5},
+        {"rounds": 0},
+        {"rounds": 1, "per_round": {"(": 0.2}},
+        {"sparsity": 1.0},
+        {"rounds": 4, "pattern": "2:4"},
+        {"rounds": 1, "criterion": "movement"},
+        {"rounds": 1, "per_round": {}},
+    ],
+    ids=["neither", "both", "no rounds", "no expression", "nothing left", "beyond 2:4", "movement", "no fraction"],
 )
 def test_what_cannot_work_is_refused_when_the_recipe_is_read(fields):
     with pytest.raises(ValidationError):
         FindTicket(**fields)
+
+
+def test_a_ticket_may_have_a_pattern():
+    assert FindTicket(rounds=3, pattern="2:4").pattern == "2:4"  # 1 - 0.8 ** 3 < 0.5 < 1 - 0.8 ** 4

@@ -259,6 +259,13 @@ def test_one_ranking_over_all_weights_follows_the_global_magnitude():
     assert shares[0] != shares[1]
 
 
+def test_a_ticket_may_have_a_pattern():
+    ticket = find_ticket(small(), shift, rounds=2, per_round={"^(.*/)?b/": 0.25}, pattern="2:4")
+    (mask,) = ticket.masks.values()
+    assert (mask.reshape(5, 4, 10).sum(axis=1) >= 2).all()
+    assert int((~mask).sum()) == round((1 - 0.75**2) * 200)
+
+
 def test_weights_that_no_expression_matches_are_left_alone():
     ticket = find_ticket(small(), shift, rounds=2, per_round={"^(.*/)?a/": 0.5})
     assert len(ticket.masks) == 1
@@ -287,12 +294,18 @@ def test_other_nets_have_tickets_too(name):
         ({"rounds": 1, "per_round": 1.0}, r"per_round is 1.0"),
         ({"rounds": 1, "per_round": {"nowhere": 0.2}}, "matches no weight"),
         ({"rounds": 1, "rewind_to": -1}, "rewind_to is -1"),
+        ({"rounds": 1, "criterion": "movement"}, "follows the weights"),
+        ({"rounds": 1, "criterion": "magnitud"}, "Unknown criterion"),
+        ({"rounds": 4, "pattern": "2:4", "per_round": 0.2}, "2:4"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_wrong_arguments_are_told(arguments, message):
+    def never(model, callbacks):
+        raise AssertionError("nothing may train before the arguments are looked at")
+
     with pytest.raises(KpipeError, match=message):
-        find_ticket(small(), shift, **arguments)
+        find_ticket(small(), never, **arguments)
 
 
 @pytest.mark.parametrize(
