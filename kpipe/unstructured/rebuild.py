@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import keras
-from keras.src.models.functional import Functional
+from keras.src.models.functional import Functional, functional_like_constructor
 
 from kpipe.errors import KpipeError
 
@@ -50,18 +50,24 @@ def rebuild(model: keras.Model, replace: Replace) -> keras.Model:
 
 
 def _rebuilt(model: keras.Model, convert: Replace) -> keras.Model:
-    if not isinstance(model, keras.Sequential):
-        twin = keras.models.clone_model(model, clone_function=convert)
-    else:  # Keras's own clone of a Sequential would be compiled
-        first = model._layers[:1]
-        inputs = [_input_like(layer) for layer in first if isinstance(layer, keras.layers.InputLayer)]
-        twin = keras.Sequential([*inputs, *(convert(layer) for layer in model.layers)], name=model.name)
+    # As keras.models.clone_model does, which would compile the new model.
+    if isinstance(model, keras.Sequential):
+        first = [_input_like(layer) for layer in model._layers[:1] if isinstance(layer, keras.layers.InputLayer)]
+        twin = keras.Sequential([*first, *(convert(layer) for layer in model.layers)], name=model.name)
+    else:
+        made = {id(tensor): _input_like(tensor._keras_history[0]).output for tensor in model.inputs}
+        inputs = keras.tree.map_structure(lambda tensor: made[id(tensor)], model._inputs_struct)
+        outputs = model._run_through_graph(inputs, operation_fn=convert)
+        kind = type(model) if functional_like_constructor(type(model)) else Functional
+        twin = kind(inputs, outputs, name=model.name)
     twin._trainable = model._trainable  # of itself alone: its layers bring their own
     return twin
 
 
 def _input_like(layer: keras.layers.InputLayer) -> keras.layers.InputLayer:
-    return keras.layers.InputLayer(batch_shape=layer.batch_shape, dtype=layer.dtype, name=layer.name)
+    return keras.layers.InputLayer(
+        batch_shape=layer.batch_shape, dtype=layer.dtype, name=layer.name, optional=layer.optional
+    )
 
 
 def copy_layer(layer: keras.Layer) -> keras.Layer:

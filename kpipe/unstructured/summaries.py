@@ -61,13 +61,13 @@ class PruningSummaries(keras.callbacks.Callback):
         self._wrapped: Scalars = {}  # of masks that change where a batch begins, looked at before it does
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Open the event file."""
-        self._writer = tf.summary.create_file_writer(str(self.log_dir / "metrics"))
-        self._batches, self._latest = 0, None
+        """Begin a new event file."""
+        self._writer, self._batches, self._latest = None, 0, None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write: all that other callbacks do at the end of an epoch is done."""
         self._write(self._step(), self._scalars())
+        self._writer.flush()
         self._batches = 0
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -91,14 +91,13 @@ class PruningSummaries(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Write a last time and close the file."""
-        if self._writer is None:
-            return
         now = self._scalars()
         if now:
             self._write(self._step(), now)
         elif self._latest is not None:
             self._write(*self._latest)
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
         self._writer = None
 
     @property
@@ -121,6 +120,8 @@ class PruningSummaries(keras.callbacks.Callback):
         return found
 
     def _write(self, step: int, scalars: Scalars) -> None:
+        if self._writer is None:  # in a loop of one's own nobody may have said that a training begins
+            self._writer = tf.summary.create_file_writer(str(self.log_dir / "metrics"))
         with self._writer.as_default():
             for tag, value in scalars.items():
                 tf.summary.write(tag, tf.constant(value, tf.float32), step=step, metadata=SCALAR)
