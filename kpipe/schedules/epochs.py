@@ -52,6 +52,9 @@ class EpochSchedule:
         given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
         return f"{self._what}({given})"
 
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
     def in_steps(self, steps_per_epoch: float) -> Schedule:
         """Give the schedule in steps, each rounded to the nearest.
 
@@ -105,18 +108,22 @@ class EpochSchedule:
         if missing:
             raise KpipeError(f"{what} was given no {missing[0]!r}. It takes {', '.join(takes)}.")
         for name in counted:
-            values = given.get(name, ())
-            if name == "epochs" and not isinstance(values, tuple):
-                raise KpipeError(f"epochs of {what} is {values!r}; expected several, such as (1, 2).")
-            for value in values if isinstance(values, tuple) else (values,):
-                if not is_number(value) or value < 0:
-                    raise KpipeError(f"{name} of {what} is {value!r}; expected epochs, 0 or more, such as 2 or 0.5.")
+            if name in given:
+                self._check_epochs(name, given[name])
         if given.get("end", math.inf) < given.get("begin", 0):
             raise KpipeError(f"{what} has begin={given.get('begin', 0)} and end={given['end']}; expected end >= begin.")
         if "updates_per_epoch" in given:
             check_above(f"updates_per_epoch of {what}", given["updates_per_epoch"], 0, "Such as 10.")
             if "frequency" in given:
                 raise KpipeError(f"{what} was given frequency and updates_per_epoch; expected one of them.")
+
+    def _check_epochs(self, name: str, value: Any) -> None:
+        if name == "epochs" and not isinstance(value, tuple):
+            raise KpipeError(f"epochs of {self._what} is {value!r}; expected several, such as (1, 2).")
+        listed: tuple[Any, ...] = value if name == "epochs" else (value,)
+        for one in listed:
+            if not is_number(one) or one < 0:
+                raise KpipeError(f"{name} of {self._what} is {one!r}; expected epochs, 0 or more, such as 2 or 0.5.")
 
 
 def resolve(schedule: "Schedule | EpochSchedule", steps_per_epoch: float | None) -> Schedule:

@@ -16,7 +16,7 @@ IN_EPOCHS = {"begin_epoch": "begin", "end_epoch": "end", "epochs": "epochs", "up
 """Argument in epochs, as a mapping says it -> as `over_epochs` takes it."""
 
 
-def schedule(spec: Any, steps: int | None = None) -> Any:
+def schedule(spec: Any, steps: int | None = None) -> AnySchedule:
     """Turn a name with arguments into a schedule; a schedule is given back as it is.
 
     Args:

@@ -105,6 +105,7 @@ def test_each_can_be_said_in_epochs(name):
     assert isinstance(made, EpochSchedule) and made.kind is SCHEDULES[name]
     steps = made.in_steps(100)
     assert type(steps) is SCHEDULES[name] and steps != made.in_steps(200)
+    assert hash(made) == hash(EpochSchedule.from_config(made.get_config()))
 
 
 def test_a_class_that_is_not_registered_cannot_be_loaded():

@@ -129,6 +129,8 @@ STEP = PolynomialDecay.over_epochs(final_sparsity=0.8, end=4)
         ),
         (lambda: PolynomialDecay.over_epochs(final_sparsity=0.8, end="2"), "end of .* is '2'; expected epochs"),
         (lambda: PolynomialDecay.over_epochs(final_sparsity=0.8, end=float("nan")), "end of .* is nan"),
+        (lambda: PolynomialDecay.over_epochs(final_sparsity=0.8, end=(1, 2)), r"end of .* is \(1, 2\)"),
+        (lambda: PolynomialDecay.over_epochs(final_sparsity=0.8, end=()), r"end of .* is \(\)"),
         (lambda: SteppedSparsity.over_epochs(sparsities=(0.5,), epochs=1), "epochs of .* is 1; expected several"),
         (lambda: SteppedSparsity.over_epochs(sparsities=(0.5, 0.6), epochs=(2, 1)), "expected ever higher steps"),
         (lambda: PolynomialDecay.over_epochs(final_sparsity=1.8, end=2), "final_sparsity is 1.8"),
