@@ -17,7 +17,7 @@ if _backend != "tensorflow":
         'KERAS_BACKEND=tensorflow before Keras is imported, or "backend": "tensorflow" in ~/.keras/keras.json.'
     )
 
-from kpipe import callbacks, layers, schedules
+from kpipe import callbacks, layers, legacy, patterns, schedules
 from kpipe.distill import distill
 from kpipe.errors import ExportError, KpipeError, NoEffectWarning, RecipeError, SurgeryError
 from kpipe.export import benchmark, export, verify
@@ -27,7 +27,7 @@ from kpipe.recipe import load_recipe
 from kpipe.report import report
 from kpipe.saliency import CRITERIA, Evidence
 from kpipe.structured import FilterPlan, plan_filters, prune_filters
-from kpipe.unstructured import prune_weights
+from kpipe.unstructured import find_ticket, prune_low_magnitude, prune_weights, strip_pruning
 
 __version__ = version("kpipe")
 
@@ -44,14 +44,19 @@ __all__ = [
     "callbacks",
     "distill",
     "export",
+    "find_ticket",
     "layers",
+    "legacy",
     "load_recipe",
     "measure",
+    "patterns",
     "plan_filters",
     "prune_filters",
+    "prune_low_magnitude",
     "prune_weights",
     "quantize",
     "report",
     "schedules",
+    "strip_pruning",
     "verify",
 ]

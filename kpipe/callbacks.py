@@ -1,6 +1,6 @@
 """The callbacks for `model.fit`."""
 
 from kpipe.structured.callback import FilterPruning
-from kpipe.unstructured.callback import WeightPruning
+from kpipe.unstructured import PruningSummaries, UpdatePruningStep, WeightPruning
 
-__all__ = ["FilterPruning", "WeightPruning"]
+__all__ = ["FilterPruning", "PruningSummaries", "UpdatePruningStep", "WeightPruning"]

@@ -1,5 +1,7 @@
 """Copy a model: same architecture, same weights, nothing shared."""
 
+from typing import Any
+
 import keras
 
 from kpipe.errors import KpipeError
@@ -27,18 +29,49 @@ def copy_model(model: keras.Model) -> keras.Model:
     """
     check_built(model)
     try:
-        twin = type(model).from_config(model.get_config())
-        if not twin.built:
-            twin.build_from_config(model.get_build_config() or {})
+        twin = remake(model, model.get_config())
         twin.set_weights(model.get_weights())
     except (NotImplementedError, TypeError, ValueError) as error:
+        said = " ".join(str(error).partition("Example:")[0].split())  # Keras adds a class for example, over many lines
         raise KpipeError(
-            f"The model {model.name!r} ({type(model).__name__}) cannot be copied: {error} Give its class a get_config, "
-            "or make a Functional model of it: keras.Model(inputs, model.call(inputs))."
+            f"The model {model.name!r} ({type(model).__name__}) cannot be copied: {said} "
+            "Give its class a get_config, or make a Functional model of it: keras.Model(inputs, model.call(inputs))."
         ) from error
     for layer, original in zip(_layers(twin), _layers(model), strict=True):
         layer.trainable = original.trainable
     return twin
+
+
+def remake(model: keras.Model, config: dict[str, Any]) -> keras.Model:
+    """Make a model of the same class from a config, and build it; its weights are new.
+
+    The classes of its layers are there in person, so they need not be registered with Keras.
+
+    Example:
+        >>> class Twice(keras.layers.Layer):
+        ...     "Double."
+        ...     def call(self, x):
+        ...         return 2 * x
+        >>> net = keras.Sequential([keras.Input((2,)), Twice()])
+        >>> type(remake(net, net.get_config()).layers[0]) is Twice
+        True
+    """
+    with keras.saving.custom_object_scope(own_classes(model)):
+        twin = type(model).from_config(config)
+        if not twin.built:
+            twin.build_from_config(model.get_build_config() or {})
+    return twin
+
+
+def own_classes(model: keras.Model) -> dict[str, type]:
+    """Give the classes of a model's layers that are not of Keras, by name, for `custom_object_scope`.
+
+    Example:
+        >>> own_classes(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
+        {}
+    """
+    kinds = [type(layer) for layer in _layers(model)]
+    return {kind.__name__: kind for kind in kinds if not kind.__module__.startswith("keras.")}
 
 
 def check_built(model: keras.Model) -> None:

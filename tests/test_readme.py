@@ -9,19 +9,27 @@ import numpy as np
 import kpipe
 from kpipe.recipe import load_recipe
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language, page="README.md"):
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+
+
+def run(page):
+    """Run the Python blocks of a page in one namespace, and give it."""
+    names = {}
+    for block in blocks("python", page):
+        exec(compile(block, page, "exec"), names)
+    return names
 
 
 def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     keras.utils.set_random_seed(0)
-    names = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), names)
+    names = run("README.md")
     printed = capsys.readouterr().out
     assert "conv1" in printed and "macs:" in printed
 
@@ -32,6 +40,18 @@ def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     assert names["smaller"].count_params() < model.count_params()
     assert {path.name for path in tmp_path.iterdir()} == {"small.tflite", "small.onnx", "small_f16.tflite"}
     assert (tmp_path / "small.tflite").stat().st_size < (tmp_path / "small_f16.tflite").stat().st_size
+
+
+def test_the_page_on_weights(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    keras.utils.set_random_seed(0)
+    names = run("docs/weight_pruning.md")
+    assert "of the weights are left" in capsys.readouterr().out
+    for net, expected in (("looped", 0.8), ("plain", 0.5), ("net", 1 - 0.7**3)):
+        for layer in names[net].layers:
+            if layer.get_weights() and "kernel" in layer.weights[0].path:
+                kernel = layer.get_weights()[0]
+                assert abs((kernel == 0).mean() - expected) <= 2 / kernel.size, (net, layer.name)
 
 
 def test_the_yaml_block_is_a_valid_recipe(tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kpipe.copies import own_classes
 from kpipe.errors import SurgeryError
 from kpipe.graph import Trace, TracedLayer, TracedWeight, functional
 from kpipe.layers import leaves
@@ -62,7 +63,8 @@ def rebuild(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras.Model:
     _edit(config, "", edits)
     maker = keras.Sequential if isinstance(model, keras.Sequential) else keras.Model
     try:
-        return maker.from_config(config)
+        with keras.saving.custom_object_scope(own_classes(model)):
+            return maker.from_config(config)
     except (TypeError, ValueError) as fault:
         raise SurgeryError(f"Model {model.name!r} cannot be rebuilt from its config: {fault}") from fault
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from kpipe.atomic import replace_atomically
-from kpipe.copies import check_built, copy_model
+from kpipe.copies import check_built, copy_model, remake
 from kpipe.errors import KpipeError
 from kpipe.projections import Holder, Mask, trained_model
 
@@ -162,9 +162,7 @@ def draw_anew(model: keras.Model, seed: int = 0) -> keras.Model:
         (True, False)
     """
     check_built(model)
-    twin = type(model).from_config(_seeded(model.get_config(), np.random.default_rng(seed)))
-    if not twin.built:
-        twin.build_from_config(model.get_build_config() or {})
+    twin = remake(model, _seeded(model.get_config(), np.random.default_rng(seed)))
     return twin
 
 
