@@ -1,10 +1,13 @@
 """What is known of recurrent layers: their cells hold the weights."""
 
+import sys
+
 from keras import layers as L
 
 from kpipe.layers.rule import Role, register_weights
 
-ConvLSTMCell = type(L.ConvLSTM1D(1, 1).cell)  # Keras gives it no public name
+# Keras gives the cell no public name. Not by an instance: that would set up TensorFlow's devices at import.
+ConvLSTMCell = vars(sys.modules[L.ConvLSTM1D.__mro__[1].__module__])["ConvLSTMCell"]
 
 CELL: dict[str, Role] = {"kernel": "kernel", "recurrent_kernel": "recurrent_kernel", "bias": "bias"}
 
