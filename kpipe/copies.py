@@ -30,7 +30,7 @@ def copy_model(model: keras.Model) -> keras.Model:
     check_built(model)
     try:
         twin = remake(model, model.get_config())
-        twin.set_weights(model.get_weights())
+        take_weights(twin, model)
     except (NotImplementedError, TypeError, ValueError) as error:
         said = " ".join(str(error).partition("Example:")[0].split())  # Keras adds a class for example, over many lines
         raise KpipeError(
@@ -40,6 +40,26 @@ def copy_model(model: keras.Model) -> keras.Model:
     for layer, original in zip(_layers(twin), _layers(model), strict=True):
         layer.trainable = original.trainable
     return twin
+
+
+def take_weights(twin: keras.Layer, layer: keras.Layer) -> None:
+    """Give a layer or model the weights of another, and let layers work out what follows from them.
+
+    An adapted `Normalization` computes with constants that it made of its weights; to set these does not change those.
+
+    Example:
+        >>> layer, twin = keras.layers.Normalization(), keras.layers.Normalization()
+        >>> layer.adapt(keras.ops.convert_to_numpy([[1.0], [5.0]]))
+        >>> twin.build((None, 1))
+        >>> take_weights(twin, layer)
+        >>> twin(keras.ops.array([[5.0]])).numpy().tolist()
+        [[1.0]]
+    """
+    twin.set_weights(layer.get_weights())
+    for inside in _layers(twin):
+        finish = getattr(inside, "finalize_state", None)
+        if callable(finish):
+            finish()
 
 
 def remake(model: keras.Model, config: dict[str, Any]) -> keras.Model:
@@ -94,6 +114,6 @@ def check_built(model: keras.Model) -> None:
         )
 
 
-def _layers(model: keras.Model) -> list[keras.Layer]:
+def _layers(model: keras.Layer) -> list[keras.Layer]:
     """List all layers from the outside in, for a model's `trainable` sets that of what it holds."""
     return list(model._flatten_layers())

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from kpipe.errors import KpipeError, NoEffectWarning
-from kpipe.projections import Holder, trained_model
+from kpipe.projections import Holder, inner_optimizer, trained_model
 from kpipe.schedules import EpochSchedule, Schedule, last_due, resolve
 from kpipe.unstructured.masked import masked
 from kpipe.unstructured.wrapper import PruneLowMagnitude, PruningSchedule
@@ -127,10 +127,9 @@ class UpdatePruningStep(keras.callbacks.Callback):
     def _hold_averages(self) -> None:
         """Keep the optimizer's weight averages sparse too, where it keeps any; the masks hold by themselves."""
         self._release()
-        optimizer = self._fit.optimizer
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            optimizer = optimizer.inner_optimizer
-        if not isinstance(optimizer, keras.optimizers.Optimizer) or not optimizer.use_ema:
+        optimizer = inner_optimizer(getattr(self._fit, "optimizer", None))
+        several = getattr(optimizer, "optimizers", None) or [optimizer]
+        if not any(getattr(one, "use_ema", False) for one in several):
             return
         self._holder = Holder(self._fit)
         for known in (known for count in self._counts for known in count.layer.masked):

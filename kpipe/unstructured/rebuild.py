@@ -5,6 +5,7 @@ from collections.abc import Callable
 import keras
 from keras.src.models.functional import Functional, functional_like_constructor
 
+from kpipe.copies import take_weights
 from kpipe.errors import KpipeError
 
 Replace = Callable[[keras.Layer], keras.Layer]
@@ -88,11 +89,9 @@ def copy_layer(layer: keras.Layer) -> keras.Layer:
         if layer.built and not twin.built:
             twin.build_from_config(layer.get_build_config() or {})
             twin.built = True
+        take_weights(twin, layer)
         for old, new in zip(layer._flatten_layers(), twin._flatten_layers(), strict=True):
-            store: dict = {}
-            old.save_own_variables(store)
-            new.load_own_variables(store)  # not set_weights: some layers work out more from what they load
-            new._trainable = old._trainable
+            new.trainable = old.trainable
     except (NotImplementedError, TypeError, ValueError) as error:
         raise KpipeError(
             f"The layer {layer.name!r} ({type(layer).__name__}) cannot be copied: {error} Give its class a get_config."

@@ -119,14 +119,17 @@ class PruneLowMagnitude(L.Wrapper):
     def call(self, inputs: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Call the layer; in training, see to it that the callback has begun."""
         if training:
-            tf.debugging.assert_greater_equal(
-                tf.convert_to_tensor(self.pruning_step),
-                np.int64(1),
-                message=f"Layer {self.name!r} is pruned while it trains, and no step has begun. Give "
-                "callbacks=[UpdatePruningStep()] to model.fit; in a loop of your own call its set_model(model) and "
-                "on_train_begin() before, and on_train_batch_begin(step) before every training step.",
-            )
+            # The plain kernel: what tf.debugging asserts is a branch of the graph.
+            tf.raw_ops.Assert(condition=tf.convert_to_tensor(self.pruning_step) >= 1, data=[self._not_begun])
         return self.layer(inputs, *args, **kwargs)
+
+    @property
+    def _not_begun(self) -> str:
+        return (
+            f"Layer {self.name!r} is pruned while it trains, and no training step has begun. Give "
+            "callbacks=[UpdatePruningStep()] to model.fit; in a loop of your own call its set_model(model) and "
+            "on_train_begin() before, and on_train_batch_begin(step) before every training step."
+        )
 
     @property
     def pruning_vars(self) -> list[tuple[keras.Variable, keras.Variable, keras.Variable]]:
