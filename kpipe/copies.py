@@ -55,7 +55,8 @@ def take_weights(twin: keras.Layer, layer: keras.Layer) -> None:
         >>> twin(keras.ops.array([[5.0]])).numpy().tolist()
         [[1.0]]
     """
-    twin.set_weights(layer.get_weights())
+    for new, old in zip(twin.weights, layer.weights, strict=True):
+        new.assign(old)
     for inside in _layers(twin):
         finish = getattr(inside, "finalize_state", None)
         if callable(finish):
