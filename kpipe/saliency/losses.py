@@ -84,10 +84,11 @@ def _is_log_loss(loss: Any) -> bool:
 
 
 def labelled(data: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Go through labelled data in batches of (x, y, sample weights).
+    """Go through labelled data in batches of (x, y, sample weights), to differentiate the loss on them.
 
     Raises:
-        KpipeError: At once when there are no data; on the way when there are no labels or no batch.
+        KpipeError: At once when there are no data, and inside a strategy's scope, where variables have several values;
+            on the way when there are no labels or no batch.
 
     Example:
         >>> [(len(x), len(y), w) for x, y, w in labelled((np.zeros((40, 2)), np.zeros(40)))]
@@ -95,6 +96,11 @@ def labelled(data: Any) -> Iterator[tuple[Any, Any, Any]]:
     """
     if data is None:
         raise KpipeError("A criterion that needs gradients needs labelled data. Received: data=None. Pass data=(x, y).")
+    if tf.distribute.has_strategy():
+        raise KpipeError(
+            "A criterion that needs gradients cannot take them inside strategy.scope(). Build and compile the model "
+            "there, and call fit or kpipe outside of it."
+        )
     return _checked(weighted_batches(data))
 
 

@@ -1,6 +1,7 @@
 """Squared gradients of single samples, exact, in bounded memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -174,14 +175,33 @@ def _adder(
         chunk = AT_ONCE // max(1, size * int(tf.shape(vectors)[1]))
         if together and chunk > 1:
             try:
-                for start in range(0, len(vectors), chunk):
-                    rows = slice(start, start + chunk)
-                    part = tf.nest.map_structure(lambda array, rows=rows: array[rows], x)
-                    for total, found in zip(sums, many(part, vectors[rows]), strict=True):
-                        total.assign_add(found)
+                found = [tf.zeros_like(total) for total in sums]
+                for part in _chunks(x, vectors, chunk):
+                    with _quiet():
+                        found = [a + b for a, b in zip(found, many(*part), strict=True)]
+                for total, whole in zip(sums, found, strict=True):
+                    total.assign_add(whole)
                 return
             except (NotImplementedError, TypeError, ValueError, tf.errors.OpError):
                 together = False  # an operation that cannot be done for several samples together
         one_by_one(x, vectors)
 
     return add
+
+
+def _chunks(x: Any, vectors: tf.Tensor, size: int) -> Iterator[tuple[Any, tf.Tensor]]:
+    for start in range(0, len(vectors), size):
+        rows = slice(start, start + size)
+        yield tf.nest.map_structure(lambda array, rows=rows: array[rows], x), vectors[rows]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep TensorFlow from telling which operations it does one by one where many are asked for."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -235,6 +235,14 @@ def test_what_is_missing_is_said(function):
             function(model, variables, data, loss)
 
 
+def test_inside_the_scope_of_a_strategy_it_is_refused(monkeypatch):
+    model, x, y = case("twice")
+    monkeypatch.setattr(tf.distribute, "has_strategy", lambda: True)
+    for function in (mean_gradients, mean_squared_gradients):
+        with pytest.raises(KpipeError, match=r"strategy\.scope\(\).*outside"):
+            function(model, model.trainable_variables, (x, y), LOGITS)
+
+
 def test_a_model_for_a_fixed_batch_is_refused_for_single_samples():
     inputs = keras.Input((2,), batch_size=4)
     model = keras.Model(inputs, L.Reshape((1,))(L.Dense(1)(keras.ops.reshape(inputs, (4, 2)))))
