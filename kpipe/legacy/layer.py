@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from kpipe.errors import KpipeError
+from kpipe.legacy.keras2.refusal import shortened
 from kpipe.legacy.translate import layer_class, plain_name, translate, translated_value
 
 STATE = "rnn_state"
@@ -45,7 +46,9 @@ def make_layer(entry: Mapping[str, Any], config: dict[str, Any]) -> keras.Layer:
     except KpipeError:
         raise
     except Exception as error:  # Keras and the user's classes raise many kinds for what they do not take
-        raise KpipeError(f"Layer {entry['name']!r} ({entry['class']}) cannot be made in Keras 3: {error}") from error
+        raise KpipeError(
+            f"Layer {entry['name']!r} ({entry['class']}) cannot be made in Keras 3: {shortened(error)}."
+        ) from error
 
 
 def _lambda_layer(entry: Mapping[str, Any], config: dict[str, Any]) -> keras.Layer:

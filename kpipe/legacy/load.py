@@ -68,13 +68,13 @@ def load(
         request = Request(file, _places(file, custom_objects or {}, originals or {}), arrays, safe_mode)
         with tempfile.TemporaryDirectory(prefix="kpipe-legacy-") as workplace:
             (reading,) = read_files([request], Path(workplace))
-        model = converted(reading, tolerance)
-    for note in reading.notes if isinstance(reading, Reading) else ():
+        model, notes = converted(reading, tolerance)
+    for note in notes:
         warnings.warn(f"{path}: {note}.", UserWarning, stacklevel=2)
     return model
 
 
-def converted(reading: Reading | KpipeError, tolerance: float = TOLERANCE) -> keras.Model:
+def converted(reading: Reading | KpipeError, tolerance: float = TOLERANCE) -> tuple[keras.Model, list[str]]:
     """Make a Keras 3 model of a reading, and hold it against it.
 
     Args:
@@ -82,7 +82,7 @@ def converted(reading: Reading | KpipeError, tolerance: float = TOLERANCE) -> ke
         tolerance: See `load`.
 
     Returns:
-        The model.
+        The model, and what the user is to know of it.
 
     Raises:
         KpipeError: See `load`.
@@ -91,17 +91,18 @@ def converted(reading: Reading | KpipeError, tolerance: float = TOLERANCE) -> ke
         raise reading
     try:
         model, making = rebuild(reading)
-        check_equal(model, making, tolerance)
+        notes = [*reading.notes, *check_equal(model, making, tolerance)]
     except KpipeError as error:
         raise KpipeError(f"{reading.path} cannot be converted. {error}") from error
-    return model
+    return model, notes
 
 
 def _loaded_by_keras_3(file: OldFile, safe_mode: bool) -> keras.Model:
     try:
-        return keras.models.load_model(file.path, compile=False, safe_mode=safe_mode)
+        model: Any = keras.models.load_model(file.path, compile=False, safe_mode=safe_mode)
     except Exception as error:  # Keras raises many kinds for a file that it does not take
         raise KpipeError(f"{file.path} was written by Keras {file.version} and cannot be loaded: {error}") from error
+    return model
 
 
 def _places(file: OldFile, given: Mapping[str, Any], originals: Mapping[str, str]) -> dict[str, str]:

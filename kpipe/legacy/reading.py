@@ -103,7 +103,8 @@ def _job(request: Request, folder: Path) -> dict[str, Any]:
     samples = None
     if request.samples is not None:
         samples = str(folder / "samples.npz")
-        np.savez(samples, **{f"sample_{number:04d}": array for number, array in enumerate(request.samples)})
+        named: dict[str, Any] = {f"sample_{number:04d}": array for number, array in enumerate(request.samples)}
+        np.savez(samples, **named)
     return {
         "path": str(request.file.path.resolve()),
         "kind": request.file.kind,

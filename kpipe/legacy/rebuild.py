@@ -1,5 +1,6 @@
 """Make a Keras 3 model of what tf_keras said of an old one."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,7 +53,9 @@ class Rebuild:
                 model.add(self.layer(call["layer"]))
             return model
         tensors = self.run(graph, inputs)
-        return keras.Model(filled(graph["inputs"], tensors), filled(graph["outputs"], tensors), name=name)
+        with warnings.catch_warnings():  # Keras 3 wishes inputs in a dict to be named as their keys; names stay here
+            warnings.filterwarnings("ignore", "When providing `inputs` as a dict", UserWarning)
+            return keras.Model(filled(graph["inputs"], tensors), filled(graph["outputs"], tensors), name=name)
 
     def run(
         self, graph: Mapping[str, Any], tensors: Mapping[str, Any], watch: Watch | None = None, place: str = ""
@@ -87,7 +90,7 @@ class Rebuild:
 
     def _run_nested(self, graph: Mapping[str, Any], values: Any, watch: Watch, place: str) -> Any:
         pairs = paired(graph["inputs"], values, graph["name"])
-        tensors = {key: keras.ops.cast(value, graph["specs"][key]["dtype"]) for key, value in pairs}
+        tensors = {key: _cast(value, graph["specs"][key]["dtype"]) for key, value in pairs}
         return filled(graph["outputs"], self.run(graph, tensors, watch, place))
 
     def decoded(self, value: Any, tensors: Mapping[str, Any]) -> Any:
@@ -96,7 +99,13 @@ class Rebuild:
             return [self.decoded(one, tensors) for one in value]
         if not isinstance(value, dict):
             return value
-        kind, content = next(iter(value.items()), ("", None))
+        if len(value) == 1:
+            ((kind, content),) = value.items()
+            if kind.startswith("$"):
+                return self._decoded(kind, content, tensors)
+        return {key: self.decoded(one, tensors) for key, one in value.items()}
+
+    def _decoded(self, kind: str, content: Any, tensors: Mapping[str, Any]) -> Any:
         if kind == "$tensor":
             return tensors[content]
         if kind == "$tuple":
@@ -109,9 +118,7 @@ class Rebuild:
             return slice(*content)
         if kind == "$ellipsis":
             return Ellipsis
-        if kind == "$unknown":
-            raise KpipeError(f"A value of the kind {content} is stored in a configuration; it cannot be carried over.")
-        return {key: self.decoded(one, tensors) for key, one in value.items()}
+        raise KpipeError(f"A value of the kind {content} is stored in a configuration; it cannot be carried over.")
 
 
 def rebuild(reading: Reading) -> tuple[keras.Model, Rebuild]:
@@ -152,6 +159,11 @@ def _input(spec: Mapping[str, Any]) -> Any:
     return keras.Input(batch_shape=spec["shape"], dtype=spec["dtype"], name=plain_name(spec["name"]))
 
 
+def _cast(value: Any, dtype: str) -> Any:
+    """Cast where that changes something: a tensor that is cast loses its mask."""
+    return value if keras.backend.standardize_dtype(value.dtype) == dtype else keras.ops.cast(value, dtype)
+
+
 def _called(layer: Any, entry: Mapping[str, Any], args: list[Any], kwargs: dict[str, Any], at_inference: bool) -> Any:
     """Call a layer or an operation."""
     try:
@@ -159,7 +171,8 @@ def _called(layer: Any, entry: Mapping[str, Any], args: list[Any], kwargs: dict[
             kwargs.pop("name", None)
             return layer(*args, **kwargs)
         if isinstance(layer, RECURRENT) and isinstance(args[0], list):
-            args, kwargs["initial_state"] = [args[0][0], *args[1:]], args[0][1:]
+            args, kwargs = [args[0][0], *args[1:]], {**kwargs, "initial_state": args[0][1:]}
+            kwargs.setdefault("mask", getattr(args[0], "_keras_mask", None))  # Keras 3 loses it beside a state
         if at_inference and layer._call_has_training_arg:
             kwargs.setdefault("training", False)
         return layer(*args, **kwargs)

@@ -172,13 +172,13 @@ def _translated_object(value: Config) -> Any:
 
 @TRANSLATIONS("LeakyReLU")
 def _leaky_relu(config: Config) -> tuple[str, Config]:
-    return "LeakyReLU", {**config, "negative_slope": config.pop("alpha")}
+    return "LeakyReLU", {"negative_slope": config.pop("alpha"), **config}
 
 
 @TRANSLATIONS("ThresholdedReLU")
 def _thresholded_relu(config: Config) -> tuple[str, Config]:
     """Both are x where x > theta, else 0."""
-    return "ReLU", {**config, "threshold": config.pop("theta")}
+    return "ReLU", {"threshold": config.pop("theta"), **config}
 
 
 @TRANSLATIONS("BatchNormalization")

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-MODELS: dict[str, tuple[str, Callable]] = {}
-"""Name of a file -> how it is saved, and the function that builds the model."""
+MODELS: dict[str, tuple[tuple[str, ...], Callable]] = {}
+"""Name -> how the model is saved, and the function that builds it, or it and another with the outputs to be met."""
+WRAPPED = ("pruned", "clustered", "quantized", "quantized_graph")
 FORMATS = {"h5": ".h5", "keras": ".keras", "tf": ""}
 
 
-def saved_as(form: str) -> Callable:
+def saved_as(*forms: str) -> Callable:
     def register(build: Callable) -> Callable:
-        MODELS[build.__name__ + FORMATS[form]] = (form, build)
+        MODELS[build.__name__] = (forms, build)
         return build
 
     return register
@@ -90,14 +91,16 @@ def dense():
     constraint = tf_keras.constraints.MaxNorm(2.0)
     return tf_keras.Sequential(
         [
-            L.Dense(8, "gelu", input_shape=(6,), kernel_constraint=constraint, kernel_initializer="he_normal"),
+            L.Dense(
+                8, "gelu", input_shape=(6,), name="first", kernel_constraint=constraint, kernel_initializer="he_normal"
+            ),
             L.BatchNormalization(),
             L.Dense(8, tf_keras.activations.hard_sigmoid, activity_regularizer="l1"),
             L.Dropout(0.5),
             L.Activation("softplus"),
-            L.Dense(4, "selu", trainable=False, bias_regularizer=tf_keras.regularizers.L1L2(0.1, 0.2)),
+            L.Dense(4, "selu", name="frozen", trainable=False, bias_regularizer=tf_keras.regularizers.L1L2(0.1, 0.2)),
             L.RepeatVector(3),
-            L.EinsumDense("abc,cd->abd", output_shape=(None, 5), bias_axes="d"),
+            L.EinsumDense("abc,cd->abd", output_shape=(3, 5), bias_axes="d"),
             L.Flatten(),
             L.Dense(3, "softmax", name="classes"),
         ],
@@ -142,8 +145,9 @@ def attention():
 
     words, image = Input((7,), dtype="int32", name="words"), Input((4, 4, 6), name="image")
     x = L.Embedding(9, 6, mask_zero=True)(words)
-    both, scores = L.MultiHeadAttention(2, 3, value_dim=4)(x, x, return_attention_scores=True, use_causal_mask=True)
-    cross = L.MultiHeadAttention(3, 2, use_bias=False, output_shape=5, attention_axes=(1, 2))(image, image)
+    both = L.MultiHeadAttention(2, 3, value_dim=4)(x, x, use_causal_mask=True)
+    cross = L.MultiHeadAttention(3, 2, use_bias=False, output_shape=5, attention_axes=(1, 2))
+    cross, scores = cross(image, image, return_attention_scores=True)
     x = L.LayerNormalization(epsilon=1e-6)(L.Add()([x, both]))
     return Model(
         [words, image],
@@ -158,23 +162,38 @@ def attention():
     )
 
 
-@saved_as("tf")
+@saved_as("h5")
 def nested():
-    """A model in a model in a model, one of them twice, one for each step, and a layer shared by two of them."""
+    """A model in a model in a model, called twice, and one that is called for each step."""
     from tf_keras import Input, Model, Sequential
     from tf_keras import layers as L
 
     shared = L.Dense(4, "tanh", name="shared")
-    inner = Sequential([L.Dense(4, "relu", input_shape=(4,)), shared, L.BatchNormalization()], name="inner")
-    x = a = Input((4,), name="a")
-    b = Input((4,), name="b")
-    tower = Model([a, b], [L.Concatenate()([inner(a), b]), L.Subtract()([a, shared(b)])], name="tower")
-    left, right, steps = Input((4,), name="left"), Input((4,), name="right"), Input((3, 4), name="steps")
-    first, second = tower([left, right]), tower([right, inner(left)])
-    small = Model(x, L.Dense(2, name="small_dense")(inner(x)), name="small")
+    inner = Sequential([L.Dense(4, "relu", input_shape=(4,)), L.BatchNormalization()], name="inner")
+    a, b = Input((4,), name="a"), Input((4,), name="b")
+    tower = Model([a, b], [L.Concatenate()([inner(a), shared(b)]), L.Subtract()([inner(b), shared(a)])], name="tower")
+    x = Input((4,))
+    small = Model(x, L.Dense(2)(L.BatchNormalization()(x)), name="small")
     small.trainable = False
+    left, right, steps = Input((4,), name="left"), Input((4,), name="right"), Input((3, 4), name="steps")
+    first, second = tower([left, right]), tower([right, left])
     merged = [L.Dot(1)([first[0], second[0]]), L.Maximum()([first[1], second[1]]), L.Average()([left, right])]
-    return Model([left, right, steps], [*merged, L.Multiply()([left, right]), L.TimeDistributed(small)(steps)])
+    return Model(
+        [left, right, steps], [*merged, L.Multiply()([left, right]), L.TimeDistributed(small, name="per_step")(steps)]
+    )
+
+
+@saved_as("tf")
+def siamese():
+    """Two calls of one model whose first layer is shared with its caller, with the outputs in a dict."""
+    from tf_keras import Input, Model, Sequential
+    from tf_keras import layers as L
+
+    first = L.Conv1D(3, 2, name="first")
+    tower = Sequential([Input((6, 2)), first, L.BatchNormalization(), L.Flatten(), L.Dense(4)], name="tower")
+    left, right = Input((6, 2), name="left"), Input((6, 2), name="right")
+    one, other = tower(left), tower(right)
+    return Model({"l": left, "r": right}, {"distance": abs(one - other), "raw": first(left)}, name="siamese")
 
 
 @saved_as("h5")
@@ -222,26 +241,190 @@ def operations():
     )
 
 
+@saved_as("h5", "keras", "tf")
+def own_classes():
+    """A layer, an activation and the function of a Lambda of the user's own."""
+    from tf_keras import Sequential
+    from tf_keras import layers as L
+
+    from tests.legacy import old_layers
+
+    return Sequential(
+        [
+            L.Dense(4, old_layers.squash, input_shape=(3,)),
+            old_layers.Scale(2.0, name="scale"),
+            old_layers.Shift(name="shift"),
+            L.Lambda(old_layers.double, arguments={"times": 3.0}, name="thrice"),
+        ]
+    )
+
+
+@saved_as("h5")
+def stateful():
+    from tf_keras import Input, Model
+    from tf_keras import layers as L
+
+    steps = Input(batch_shape=(3, 5, 2), name="steps")
+    return Model(steps, L.GRU(3, stateful=True)(L.LSTM(4, stateful=True, return_sequences=True)(steps)))
+
+
+@saved_as("h5")
+def half_precision():
+    import tf_keras
+    from tf_keras import layers as L
+
+    tf_keras.mixed_precision.set_global_policy("mixed_float16")
+    model = tf_keras.Sequential([L.Dense(32, "relu", input_shape=(16,)), L.Dense(3, dtype="float32")])
+    tf_keras.mixed_precision.set_global_policy("float32")
+    return model
+
+
+@saved_as("h5")
+def unknown_to_keras_3():
+    from tf_keras import Sequential
+    from tf_keras import layers as L
+
+    return Sequential([L.LocallyConnected1D(2, 3, name="local", input_shape=(6, 2))])
+
+
+@saved_as("h5")
+def unknown_operation():
+    import tensorflow as tf
+    from tf_keras import Input, Model
+
+    x = Input((4,))
+    return Model(x, tf.math.bessel_i0(x))
+
+
+@saved_as("tf")
+def subclassed():
+    import tf_keras
+
+    class Own(tf_keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = tf_keras.layers.Dense(2)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Own()
+    model(np.zeros((1, 3), "float32"))
+    return model
+
+
+def _small_net():
+    from tf_keras import Input, Sequential
+    from tf_keras import layers as L
+
+    return _shaken(
+        Sequential(
+            [
+                Input((8, 8, 3)),
+                L.Conv2D(8, 3, name="conv", padding="same"),
+                L.BatchNormalization(),
+                L.ReLU(),
+                L.SeparableConv2D(8, 3, name="separable"),
+                L.Flatten(),
+                L.Dense(6, "relu"),
+                L.Dense(3, "softmax", name="classes"),
+            ]
+        )
+    )
+
+
+def _residual_net():
+    from tf_keras import Input, Model
+    from tf_keras import layers as L
+
+    image = Input((8, 8, 3), name="image")
+    x = L.BatchNormalization()(L.Conv2D(4, 3, padding="same", name="first")(image))
+    x = L.Add()([L.Conv2D(4, 1, activation="relu", name="second")(L.ReLU(6.0)(x)), x])
+    return _shaken(Model(image, L.Dense(3, "tanh", name="last")(L.GlobalAveragePooling2D()(x))))
+
+
+def _trained(model):
+    """Train a little, so that masks and codebooks are what training makes them."""
+    import tensorflow_model_optimization as tfmot
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(16, 8, 8, 3)).astype("float32"), rng.integers(0, 3, 16)
+    model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
+    model.fit(x, y, batch_size=8, verbose=0, callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
+    return model
+
+
+@saved_as("h5", "keras")
+def pruned():
+    """Pruned, and dense again by a last update after which no mask has been applied."""
+    import tensorflow_model_optimization as tfmot
+
+    schedule = tfmot.sparsity.keras.ConstantSparsity(0.75, 0, frequency=1)
+    model = _trained(tfmot.sparsity.keras.prune_low_magnitude(_small_net(), schedule))
+    for layer in model.layers:
+        layer.layer.set_weights([weight + 0.01 for weight in layer.layer.get_weights()])
+    return model
+
+
+@saved_as("h5")
+def clustered():
+    import tensorflow_model_optimization as tfmot
+
+    linear = tfmot.clustering.keras.CentroidInitialization.LINEAR
+    return _trained(tfmot.clustering.keras.cluster_weights(_small_net(), 4, linear))
+
+
+@saved_as("h5")
+def quantized():
+    import tensorflow_model_optimization as tfmot
+
+    plain = _small_net()
+    return tfmot.quantization.keras.quantize_model(plain), plain
+
+
+@saved_as("keras", "tf")
+def quantized_graph():
+    import tensorflow_model_optimization as tfmot
+
+    plain = _residual_net()
+    return tfmot.quantization.keras.quantize_model(plain), plain
+
+
 def main(folder: str) -> None:
     os.environ.update({"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"})
     import tensorflow as tf
     import tf_keras
 
-    for name, (form, build) in MODELS.items():
+    sys.modules["keras"] = tf_keras
+    weights = _shaken(tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))]))
+    weights.save_weights(Path(folder) / "weights_alone.h5")
+    tf.saved_model.save(tf.Module(), str(Path(folder) / "without_keras"))
+    for name, (forms, build) in MODELS.items():
         tf_keras.utils.set_random_seed(1)
-        model = build()
+        built = build()
+        model, truth = built if isinstance(built, tuple) else (built, built)
+        if name not in WRAPPED:
+            _shaken(model)
+        for form in forms:
+            model.save(Path(folder) / (name + FORMATS[form]), save_format=form)
         rng = np.random.default_rng(2)
-        model.set_weights([_near(rng, weight) for weight in model.get_weights()])
+        if not isinstance(model, tf_keras.Sequential) and not model._is_graph_network:
+            continue
         inputs = [_sample(rng, tensor) for tensor in tf.nest.flatten(model.input)]
-        outputs = tf.nest.flatten(model(tf.nest.pack_sequence_as(model.input, inputs), training=False))
-        model.save(Path(folder) / name, save_format=form)
+        outputs = tf.nest.flatten(truth(tf.nest.pack_sequence_as(truth.input, inputs), training=False))
         arrays = {f"input_{number:02d}": array for number, array in enumerate(inputs)}
         arrays.update({f"output_{number:02d}": np.asarray(array) for number, array in enumerate(outputs)})
         np.savez(Path(folder) / f"{name}.npz", **arrays)
 
 
+def _shaken(model):
+    """Move all weights, so that no bias, mean or variance is what it starts as; variances stay positive."""
+    rng = np.random.default_rng(3)
+    model.set_weights([_near(rng, weight) for weight in model.get_weights()])
+    return model
+
+
 def _near(rng, weight):
-    """Move a weight, so that no bias, mean or variance is what it starts as; variances stay positive."""
     if weight.dtype.kind != "f":
         return weight
     return (weight * rng.uniform(0.8, 1.2, weight.shape) + rng.uniform(0.0, 0.3, weight.shape)).astype(weight.dtype)
@@ -250,7 +433,7 @@ def _near(rng, weight):
 def _sample(rng, tensor):
     shape = [3, *(5 if size is None else size for size in tensor.shape[1:])]
     if tensor.dtype.is_integer or tensor.name.startswith("words"):
-        return rng.integers(0, 5, shape).astype(tensor.dtype.as_numpy_dtype)
+        return rng.integers(1, 5, shape).astype(tensor.dtype.as_numpy_dtype)
     return rng.normal(size=shape).astype(tensor.dtype.as_numpy_dtype)
 
 

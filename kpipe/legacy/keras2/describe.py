@@ -26,7 +26,7 @@ class Description:
 
     graph: dict[str, Any] = field(default_factory=dict)
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)
     keys: dict[int, str] = field(default_factory=dict)
 
     def save(self, folder: Path, notes: list[str]) -> None:

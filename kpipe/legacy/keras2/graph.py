@@ -27,6 +27,19 @@ def tensor_key(tensor: Any) -> str:
     return f"{history.layer.name}:{history.node_index}:{history.tensor_index}"
 
 
+def run(model: Any, inputs: Any) -> Any:
+    """Run a model at inference, its states at zero."""
+    forget_states(model)
+    return model(inputs, training=False)
+
+
+def forget_states(model: Any) -> None:
+    """Set the states of stateful layers to zero."""
+    for layer in model._flatten_layers():
+        if getattr(layer, "stateful", False) and callable(getattr(layer, "reset_states", None)):
+            layer.reset_states()
+
+
 def is_rounding(layer: Any) -> bool:
     """Tell whether a layer is an identity that stands where rounding was; descriptions leave it out."""
     return getattr(layer, "_was_rounding", False)

@@ -6,22 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from .graph import nodes_of, tensor_key
+from .graph import nodes_of, run, tensor_key
 from .refusal import Refusal, shortened
 
 SAMPLES = 2
-OPEN_SIZES = (16, 32, 80, 224)
-"""What is tried, in turn, for sizes that the model leaves open."""
+OPEN_SIZES = ((8, 64), (32, 96), (128, 224), (512, 320))
+"""What is tried, in turn, for sizes that the model leaves open: of sequences, and of images, which are to be large
+enough for every place of a kernel to matter where strides have made them small."""
 INTEGERS = (8, 1)
 """What is tried, in turn, as the bound of integers that reach no embedding."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of a model: `values` in the model's structure, `flat` by the key of the input tensor."""
+    """Inputs of a model: `values` in the model's structure, `flat` by the key of the input tensor; and its outputs."""
 
     values: Any
     flat: Mapping[str, np.ndarray]
+    outputs: Any
 
 
 def find_inputs(model: Any, samples: str | None) -> Inputs:
@@ -45,11 +47,12 @@ def find_inputs(model: Any, samples: str | None) -> Inputs:
         tensors = [tf.cast(array, tensor.dtype) for array, tensor in zip(arrays, symbolic, strict=True)]
         values = tf.nest.pack_sequence_as(model._nested_inputs, tensors)
         try:
-            model(values, training=False)
+            outputs = run(model, values)
         except Exception as error:  # a size or an index that this model does not take
             failure = failure or error
             continue
-        return Inputs(values, {tensor_key(tensor): array for tensor, array in zip(symbolic, arrays, strict=True)})
+        flat = {tensor_key(tensor): array for tensor, array in zip(symbolic, arrays, strict=True)}
+        return Inputs(values, flat, outputs)
     reason = shortened(failure) if failure else "nothing was tried"
     raise Refusal(f"the model does not run on {'random inputs' if samples is None else 'the given samples'}: {reason}")
 
@@ -62,15 +65,16 @@ def _candidates(model: Any, symbolic: list[Any], samples: str | None):
         yield given
         return
     bounds = index_bounds(model)
-    for size in OPEN_SIZES:
+    for sizes in OPEN_SIZES:
         for bound in INTEGERS:
             rng = np.random.default_rng(0)
-            yield [_random(tensor, rng, size, bounds.get(tensor_key(tensor)), bound) for tensor in symbolic]
+            yield [_random(tensor, rng, sizes, bounds.get(tensor_key(tensor)), bound) for tensor in symbolic]
 
 
-def _random(tensor: Any, rng: np.random.Generator, size: int, rows: int | None, bound: int) -> np.ndarray:
+def _random(tensor: Any, rng: np.random.Generator, sizes: tuple[int, int], rows: int | None, bound: int) -> np.ndarray:
     batch, *rest = tensor.shape.as_list()
-    shape = (batch or SAMPLES, *[size if one is None else one for one in rest])
+    open_size = sizes[len(rest) > 2]
+    shape = (batch or SAMPLES, *[open_size if one is None else one for one in rest])
     if tensor.dtype.name == "string":
         raise Refusal(f"input {tensor._keras_history.layer.name!r} takes strings: such a model cannot be converted")
     if tensor.dtype.is_bool:
@@ -97,7 +101,8 @@ def index_bounds(model: Any) -> dict[str, int]:
             reached[tensor_key(tensor)] = feeding
         for layer in node.layer._flatten_layers():
             if isinstance(layer, layers.Embedding):
-                bounds.update({key: min(layer.input_dim, bounds.get(key, layer.input_dim)) for key in feeding})
+                rows = int(layer.input_dim)
+                bounds.update({key: min(rows, bounds.get(key, rows)) for key in feeding})
     return bounds
 
 

@@ -1,27 +1,29 @@
 """Run a tf_keras model and keep what every call of a layer gives."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .describe import plain_array
-from .graph import is_graph, is_rounding, is_symbolic, nodes_of, tensor_key
+from .graph import forget_states, is_graph, is_rounding, is_symbolic, nodes_of, tensor_key
 from .inputs import Inputs
 from .thin import thinned
 
 
-def outputs_of(model: Any, inputs: Inputs) -> dict[str, np.ndarray]:
-    """Run a model.
+def arrays_of(inputs: Inputs, outputs: Any) -> dict[str, np.ndarray]:
+    """Give a model's inputs and outputs as arrays.
 
     Returns:
-        `input:<key>` and `output:<number>`, in flat order.
+        `input:<key>`; `output:<number>`, in flat order; and `mask:output:<number>` where an output has a mask, true for
+        what it shows.
     """
-    _forget_states(model)
-    outputs = _flat(model(inputs.values, training=False))
     found = {f"input:{key}": array for key, array in inputs.flat.items()}
-    return {**found, **{f"output:{number}": plain_array(output) for number, output in enumerate(outputs)}}
+    for number, output in enumerate(_flat(outputs)):
+        found[f"output:{number}"] = plain_array(output)
+        found.update(_hidden(f"output:{number}", output, lambda array: array))
+    return found
 
 
 def calls_of(model: Any, inputs: Inputs) -> dict[str, np.ndarray]:
@@ -29,16 +31,16 @@ def calls_of(model: Any, inputs: Inputs) -> dict[str, np.ndarray]:
 
     Returns:
         `call:<place>:<number>` for the outputs of each call, thinned. The place is the number of the call in its graph,
-        after that of the nested model that it lies in.
+        after that of the nested model that it lies in. And `mask:call:...` where there is a mask.
     """
-    _forget_states(model)
+    forget_states(model)
     found: dict[str, np.ndarray] = {}
     tensors = zip(map(tensor_key, _flat(model._nested_inputs)), _flat(inputs.values), strict=True)
     _run(model, dict(tensors), "", found)
     return found
 
 
-def save(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def save(folder: Path, arrays: Mapping[str, Any]) -> None:
     """Write `probe.npz`."""
     np.savez(folder / "probe.npz", **arrays)
 
@@ -47,12 +49,6 @@ def _flat(structure: Any) -> list[Any]:
     import tensorflow as tf
 
     return tf.nest.flatten(structure)
-
-
-def _forget_states(model: Any) -> None:
-    for layer in model._flatten_layers():
-        if getattr(layer, "stateful", False) and callable(getattr(layer, "reset_states", None)):
-            layer.reset_states()
 
 
 def _run(model: Any, tensors: Mapping[str, Any], place: str, found: dict[str, np.ndarray]) -> Any:
@@ -78,7 +74,18 @@ def _run(model: Any, tensors: Mapping[str, Any], place: str, found: dict[str, np
         for index, output in enumerate(_flat(outputs)):
             if tf.is_tensor(output):
                 found[f"call:{here}:{index}"] = thinned(plain_array(output))
+                found.update(_hidden(f"call:{here}:{index}", output, thinned))
     return tf.nest.map_structure(lambda tensor: known[tensor_key(tensor)], model._nested_outputs)
+
+
+def _hidden(name: str, output: Any, thin: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
+    """Say which entries of an output its mask shows."""
+    mask = getattr(output, "_keras_mask", None)
+    if mask is None:
+        return {}
+    mask = np.asarray(mask)
+    spread = np.broadcast_to(mask.reshape(mask.shape + (1,) * (output.ndim - mask.ndim)), output.shape)
+    return {f"mask:{name}": thin(spread)}
 
 
 def _arguments(model: Any, values: Any) -> dict[str, Any]:

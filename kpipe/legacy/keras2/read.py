@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .graph import is_graph
+from .mend import mend
 from .refusal import Refusal, shortened
+from .wrappers import wrappers
 
 
 def read(file: Mapping[str, Any]) -> Any:
@@ -27,43 +29,12 @@ def read(file: Mapping[str, Any]) -> Any:
     objects = {name: found(name, place) for name, place in file["objects"].items()}
     import tf_keras
 
-    guard_lambda(objects, file["safe_mode"])
+    mend(file, objects)
     scope = {**(wrappers() if file["tfmot"] else {}), **objects}
     with tf_keras.saving.custom_object_scope(scope):
         model = tf_keras.models.load_model(_named_as_it_is(file), compile=False, safe_mode=file["safe_mode"])
     check(model)
     return model
-
-
-def guard_lambda(objects: Mapping[str, Any], safe_mode: bool) -> None:
-    """Let no Lambda layer run code out of a file, whatever the format, unless that has been asked for.
-
-    Args:
-        objects: Functions by the name of the layer that they are for.
-        safe_mode: Whether code is refused.
-    """
-    from tf_keras.layers import Lambda
-
-    unguarded = _UNGUARDED.setdefault("from_config", Lambda.from_config.__func__)
-
-    def from_config(kind: Any, config: dict[str, Any], custom_objects: Any = None) -> Any:
-        function = objects.get(config["name"])
-        if function is not None:
-            plain = {key: config[key] for key in ("name", "trainable", "dtype", "arguments") if key in config}
-            return kind(function, **plain)
-        if safe_mode and config["function_type"] != "function":
-            raise Refusal(
-                f"layer {config['name']!r} is a Lambda, whose function is stored as Python code; to run code out of a "
-                f"file can do harm. Pass the function, custom_objects={{{config['name']!r}: function}}, or "
-                "safe_mode=False if you trust the file"
-            )
-        return unguarded(kind, config, custom_objects)
-
-    Lambda.from_config = classmethod(from_config)
-
-
-_UNGUARDED: dict[str, Any] = {}
-"""What `Lambda.from_config` was before it was guarded."""
 
 
 def check(model: Any) -> None:
@@ -86,30 +57,6 @@ def check(model: Any) -> None:
             "of a graph of layers (Functional, or Sequential with a known input shape) can be converted. Under "
             "tf_keras, make one with keras.Model(inputs, model.call(inputs)) and save that"
         )
-
-
-def wrappers() -> dict[str, Any]:
-    """Give the classes by which TFMOT's wrappers are saved."""
-    import tensorflow_model_optimization as tfmot
-    from tensorflow_model_optimization.python.core.quantization.keras.collab_opts import (
-        cluster_preserve,
-        prune_preserve,
-    )
-
-    scopes = (
-        tfmot.sparsity.keras.prune_scope(),
-        tfmot.clustering.keras.cluster_scope(),
-        tfmot.quantization.keras.quantize_scope(),
-    )
-    found: dict[str, Any] = {}
-    for scope in scopes:
-        found.update(scope.custom_objects)
-    for registry in (
-        prune_preserve.prune_preserve_quantize_registry,
-        cluster_preserve.cluster_preserve_quantize_registry,
-    ):
-        found.update({name: value for name, value in vars(registry).items() if isinstance(value, type)})
-    return found
 
 
 def found(name: str, place: str) -> Any:

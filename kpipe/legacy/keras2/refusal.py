@@ -1,6 +1,7 @@
 """How a file is refused."""
 
 LENGTH = 400
+"""How many characters of an error are shown; the reason stands at its end."""
 
 
 class Refusal(Exception):
@@ -12,8 +13,10 @@ def shortened(error: BaseException) -> str:
 
     Example:
         >>> shortened(ValueError("Unknown layer: 'Blur'.\\n\\nCall arguments received by layer: ..."))
-        "ValueError: Unknown layer: 'Blur'."
+        "ValueError: Unknown layer: 'Blur'"
     """
     text = str(error).split("Call arguments received by layer")[0]
     text = " ".join(text.split())
-    return f"{type(error).__name__}: {text if len(text) <= LENGTH else text[:LENGTH] + ' ...'}"
+    if len(text) > LENGTH:
+        text = f"{text[: LENGTH // 4]} ... {text[-3 * LENGTH // 4 :]}"
+    return f"{type(error).__name__}: {text.rstrip('.')}"

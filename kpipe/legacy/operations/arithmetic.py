@@ -63,9 +63,14 @@ def _of_one(function: Callable[..., Any]) -> Callable[..., Any]:
 def _of_two(function: Callable[..., Any]) -> Callable[..., Any]:
     def apply(*args: Any, **named: Any) -> Any:
         first, second = (*args, *named.values())
-        return function(first, second)
+        return function(constant(first, second), constant(second, first))
 
     return apply
+
+
+def constant(value: Any, other: Any) -> Any:
+    """Give a list of numbers, which Keras 2 makes of a constant tensor, the type of the tensor beside it."""
+    return ops.convert_to_tensor(value, dtype=other.dtype) if isinstance(value, list) else value
 
 
 def _reducing(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -171,12 +176,14 @@ def top_k(input: Any, k: int = 1, sorted: bool = True) -> Any:
 def matmul(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False, **flags: Any) -> Any:
     if any(flags.values()):
         raise TypeError(f"flags {flags}")
+    a, b = constant(a, b), constant(b, a)
     a = ops.swapaxes(a, -1, -2) if transpose_a else a
     return ops.matmul(a, ops.swapaxes(b, -1, -2) if transpose_b else b)
 
 
 @OPERATIONS("nn.bias_add")
 def bias_add(value: Any, bias: Any, data_format: str | None = None) -> Any:
+    bias = constant(bias, value)
     if data_format is not None and data_format.startswith("NC"):
         bias = ops.reshape(bias, (-1, *[1] * (len(value.shape) - 2)))  # (channels, 1..)
     return ops.add(value, bias)

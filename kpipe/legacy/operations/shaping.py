@@ -6,6 +6,7 @@ from typing import Any
 from keras import ops
 
 from kpipe.errors import KpipeError
+from kpipe.legacy.operations.arithmetic import constant
 from kpipe.legacy.operations.table import OPERATIONS
 
 
@@ -119,7 +120,7 @@ def pad(tensor: Any, paddings: Any, mode: str = "CONSTANT", constant_values: flo
 
 @OPERATIONS("where")
 def where(condition: Any, x: Any, y: Any) -> Any:
-    return ops.where(condition, x, y)
+    return ops.where(condition, constant(x, y), constant(y, x))
 
 
 @OPERATIONS("gather")
