@@ -89,6 +89,14 @@ def test_scopes_share_out_the_sparsity(context, scope, epochs):
     assert (len(set(sparsities(after).values())) == 1) == (scope == "layer")
 
 
+@pytest.mark.parametrize("criterion", ["movement", "wanda"])
+def test_what_a_criterion_looks_at_is_gathered(context, criterion):
+    after = pruned(context, sparsity=0.5, criterion=criterion, epochs=1)
+    assert set(sparsities(after).values()) == {0.5}
+    before, kernel = (np.abs(np.asarray(model.get_layer("hidden").kernel)) for model in (net(), after))
+    assert before[kernel != 0].min() < np.median(before) / 2  # it is not magnitude alone that decides
+
+
 UNTRAINED = {"batch_size": 64, "optimizer": Optimizer()}
 """What a stage that does not train has to leave at its defaults."""
 
