@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from kpipe.atomic import replace_atomically
-from kpipe.copies import check_built, copy_model, remake
+from kpipe.copies import check_built, copy_model, remake, take_weights
 from kpipe.errors import KpipeError
 from kpipe.projections import Holder, Mask, trained_model
 
@@ -148,6 +148,8 @@ class Ticket:
 def draw_anew(model: keras.Model, seed: int = 0) -> keras.Model:
     """Make a model of the same architecture whose layers draw their weights anew.
 
+    Layers that are frozen, and those that were adapted to data, as `Normalization` is, keep what they hold.
+
     Args:
         model: A built model; one of a class of its own needs a `get_config` that holds its layers.
         seed: Of the initializers, whatever seeds of their own they had.
@@ -163,6 +165,10 @@ def draw_anew(model: keras.Model, seed: int = 0) -> keras.Model:
     """
     check_built(model)
     twin = remake(model, _seeded(model.get_config(), np.random.default_rng(seed)))
+    for new, old in zip(twin._flatten_layers(), model._flatten_layers(), strict=True):
+        new.trainable = old.trainable
+        if not old.trainable or callable(getattr(old, "finalize_state", None)):
+            take_weights(new, old)
     return twin
 
 

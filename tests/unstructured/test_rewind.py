@@ -199,6 +199,21 @@ def test_drawing_anew_passes_over_the_seeds_of_initializers():
     assert not np.isin(draw_anew(net, 0).get_weights()[0], net.get_weights()[0]).any()
 
 
+def test_drawing_anew_keeps_what_was_adapted_and_what_is_frozen():
+    image = keras.Input((3,))
+    scaled = keras.layers.Normalization()
+    scaled.adapt(np.arange(12.0).reshape(4, 3))
+    net = keras.Model(image, keras.layers.Dense(2, name="new")(keras.layers.Dense(4, name="held")(scaled(image))))
+    net.get_layer("held").trainable = False
+    drawn = draw_anew(net, 0)
+    assert not drawn.get_layer("held").trainable
+    assert np.array_equal(drawn.get_layer("held").kernel, net.get_layer("held").kernel)
+    assert not np.isin(drawn.get_layer("new").kernel, net.get_layer("new").kernel).any()
+    x = np.arange(6.0).reshape(2, 3)
+    assert np.array_equal(drawn.layers[1](x), scaled(x))
+    assert not np.array_equal(scaled(x), x)
+
+
 def test_weights_that_begin_alike_each_time_are_told():
     image = keras.Input((3,))
     net = keras.Model(image, keras.layers.Dense(4, kernel_initializer="ones", name="d")(image))
