@@ -1,8 +1,3 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -59,42 +54,3 @@ def test_the_counts_are_exact_in_every_precision(policy, averages):
     half_way = 0.8 * (1 - 0.5**3)
     assert zeros[4] == zeros[8] == [round(half_way * 192), round(half_way * 64)]
     assert zeros[9] == zeros[-1] == [round(0.8 * 192), round(0.8 * 64)]
-
-
-MIRRORED = """
-import keras, numpy as np, tensorflow as tf
-(cpu,) = tf.config.list_physical_devices("CPU")
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from kpipe.projections import kernels
-from kpipe.schedules import PolynomialDecay
-from kpipe.unstructured import WeightPruning
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-assert strategy.num_replicas_in_sync == 2
-keras.utils.set_random_seed(0)
-with strategy.scope():
-    model = keras.Sequential([keras.Input((12,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(4)])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(0.01, use_ema=True), loss)
-prune = WeightPruning(PolynomialDecay(0.0, 0.8, 0, 10, frequency=5))
-rng = np.random.default_rng(0)
-model.fit(rng.normal(size=(64, 12)), rng.integers(0, 4, 64), batch_size=8, epochs=2, verbose=0, callbacks=[prune])
-for variable in kernels(model):
-    one, other = (replica.numpy() for replica in variable.value.values)
-    np.testing.assert_array_equal(one, other)
-    print("zeros", np.count_nonzero(one == 0))
-"""
-
-
-def test_two_mirrored_devices_hold_the_same_zeros():
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        [sys.executable, "-c", MIRRORED],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    zeros = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("zeros")]
-    assert zeros == [round(0.8 * 192), round(0.8 * 64)]

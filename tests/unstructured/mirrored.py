@@ -1,0 +1,93 @@
+"""Prune on two mirrored devices; print what came of it as JSON. Run in a process of its own by `test_mirrored.py`."""
+
+import json
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kpipe.projections import average_of, kernels
+from kpipe.schedules import ConstantSparsity, PolynomialDecay
+from kpipe.structured import FilterPruning
+from kpipe.taps import GradientTap
+from kpipe.unstructured import WeightPruning
+from kpipe.unstructured.regrowth import Regrowth
+
+O = keras.optimizers  # noqa: E741
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(64, 12)).astype("float32"), RNG.integers(0, 4, 64)
+SCHEDULE = PolynomialDecay(0.0, 0.8, begin_step=0, end_step=10, frequency=5)
+
+
+class Watch(keras.callbacks.Callback):
+    """After every batch: the zeros of each kernel, alike on both devices?"""
+
+    def __init__(self):
+        super().__init__()
+        self.zeros, self.alike = [], True
+
+    def on_train_batch_end(self, batch, logs=None):
+        both = [[replica.numpy() for replica in variable.value.values] for variable in kernels(self.model)]
+        self.alike &= all((one == other).all() for one, other in both)
+        self.zeros.append([int((one == 0).sum()) for one, _ in both])
+
+
+def compiled(strategy, make):
+    """Make a model under the strategy."""
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((12,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(4)])
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(make(), loss, jit_compile=False)
+    return model
+
+
+def fit(model, prune):
+    """Train 16 steps; give the zeros after each."""
+    watch = Watch()
+    model.fit(X, Y, batch_size=8, epochs=2, verbose=0, callbacks=[prune, watch])
+    averages = [(variable, average_of(model.optimizer, variable)) for variable in kernels(model)]
+    sparse = all(average is None or not average.numpy()[variable.numpy() == 0].any() for variable, average in averages)
+    return {"zeros": watch.zeros, "alike": watch.alike, "averages": sparse}
+
+
+def mean_gradient(strategy):
+    """Compare the tap's mean gradient with that of the loss over all data."""
+    model = compiled(strategy, lambda: O.SGD(0.0))
+    kernel = kernels(model)[0]
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(x=X, y=Y, y_pred=model(X))
+    expected = np.asarray(tape.gradient(loss, kernel.value))
+    with GradientTap(model, [kernel]) as tap:
+        model.fit(X, Y, batch_size=8, verbose=0)
+        error = np.abs(tap.read()[id(kernel)]["grad"] - expected).max()
+        return {"count": tap.count, "error": float(error / np.abs(expected).max())}
+
+
+def filters(strategy):
+    """Prune filters and cut them."""
+    model, prune = compiled(strategy, lambda: O.Adam(0.01)), FilterPruning(SCHEDULE)
+    found = fit(model, prune)
+    small = prune.shrink()
+    return found | {"units": small.layers[0].units, "error": float(np.abs(small(X) - model(X)).max())}
+
+
+def main():
+    """Run every case."""
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    moves = Regrowth("rigl", 0.4, frequency=3, end_step=16)
+    found = {
+        "averages": fit(compiled(strategy, lambda: O.Adam(0.01, use_ema=True)), WeightPruning(SCHEDULE)),
+        "scaled": fit(compiled(strategy, lambda: O.LossScaleOptimizer(O.SGD(0.1, 0.9))), WeightPruning(SCHEDULE)),
+        "taylor": fit(compiled(strategy, lambda: O.Adam(0.01)), WeightPruning(SCHEDULE, "taylor")),
+        "rigl": fit(compiled(strategy, lambda: O.Adam(0.01)), WeightPruning(ConstantSparsity(0.6, 0), regrowth=moves)),
+        "gradient": mean_gradient(strategy),
+        "filters": filters(strategy),
+    }
+    print(json.dumps({"replicas": strategy.num_replicas_in_sync, **found}))
+
+
+if __name__ == "__main__":
+    main()
