@@ -47,6 +47,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
         super().__init__()
         self._counts: list[_Count] = []
         self._batch = 0
+        self._updates: int | None = None
         self._holder: Holder | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -73,12 +74,13 @@ class UpdatePruningStep(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Count a step, ask the schedules, and update the masks that are due."""
         self._batch = batch
+        self._updates = self._read_updates() if self._fit.steps_per_execution > 1 else None
         self._advance(1)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Make up for the steps that were taken in one execution, and for layers that were built in the step."""
         if batch > self._batch:
-            self._advance(batch - self._batch)
+            self._advance(self._further_steps(batch))
         elif any(count.built_meanwhile for count in self._counts):
             self._write = tf.function(self._add, autograph=False)
             self._hold_averages()
@@ -100,6 +102,19 @@ class UpdatePruningStep(keras.callbacks.Callback):
             warnings.warn(f"UpdatePruningStep: {'; '.join(reasons)}.", UserWarning, stacklevel=2)
         else:
             warnings.warn(f"UpdatePruningStep pruned nothing: {'; '.join(reasons)}.", NoEffectWarning, stacklevel=2)
+
+    def _further_steps(self, batch: int) -> int:
+        """Count the steps of this execution after its first; data may have ended before the last that Keras names."""
+        updates = self._read_updates()
+        if updates is None or self._updates is None:
+            return batch - self._batch
+        return min(batch - self._batch, max(updates - self._updates - 1, 0))
+
+    def _read_updates(self) -> int | None:
+        """Give the number of the optimizer's updates, where it makes one a step."""
+        optimizer = self._fit.optimizer
+        accumulating = getattr(inner_optimizer(optimizer), "gradient_accumulation_steps", None)
+        return None if accumulating else int(optimizer.iterations.numpy())
 
     @property
     def _fit(self) -> keras.Model:

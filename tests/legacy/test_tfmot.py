@@ -1,0 +1,213 @@
+"""TFMOT's names on Keras 3, with TFMOT itself as the oracle: names, schedules, masks, policies, a user's script."""
+
+import importlib
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+
+from kpipe.errors import KpipeError
+from kpipe.legacy import tfmot
+from kpipe.unstructured.wrapper import PruneLowMagnitude
+from tests.legacy.policy_models import MODELS, chain
+from tests.legacy.tfmot_oracle import CASES, SCHEDULES, STEPS
+from tests.unstructured import tfmot_process
+
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
+PUBLIC = tfmot.sparsity.keras
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory):
+    """Ask TFMOT once, on tf_keras, in a process of its own."""
+    file = tmp_path_factory.mktemp("tfmot") / "answers.npz"
+    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, HERE / "tfmot_oracle.py", file]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with np.load(file) as found:
+        return dict(found)
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_public_name_of_tfmot_is_there_both_ways(oracle):
+    assert PUBLIC.__all__ == sorted(oracle["names"])
+    for name in PUBLIC.__all__:
+        assert getattr(tfmot, name) is getattr(PUBLIC, name)
+        assert getattr(PUBLIC, name).__doc__
+    assert importlib.import_module("kpipe.legacy.tfmot.sparsity.keras") is PUBLIC
+
+
+# ---- a script --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Give a user's script with its one import changed, and nothing else."""
+    text = (HERE / "tfmot_script.py").read_text()
+    before, after = "import tensorflow_model_optimization as tfmot\n", "from kpipe.legacy import tfmot\n"
+    assert text.count(before) == 1
+    (tmp_path / "script.py").write_text(text.replace(before, after))
+    return tmp_path / "script.py"
+
+
+def test_a_script_moves_by_one_import_to_the_same_weights(script, oracle, tmp_path):
+    ours = runpy.run_path(str(script))["run"](str(tmp_path))
+    theirs = [oracle[f"script: {i}"] for i in range(5)]
+    assert [round(float((kernel == 0).mean()), 3) for kernel in ours] == [0.75, 0.75, 0.5, 0.5, 0.0]
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+# ---- schedules -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_answer_as_those_of_tfmot(name, oracle):
+    kind, arguments = SCHEDULES[name]
+    schedule = getattr(PUBLIC, kind)(*arguments)
+    ours = np.array([[float(part) for part in schedule(step)] for step in STEPS])
+    np.testing.assert_allclose(ours, oracle[f"schedule: {name}"], atol=1e-6)
+    late = np.array([[float(part) for part in schedule(step - 1)] for step in STEPS])
+    assert np.abs(late - oracle[f"schedule: {name}"]).max() > 0.1
+
+
+def test_the_end_is_reached_where_tfmot_misses_it():
+    schedule = PUBLIC.PolynomialDecay(0.0, 0.8, 0, 100, frequency=30)
+    assert [step for step in range(1, 200) if schedule(step)[0]] == [30, 60, 90, 100]
+    assert float(schedule(100)[1]) == np.float32(0.8)
+    due, sparsity = PUBLIC.PolynomialDecay(0.2, 0.8, 5, 5)(5)
+    assert bool(due) and float(sparsity) == np.float32(0.8)
+
+
+def test_a_schedule_has_tfmots_attributes_and_config():
+    schedule = PUBLIC.PolynomialDecay(0.2, 0.6, 10, 20, 5, 10)
+    arguments = {"initial_sparsity": 0.2, "final_sparsity": 0.6, "begin_step": 10, "end_step": 20}
+    arguments |= {"power": 5, "frequency": 10}
+    assert schedule.get_config() == {"class_name": "PolynomialDecay", "config": arguments}
+    assert {name: getattr(schedule, name) for name in arguments} == arguments
+    for config in (schedule.get_config(), arguments):
+        assert PUBLIC.PolynomialDecay.from_config(config) == schedule
+    saved = keras.saving.serialize_keras_object(schedule)
+    assert keras.saving.deserialize_keras_object(saved) == schedule != PUBLIC.ConstantSparsity(0.6, 10)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: PUBLIC.ConstantSparsity(1.0, 0), "target_sparsity is 1.0"),
+        (lambda: PUBLIC.ConstantSparsity(0.5, -1), "begin_step is -1"),
+        (lambda: PUBLIC.ConstantSparsity(0.5, 10, -5), "end_step is -5"),
+        (lambda: PUBLIC.PolynomialDecay(0.2, 0.8, 10, -1), "end_step is -1"),
+        (lambda: PUBLIC.PolynomialDecay(0.2, 0.8, 0, 10, 3, 0), "frequency is 0"),
+    ],
+    ids=range(5),
+)
+def test_schedules_that_do_not_fit_are_refused(make, text):
+    with pytest.raises(KpipeError, match=text):
+        make()
+
+
+# ---- masks -----------------------------------------------------------------------------------------------------------
+
+
+def our_masks(case, roll=0):
+    """Follow a case's schedule for TFMOT's steps with our wrapper and callback; no weight is trained."""
+    kind, arguments = tfmot_process.SCHEDULES[case.schedule]
+    dense = len(case.shape) == 2
+    layer = L.Dense(case.shape[-1]) if dense else L.Conv2D(case.shape[-1], case.shape[:2])
+    wrapped = PUBLIC.prune_low_magnitude(
+        layer,
+        getattr(PUBLIC, kind)(**arguments),
+        block_size=case.block,
+        block_pooling_type=case.pooling,
+        sparsity_m_by_n=case.zeros_of,
+    )
+    model = keras.Sequential([keras.Input(case.shape[:1] if dense else (5, 5, case.shape[2])), wrapped])
+    layer.kernel.assign(np.roll(case.weight(), roll))
+    callback = PUBLIC.UpdatePruningStep()
+    callback.set_model(model)
+    callback.on_train_begin()
+    found = []
+    for step in range(tfmot_process.STEPS):
+        callback.on_train_batch_begin(step)
+        ((_, mask, _),) = wrapped.pruning_vars
+        found.append(mask.numpy())
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "equal weights"])
+def test_masks_are_those_of_tfmot_at_every_step(name, oracle):
+    theirs = oracle[f"mask: {name}"]
+    np.testing.assert_array_equal(our_masks(CASES[name]), theirs)
+    assert not theirs[-1].all() and not np.array_equal(our_masks(CASES[name], roll=1), theirs)
+
+
+def test_of_equal_weights_the_exact_number_goes_where_tfmot_keeps_all(oracle):
+    assert oracle["mask: equal weights"].all()
+    mask = our_masks(CASES["equal weights"])[-1]
+    assert (~mask).sum() == 144 - round(0.4 * 144) and not mask.ravel()[: (~mask).sum()].any()
+
+
+# ---- policies --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_networks_are_taken_and_refused_as_by_tfmot(name, oracle):
+    policy, model = PUBLIC.PruneForLatencyOnXNNPack(), MODELS[name](keras)
+    if oracle[f"policy: {name}"] < 0:
+        with pytest.raises(KpipeError):
+            policy.ensure_model_supports_pruning(model)
+    else:
+        policy.ensure_model_supports_pruning(model)
+        assert sum(policy.allow_pruning(layer) for layer in model.layers) == oracle[f"policy: {name}"]
+
+
+def test_the_oracle_takes_some_networks_and_refuses_some(oracle):
+    verdicts = [int(oracle[f"policy: {name}"]) for name in MODELS]
+    assert min(verdicts) == -1 and max(verdicts) == 2 and 5 < verdicts.count(-1) < len(verdicts) - 5
+
+
+def test_a_policy_looks_into_nested_models_operations_and_wrappers():
+    policy = PUBLIC.PruneForLatencyOnXNNPack()
+    inner = keras.Sequential([keras.Input((8, 8, 8)), L.Conv2D(8, 1), L.ReLU()], name="block")
+    model = chain(keras, inner, lambda x: (x + x) * x - x, inner)
+    pruned = PUBLIC.prune_low_magnitude(model, pruning_policy=policy)
+    wrappers = [layer.name for layer in pruned._flatten_layers() if isinstance(layer, PruneLowMagnitude)]
+    assert len(wrappers) == 1
+    PUBLIC.prune_low_magnitude(pruned, pruning_policy=policy)
+    bad = keras.Sequential([keras.Input((8, 8, 8)), L.Conv2D(8, 1), L.MaxPooling2D(2, name="pool")], name="block")
+    with pytest.raises(KpipeError, match=r"'block/pool' \(MaxPooling2D\)"):
+        policy.ensure_model_supports_pruning(chain(keras, bad))
+    with pytest.raises(KpipeError, match="Divide"):
+        policy.ensure_model_supports_pruning(chain(keras, lambda x: x / 2))
+
+
+@pytest.mark.parametrize("model", [keras.Sequential([L.Conv2D(4, 1)]), keras.Model()], ids=["unbuilt", "subclassed"])
+def test_a_policy_refuses_models_without_a_graph(model):
+    with pytest.raises(KpipeError, match="have no graph to look at"):
+        PUBLIC.PruneForLatencyOnXNNPack().ensure_model_supports_pruning(model)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_models_are_loaded_in_and_without_the_scope(tmp_path):
+    schedule = PUBLIC.ConstantSparsity(0.5, 2)
+    model = PUBLIC.prune_low_magnitude(keras.Sequential([keras.Input((4,)), L.Dense(2)]), schedule)
+    model.save(tmp_path / "m.keras")
+    plain = keras.models.load_model(tmp_path / "m.keras")
+    with PUBLIC.prune_scope():
+        scoped = keras.models.load_model(tmp_path / "m.keras")
+    for loaded in (plain, scoped):
+        assert isinstance(loaded.layers[0], PruneLowMagnitude)
+        assert loaded.layers[0].pruning_schedule == schedule
