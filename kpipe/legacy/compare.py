@@ -19,8 +19,10 @@ def check_equal(model: keras.Model, making: Rebuild, tolerance: float) -> list[s
     """Run a converted model on the inputs that the old one ran on; the outputs of every layer must be the same.
 
     The difference allowed is `tolerance` · max(1, the largest absolute value of the old output). In a model with
-    layers that compute in half precision it is `HALF` instead of `tolerance` where that is more. What a mask of the old
-    model hides is not held against it; what is made of it further on is.
+    layers that compute in half precision it is `HALF` instead of `tolerance` where that is more. So that a layer of
+    tiny outputs does not pass whatever it does, it is allowed at most a hundredth of the largest of them, or a
+    millionth of the largest value that it was called on, as subtraction leaves no more. What a mask of the old model
+    hides is not held against it; what is made of it further on is.
 
     Args:
         model: The converted model.
@@ -37,11 +39,12 @@ def check_equal(model: keras.Model, making: Rebuild, tolerance: float) -> list[s
     kinds = {layer.compute_dtype for layer in model._flatten_layers()}
     truth = _Truth(probe, max([tolerance, *(HALF[kind] for kind in kinds & HALF.keys())]))
 
-    def watch(place: str, layer: str, outputs: list[Any]) -> None:
+    def watch(place: str, layer: str, inputs: list[Any], outputs: list[Any]) -> None:
+        noise = 1e-6 * max([0.0, *(largest(_array(one)) for one in inputs if keras.ops.is_tensor(one))])
         for number, output in enumerate(outputs):
             name = f"call:{place}:{number}"
             if name in probe and not isinstance(output, tuple):  # a tuple is a shape, known as numbers
-                truth.check(f"first at layer {layer}", name, thinned(_array(output)))
+                truth.check(f"first at layer {layer}", name, thinned(_array(output)), noise)
 
     with keras.device("cpu:0"):
         tensors = {
@@ -73,8 +76,8 @@ class _Truth:
     tolerance: float
     hidden: float = field(default=0.0)
 
-    def check(self, where: str, name: str, got: np.ndarray) -> None:
-        """Compare one array.
+    def check(self, where: str, name: str, got: np.ndarray, noise: float = np.inf) -> None:
+        """Compare one array, of which `noise` may be rounding alone.
 
         Raises:
             KpipeError: When it differs.
@@ -84,7 +87,7 @@ class _Truth:
             raise KpipeError(
                 "The old model gives no finite number on these inputs; pass some that it is for: samples=."
             )
-        allowed = self.tolerance * max(1.0, largest(expected))
+        allowed = min(self.tolerance * max(1.0, largest(expected)), max(noise, largest(expected) / 100))
         if shown is not None and expected.shape == got.shape:
             hidden = largest_difference(expected[~shown], got[~shown])
             self.hidden = max(self.hidden, hidden if hidden > allowed else 0.0)

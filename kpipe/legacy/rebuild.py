@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import keras
@@ -16,8 +17,8 @@ from kpipe.legacy.translate import plain_name
 OPERATION_LAYERS = ("TFOpLambda", "SlicingOpLambda")
 """The classes in which Keras 2 keeps operations of TensorFlow."""
 RECURRENT = (keras.layers.RNN, keras.layers.Bidirectional)
-Watch = Callable[[str, str, list[Any]], None]
-"""Told of each call: its place, the layer's name, its outputs."""
+Watch = Callable[[str, str, list[Any], list[Any]], None]
+"""Told of each call: its place, the layer's name, what it was called on, its outputs."""
 
 
 @dataclass
@@ -27,6 +28,12 @@ class Rebuild:
     reading: Reading
     made: dict[str, Any] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+    named: set[int] = field(default_factory=set)
+
+    def __post_init__(self):
+        entries = self.reading.layers.values()
+        self.names |= {plain_name(one["name"]) for one in entries if one.get("class") not in OPERATION_LAYERS}
 
     def layer(self, key: str) -> Any:
         """Give the layer, nested model or operation of a key."""
@@ -84,9 +91,25 @@ class Rebuild:
                 outputs = _called(layer, entry, args, kwargs, watch is not None)
             leaves = list(paired(call["outputs"], outputs, entry["name"]))
             known.update(leaves)
+            if entry.get("class") in OPERATION_LAYERS and watch is None:
+                self._name_operations([value for _, value in leaves], plain_name(entry["name"]))
             if watch is not None and "graph" not in entry:
-                watch(here, f"{entry['name']!r} ({entry['class']})", [value for _, value in leaves])
+                layer_name = f"{entry['name']!r} ({entry['class']})"
+                watch(here, layer_name, keras.tree.flatten((args, kwargs)), [value for _, value in leaves])
         return known
+
+    def _name_operations(self, outputs: list[Any], name: str) -> None:
+        """Name operations after the layer that kept them; Keras's names for them are those of some layers too."""
+        waiting = [one for one in outputs if isinstance(one, keras.KerasTensor)]
+        while waiting:
+            operation = waiting.pop()._keras_history.operation
+            if isinstance(operation, keras.Layer) or id(operation) in self.named:
+                continue
+            candidates = (f"{name}_{number}" if number else name for number in count())
+            operation.name = next(candidate for candidate in candidates if candidate not in self.names)
+            self.names.add(operation.name)
+            self.named.add(id(operation))
+            waiting.extend(operation._inbound_nodes[0].input_tensors)
 
     def _run_nested(self, graph: Mapping[str, Any], values: Any, watch: Watch, place: str) -> Any:
         pairs = paired(graph["inputs"], values, graph["name"])
