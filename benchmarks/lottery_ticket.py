@@ -136,14 +136,14 @@ def plot(table, path):
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams["svg.hashsalt"] = "kpipe"
+    plt.rcParams |= {"svg.hashsalt": "kpipe", "svg.fonttype": "none"}
     figure, axes = plt.subplots(1, len(LEVELS), figsize=(10, 4), sharey=True)
     for axis, level in zip(axes, LEVELS, strict=True):
         for row in (row for row in table if row["net"] == "dense" or level in row["net"]):
             points = [dict(curve) for curve in row["curves"]]
             steps = sorted(set.intersection(*(set(curve) for curve in points)))
-            values = [[100 * curve[step] for curve in points] for step in steps if step % 500 == 0]
-            steps = [step for step in steps if step % 500 == 0]
+            values = [[100 * curve[step] for curve in points] for step in steps if step % 1000 == 0]
+            steps = [step for step in steps if step % 1000 == 0]
             middle = [statistics.mean(each) for each in values]
             below = [mean - min(each) for mean, each in zip(middle, values, strict=True)]
             above = [max(each) - mean for mean, each in zip(middle, values, strict=True)]
