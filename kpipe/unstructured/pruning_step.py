@@ -48,6 +48,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
         self._counts: list[_Count] = []
         self._batch = 0
         self._updates: int | None = None
+        self._write: Any = None
         self._holder: Holder | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -56,7 +57,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
         steps_per_epoch = (self.params or {}).get("steps")
         layers = pruned_layers(trained_model(self._fit))
         self._counts = [_Count(layer, in_steps(layer.pruning_schedule, steps_per_epoch)) for layer in layers]
-        self._write = tf.function(self._add, autograph=False)  # one call of the runtime for all the layers
+        self._write = None
         if not layers:
             text = f"UpdatePruningStep found no wrapped layer in {self._fit.name!r}: see prune_low_magnitude."
             warnings.warn(text, NoEffectWarning, stacklevel=2)
@@ -82,7 +83,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
         if batch > self._batch:
             self._advance(self._further_steps(batch))
         elif any(count.built_meanwhile for count in self._counts):
-            self._write = tf.function(self._add, autograph=False)
+            self._write = None
             self._hold_averages()
             self._follow()
 
@@ -125,13 +126,15 @@ class UpdatePruningStep(keras.callbacks.Callback):
     def _advance(self, steps: int) -> None:
         for count in self._counts:
             count.advance(steps)
+        if self._write is None:  # one call of the runtime for all the layers, and the cheapest there is
+            self._write = tf.function(self._add, autograph=False).get_concrete_function(tf.TensorSpec((), tf.int64))
         self._write(tf.constant(steps, tf.int64))
         self._follow()
 
     def _add(self, steps: tf.Tensor) -> None:
         for count in self._counts:
             if count.layer.built:
-                count.layer.pruning_step.assign_add(steps)
+                count.layer.pruning_step.value.assign_add(steps, read_value=False)
 
     def _follow(self) -> None:
         answers: dict[tuple, float | None] = {}  # layers that were wrapped together share a schedule
