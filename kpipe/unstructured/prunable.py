@@ -39,8 +39,8 @@ def prunability(layer: keras.Layer) -> Prunability:
         return Prunability(True)
     if kernels:
         return Prunability(False, "it is frozen: trainable is False")
-    if _is_known(layer):
-        return Prunability(False)
+    if (reason := _stored_otherwise(layer)) or _is_known(layer):
+        return Prunability(False, reason)
     kind = type(layer).__name__
     return Prunability(
         False,
@@ -79,6 +79,16 @@ def _promises_kernels(layer: keras.Layer) -> bool:
     makes_its_own = facts.whole and not layer._layers  # attention makes its projections when it is built
     lists = callable(getattr(layer, "get_prunable_weights", None))
     return lists or makes_its_own or any(role in PRUNED_ROLES for role in roles_of(layer).values())
+
+
+def _stored_otherwise(layer: keras.Layer) -> str:
+    """Say what stands in place of a kernel: low-rank adapters, or integers."""
+    for inside in layers_within(layer):
+        if getattr(inside, "lora_enabled", False):
+            return "LoRA is enabled: prune before enable_lora()"
+        if inside.quantization_mode is not None:
+            return f"it is quantized to {inside.quantization_mode}: prune before quantize()"
+    return ""
 
 
 def _is_known(layer: keras.Layer) -> bool:

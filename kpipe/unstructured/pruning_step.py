@@ -190,7 +190,7 @@ class _Count:
     def advance(self, steps: int) -> None:
         """Count steps; a layer that is built in one of them begins with that number."""
         self.step += steps
-        self.layer.steps_at_build = self.step
+        self.layer.steps = self.step
 
     def follow(self, answers: dict[tuple, float | None]) -> bool:
         """Update the masks if an update was due since the last question; tell whether it did.

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers as L
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from kpipe.errors import KpipeError
 from kpipe.layers import Weight
@@ -72,7 +73,7 @@ class PruneLowMagnitude(L.Wrapper):
         self.pruning_schedule = pruning_schedule
         self.block_size, self.block_pooling_type = tuple(block_size), block_pooling_type
         self.sparsity_m_by_n = tuple(sparsity_m_by_n) if sparsity_m_by_n else None
-        self.steps_at_build = -1
+        self.steps = -1  # as the callback counts them
         self.masked: tuple[MaskedWeight, ...] = ()
         self.left_dense: tuple[tuple[str, str], ...] = ()
 
@@ -90,7 +91,7 @@ class PruneLowMagnitude(L.Wrapper):
         self.masked, self.left_dense = tuple(masks), tuple(left_dense)
         self.pruning_step = self.add_weight(
             shape=(),
-            initializer=keras.initializers.Constant(self.steps_at_build),
+            initializer=keras.initializers.Constant(self.steps),
             dtype="int64",
             trainable=False,
             name="pruning_step",
@@ -119,17 +120,25 @@ class PruneLowMagnitude(L.Wrapper):
     def call(self, inputs: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Call the layer; in training, see to it that the callback has begun."""
         if training:
-            # The plain kernel: what tf.debugging asserts is a branch of the graph.
-            tf.raw_ops.Assert(condition=tf.convert_to_tensor(self.pruning_step) >= 1, data=[self._not_begun])
+            self._check_begun()
         return self.layer(inputs, *args, **kwargs)
 
-    @property
-    def _not_begun(self) -> str:
-        return (
+    def _check_begun(self) -> None:
+        """Fail when no training step has begun: in every call, and where a call is traced, for XLA asserts nothing."""
+        if in_stateless_scope():  # a call that makes a graph, not a step
+            return
+        message = (
             f"Layer {self.name!r} is pruned while it trains, and no training step has begun. Give "
             "callbacks=[UpdatePruningStep()] to model.fit; in a loop of your own call its set_model(model) and "
             "on_train_begin() before, and on_train_batch_begin(step) before every training step."
         )
+        # The plain kernel: what tf.debugging asserts is a branch of the graph.
+        tf.raw_ops.Assert(condition=tf.convert_to_tensor(self.pruning_step) >= 1, data=[message])
+        if not tf.executing_eagerly() and self.steps < 1:
+            with tf.init_scope():
+                begun = int(self.pruning_step.numpy()) >= 1
+            if not begun:
+                raise tf.errors.InvalidArgumentError(None, None, message)
 
     @property
     def pruning_vars(self) -> list[tuple[keras.Variable, keras.Variable, keras.Variable]]:

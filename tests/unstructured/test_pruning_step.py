@@ -310,10 +310,13 @@ def test_a_training_call_without_the_callback_fails_and_says_what_to_do(begun):
         callback = UpdatePruningStep()
         callback.set_model(model)
         callback.on_train_begin()
-    for call in (lambda: model(X, training=True), lambda: model.fit(X, Y, verbose=0)):
+    compiled = network(jit_compile=True)
+    calls = [lambda: model(X, training=True), lambda: model.fit(X, Y, verbose=0), lambda: compiled.fit(X, Y, verbose=0)]
+    for call in calls:
         with pytest.raises(tf.errors.InvalidArgumentError, match=r"prune_low_magnitude_dense.*UpdatePruningStep\(\)"):
             call()
     model.evaluate(X, Y, verbose=0)
+    keras.Model(x := keras.Input((6,)), model(x, training=True))
 
 
 def test_the_callback_without_a_model_says_so():

@@ -141,6 +141,16 @@ def test_unknown_and_frozen_layers_are_left_alone_and_named():
     assert not pruned.layers[1].trainable
 
 
+def test_kernels_that_are_stored_otherwise_are_named():
+    adapted, packed = L.Dense(4, name="lora"), L.Dense(4, name="int8")
+    model = small(adapted, packed, L.Dense(4, name="a"))
+    adapted.enable_lora(2)
+    packed.quantize("int8")
+    reasons = r"(?s)lora \(Dense\): LoRA is enabled.*int8 \(Dense\): it is quantized to int8"
+    with pytest.warns(UserWarning, match=reasons):
+        prune_low_magnitude(list(model.layers))
+
+
 def test_nothing_to_wrap_is_said():
     with pytest.warns(NoEffectWarning, match="wrapped nothing"):
         prune_low_magnitude(small(L.ReLU()))
