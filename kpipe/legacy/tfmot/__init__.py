@@ -25,7 +25,8 @@ What differs from TFMOT 0.8.1, on purpose:
   alone and named in a warning; TFMOT refuses the model. Frozen layers are left alone too. Subclasses of Keras layers,
   `Bidirectional`, `TimeDistributed`, `EinsumDense`, transposed and other layers that TFMOT refuses are pruned.
 - `prune_low_magnitude(model)` copies: the given model and its weights stay as they are, where TFMOT trains the very
-  same layers. A layer that is given by itself or in a list is held as it is, as in TFMOT.
+  same layers. So layers need a `get_config`. A layer that is given by itself or in a list is held as it is, as in
+  TFMOT; Keras 3 lets nobody put it in another's place in a subclassed model that is built.
 - `strip_pruning` copies as well and applies the masks; the wrapped model can be trained on.
 - A policy holds for lists and single layers too; TFMOT asks it for models alone. `block_size` together with
   `sparsity_m_by_n`, and keyword arguments that only a single layer takes, are refused; TFMOT passes over them.
