@@ -1,6 +1,6 @@
 """Make a Keras 3 layer of a Keras 2 one, and give it its weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,12 +14,13 @@ STATE = "rnn_state"
 """The name under which Keras 3 keeps states of stateful layers among the weights; Keras 2 does not."""
 
 
-def make_layer(entry: Mapping[str, Any], config: dict[str, Any]) -> keras.Layer:
+def make_layer(entry: Mapping[str, Any], config: dict[str, Any], classes: Mapping[str, type]) -> keras.Layer:
     """Make a layer, without weights.
 
     Args:
         entry: What is known of it: name, class, registered name.
         config: Its configuration in Keras 2.
+        classes: Classes to take instead of Keras 3's own, by their name in Keras 2.
 
     Returns:
         The layer of Keras 3.
@@ -40,9 +41,10 @@ def make_layer(entry: Mapping[str, Any], config: dict[str, Any]) -> keras.Layer:
         if entry["class"] == "Lambda":
             return _lambda_layer(entry, config)
         kind, config = translate(entry["class"], config)
+        made: Any = classes.get(entry["class"]) or layer_class(kind, entry["name"])
         if isinstance(config.get("layer"), keras.Model):  # a wrapper round a model: the model has been made already
-            return layer_class(kind, entry["name"])(**config)
-        return layer_class(kind, entry["name"]).from_config(config)
+            return made(**config)
+        return made.from_config(config)
     except KpipeError:
         raise
     except Exception as error:  # Keras and the user's classes raise many kinds for what they do not take
@@ -84,10 +86,28 @@ def variables(layer: Any, apart: set[int]) -> Iterator[keras.Variable]:
             yield from variables(inner, apart)
 
 
+def order_of(names: Sequence[str], others: Sequence[str]) -> list[int] | None:
+    """Find each name among others, by its last part or its last two; None where that does not tell.
+
+    Example:
+        >>> order_of(["bn/gamma", "bn/beta"], ["norm/beta", "norm/gamma"])
+        [1, 0]
+        >>> order_of(["mha/key/bias", "mha/query/bias"], ["mha/query/bias", "mha/key/bias"])
+        [1, 0]
+        >>> order_of(["conv/kernel"], ["conv/depthwise_kernel"]) is None
+        True
+    """
+    for parts in (1, 2):
+        ends, other_ends = ([tuple(name.split("/")[-parts:]) for name in some] for some in (names, others))
+        if len(set(ends)) == len(ends) == len(other_ends) and set(ends) == set(other_ends):
+            return [other_ends.index(end) for end in ends]
+    return None
+
+
 def set_weights(
     layer: keras.Layer, entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], apart: set[int]
 ) -> None:
-    """Give a layer its weights: by their names where these are the same in both and each occurs once, else in order.
+    """Give a layer its weights: by their names where these tell them apart and are the same in both, else in order.
 
     Args:
         layer: The layer, built.
@@ -100,11 +120,9 @@ def set_weights(
     """
     own = list({id(one): one for one in variables(layer, apart)}.values())
     given = [(name, arrays[key]) for name, key in entry["weights"]]
-    names = [name for name, _ in given]
-    if len(set(names)) == len(names) and set(names) == {one.name for one in own} and len(own) == len(names):
-        by_name = dict(given)
-        given = [(one.name, by_name[one.name]) for one in own]
-    shapes = [(one.name, tuple(one.shape)) for one in own]
+    order = order_of([one.path for one in own], [name for name, _ in given])
+    given = given if order is None else [given[index] for index in order]
+    shapes = [(one.path, tuple(one.shape)) for one in own]
     stored = [(name, array.shape) for name, array in given]
     if [shape for _, shape in shapes] != [shape for _, shape in stored]:
         raise KpipeError(
@@ -112,3 +130,5 @@ def set_weights(
         )
     for variable, (_, array) in zip(own, given, strict=True):
         variable.assign(array)
+    if isinstance(layer, keras.layers.Normalization):
+        layer.finalize_state()  # it computes with values derived from its weights

@@ -10,12 +10,15 @@ import keras
 import numpy as np
 
 from kpipe.errors import KpipeError
+from kpipe.legacy.attention import Keras2MultiHeadAttention
 from kpipe.legacy.compare import check_equal
 from kpipe.legacy.reading import Reading, Request, read_files
 from kpipe.legacy.rebuild import rebuild
 from kpipe.legacy.source import OldFile, look_at
 
 TOLERANCE = 1e-5
+STAND_INS = {"MultiHeadAttention": Keras2MultiHeadAttention}
+"""What is taken instead of Keras 3's own layers where these give other outputs."""
 
 
 def load(
@@ -90,11 +93,39 @@ def converted(reading: Reading | KpipeError, tolerance: float = TOLERANCE) -> tu
     if isinstance(reading, KpipeError):
         raise reading
     try:
-        model, making = rebuild(reading)
-        notes = [*reading.notes, *check_equal(model, making, tolerance)]
+        model, notes = _converted(reading, tolerance)
     except KpipeError as error:
         raise KpipeError(f"{reading.path} cannot be converted. {error}") from error
-    return model, notes
+    return model, [*reading.notes, *notes]
+
+
+def _converted(reading: Reading, tolerance: float) -> tuple[keras.Model, list[str]]:
+    """Convert with Keras's own layers; where masked attention keeps that from being equal, with kpipe's."""
+    model, making = rebuild(reading)
+    names = ", ".join(sorted(making.at_inference))
+    notes = [_AT_INFERENCE.format(names)] if names else []
+    try:
+        return model, [*notes, *check_equal(model, making, tolerance)]
+    except KpipeError:
+        kinds = {entry.get("class") for entry in reading.layers.values()}
+        if not kinds & STAND_INS.keys():
+            raise
+        model, making = rebuild(reading, STAND_INS)
+        try:
+            return model, [*notes, *check_equal(model, making, tolerance), _ATTENTION]
+        except KpipeError:
+            pass
+        raise
+
+
+_AT_INFERENCE = (
+    "{} is called with training=False, which Keras 3 keeps to in predict and evaluate but not in fit; set "
+    "trainable=False where batch normalization is to stay as it is"
+)
+_ATTENTION = (
+    "attention is computed by kpipe's Keras2MultiHeadAttention, as Keras 3's own treats hidden steps otherwise and the "
+    "outputs would differ; import kpipe before you load the model once it is saved"
+)
 
 
 def _loaded_by_keras_3(file: OldFile, safe_mode: bool) -> keras.Model:

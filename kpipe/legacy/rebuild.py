@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -23,13 +24,23 @@ Watch = Callable[[str, str, list[Any], list[Any]], None]
 
 @dataclass
 class Rebuild:
-    """Layers and models made of a reading, each once."""
+    """Layers and models made of a reading, each once.
+
+    Attributes:
+        reading: What tf_keras said.
+        made: Key -> layer, model or operation, in the order in which they were made.
+        names: Names that are taken.
+        named: Ids of the operations that have been named.
+        classes: Classes to take instead of Keras 3's own, by their name in Keras 2.
+        at_inference: Names of layers that are not frozen and that the graph calls with training=False.
+    """
 
     reading: Reading
     made: dict[str, Any] = field(default_factory=dict)
-    order: list[str] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
     named: set[int] = field(default_factory=set)
+    classes: Mapping[str, type] = field(default_factory=dict)
+    at_inference: set[str] = field(default_factory=set)
 
     def __post_init__(self):
         entries = self.reading.layers.values()
@@ -45,8 +56,7 @@ class Rebuild:
                 self.made[key] = operation_named(entry["config"]["function"], entry["name"])
             else:
                 config = self.decoded(entry["config"], {})
-                self.made[key] = make_layer(entry, config)
-            self.order.append(key)
+                self.made[key] = make_layer(entry, config, self.classes)
         return self.made[key]
 
     def model(self, graph: Mapping[str, Any]) -> keras.Model:
@@ -84,6 +94,8 @@ class Rebuild:
             layer = self.layer(call["layer"])
             args = [self.decoded(one, known) for one in call["args"]]
             kwargs = {key: self.decoded(one, known) for key, one in call["kwargs"].items() if one is not None}
+            if kwargs.get("training") is False and entry.get("trainable", True):
+                self.at_inference.add(entry["name"])
             here = f"{place}{number}"
             if "graph" in entry and watch is not None:
                 outputs = self._run_nested(entry["graph"], args[0], watch, f"{here}.")
@@ -144,11 +156,12 @@ class Rebuild:
         raise KpipeError(f"A value of the kind {content} is stored in a configuration; it cannot be carried over.")
 
 
-def rebuild(reading: Reading) -> tuple[keras.Model, Rebuild]:
+def rebuild(reading: Reading, classes: Mapping[str, type] = MappingProxyType({})) -> tuple[keras.Model, Rebuild]:
     """Make the Keras 3 model of a reading, with its weights.
 
     Args:
         reading: What tf_keras said.
+        classes: Classes to take instead of Keras 3's own, by their name in Keras 2.
 
     Returns:
         The model, and what it was made with, by which it can be run call by call.
@@ -156,13 +169,13 @@ def rebuild(reading: Reading) -> tuple[keras.Model, Rebuild]:
     Raises:
         KpipeError: When a layer cannot be made, with its name.
     """
-    making = Rebuild(reading)
+    making = Rebuild(reading, classes=classes)
     model = making.model(reading.graph)
-    nested = {id(making.made[key]) for key in making.order if "graph" in reading.layers[key]}
-    for key in making.order:
+    nested = {id(layer) for key, layer in making.made.items() if "graph" in reading.layers[key]}
+    for key, layer in making.made.items():
         entry = reading.layers[key]
         if entry.get("weights"):
-            set_weights(making.made[key], entry, reading.arrays, nested)
+            set_weights(layer, entry, reading.arrays, nested)
     _set_trainable(model, reading.graph, making)
     return model, making
 
@@ -189,6 +202,11 @@ def _cast(value: Any, dtype: str) -> Any:
 
 def _called(layer: Any, entry: Mapping[str, Any], args: list[Any], kwargs: dict[str, Any], at_inference: bool) -> Any:
     """Call a layer or an operation."""
+    if kwargs.get("training") is True:
+        raise KpipeError(
+            f"Layer {entry['name']!r} is called with training=True, which Keras 3 does not keep to: predict and "
+            "evaluate call it with training=False. Write a layer of its own that does not ask."
+        )
     try:
         if not isinstance(layer, keras.Layer):
             kwargs.pop("name", None)

@@ -16,6 +16,7 @@ TFMOT = frozenset(
     {
         "ClusterWeights",
         "ClusterWeightsMHA",
+        "ClusterWeightsRNN",
         "PruneLowMagnitude",
         "QuantizeAnnotate",
         "QuantizeLayer",

@@ -37,6 +37,7 @@ HARMLESS: Mapping[str, Any] = {
     "trainable": ANY,
     "value_shape": ANY,
     "virtual_batch_size": None,
+    "vocabulary_size": ANY,
 }
 """Keys that Keras 3 does not take -> the value with which nothing is lost when they go; ANY for all."""
 PARTS = {

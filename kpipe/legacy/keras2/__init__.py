@@ -38,13 +38,15 @@ def _describe(file: dict[str, Any]) -> None:
     from .inputs import find_inputs
     from .probe import arrays_of, calls_of, save
     from .read import read
-    from .strip import strip
+    from .strip import check_stripped, strip
 
     folder = Path(file["folder"])
     model = read(file)
     inputs = find_inputs(model, file["samples"])
     stripped, notes = strip(model, inputs.values)
-    outputs = run(stripped, inputs.values) if notes else inputs.outputs  # of the file as it is, where that can be
+    outputs = inputs.outputs if stripped is model else run(stripped, inputs.values)
+    if not notes:
+        check_stripped(inputs.outputs, outputs)
     describe(stripped).save(folder, notes)
     save(folder, {**arrays_of(inputs, outputs), **calls_of(stripped, inputs)})
 

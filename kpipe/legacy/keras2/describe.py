@@ -1,7 +1,6 @@
 """Write a tf_keras model down: its layers, their weights, and the graph of their calls."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from .graph import is_graph, is_rounding, is_symbolic, nodes_of, tensor_key
+from .lookup import lookup_config, lookup_of
+from .mend import attention_parts
 from .refusal import Refusal
-from .strip import leaf
 
 
 @dataclass
@@ -52,6 +52,8 @@ def describe(model: Any) -> Description:
 def plain_array(value: Any) -> np.ndarray:
     """Give a tensor as an array that any NumPy can store."""
     array = np.asarray(value)
+    if array.dtype == object:
+        return array.astype(bytes)  # strings
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
@@ -122,14 +124,14 @@ def _layer(description: Description, layer: Any) -> str:
         "own": not type(layer).__module__.startswith("tf_keras."),
         "trainable": bool(layer._trainable),
         "config": _Encoder(description, {})(config),
-        "weights": [[leaf(weight), description.store(weight)] for weight in weights(layer)],
+        "weights": [[name, description.store(weight)] for name, weight in weights(layer)],
     }
     return key
 
 
 def _config(layer: Any) -> dict[str, Any]:
     try:
-        return layer.get_config()
+        return {**layer.get_config(), **lookup_config(layer)}
     except NotImplementedError as error:
         raise Refusal(
             f"layer {layer.name!r} of the class {type(layer).__name__!r} has no get_config, so that it cannot be made "
@@ -137,13 +139,22 @@ def _config(layer: Any) -> dict[str, Any]:
         ) from error
 
 
-def weights(layer: Any) -> Iterator[Any]:
-    """Give a layer's own weights, then those of the layers in it, leaving out models, which are described apart."""
-    yield from layer._trainable_weights
-    yield from layer._non_trainable_weights
+def weights(layer: Any) -> list[tuple[str, Any]]:
+    """List a layer's own weights by name, then those of the layers in it, each once.
+
+    Left out are models, which are described apart, and tables, which go into the configuration.
+    """
+    if lookup_of(layer) is not None:
+        return []
+    attention = [dense for dense, _ in attention_parts(layer)]
+    if attention:  # TFMOT leaves tensors in the parts, and their weights with the whole, when it strips it
+        pairs = [(f"{dense.name}/{name}", getattr(dense, name)) for dense in attention for name in ("kernel", "bias")]
+        return [(name, value) for name, value in pairs if value is not None]
+    found = [(one.name.split(":")[0], one) for one in (*layer._trainable_weights, *layer._non_trainable_weights)]
     for inner in layer._flatten_layers(recursive=False, include_self=False):
         if not is_graph(inner):
-            yield from weights(inner)
+            found += weights(inner)
+    return list({id(weight): (name, weight) for name, weight in found}.values())
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .graph import nodes_of, run, tensor_key
+from .lookup import words_of
 from .refusal import Refusal, shortened
 
 SAMPLES = 2
@@ -44,7 +45,10 @@ def find_inputs(model: Any, samples: str | None) -> Inputs:
     symbolic = tf.nest.flatten(model._nested_inputs)
     failure: Exception | None = None
     for arrays in _candidates(model, symbolic, samples):
-        tensors = [tf.cast(array, tensor.dtype) for array, tensor in zip(arrays, symbolic, strict=True)]
+        tensors = [
+            tf.constant(array) if tensor.dtype.name == "string" else tf.cast(array, tensor.dtype)
+            for array, tensor in zip(arrays, symbolic, strict=True)
+        ]
         values = tf.nest.pack_sequence_as(model._nested_inputs, tensors)
         try:
             outputs = run(model, values)
@@ -64,19 +68,37 @@ def _candidates(model: Any, symbolic: list[Any], samples: str | None):
             raise Refusal(f"the model has {len(symbolic)} inputs, but samples for {len(given)} were given")
         yield given
         return
-    bounds = index_bounds(model)
+    bounds, words = index_bounds(model), words_of(model)
     for sizes in OPEN_SIZES:
         for bound in INTEGERS:
             rng = np.random.default_rng(0)
-            yield [_random(tensor, rng, sizes, bounds.get(tensor_key(tensor)), bound) for tensor in symbolic]
+            yield [
+                random_strings(rng, _shape(tensor, sizes), words)
+                if tensor.dtype.name == "string"
+                else _random(tensor, rng, _shape(tensor, sizes), bounds.get(tensor_key(tensor)), bound)
+                for tensor in symbolic
+            ]
 
 
-def _random(tensor: Any, rng: np.random.Generator, sizes: tuple[int, int], rows: int | None, bound: int) -> np.ndarray:
+def _shape(tensor: Any, sizes: tuple[int, int]) -> tuple[int, ...]:
     batch, *rest = tensor.shape.as_list()
     open_size = sizes[len(rest) > 2]
-    shape = (batch or SAMPLES, *[open_size if one is None else one for one in rest])
-    if tensor.dtype.name == "string":
-        raise Refusal(f"input {tensor._keras_history.layer.name!r} takes strings: such a model cannot be converted")
+    return (batch or SAMPLES, *[open_size if one is None else one for one in rest])
+
+
+def random_strings(rng: np.random.Generator, shape: tuple[int, ...], words: list[str]) -> np.ndarray:
+    """Draw strings: words by themselves in the first half of the batch, two words in the rest.
+
+    Example:
+        >>> random_strings(np.random.default_rng(0), (2, 1), ["a"]).tolist()
+        [['a'], ['a a']]
+    """
+    first, second = rng.choice(words, shape), rng.choice(words, shape)
+    second[: shape[0] // 2] = ""
+    return np.char.strip(np.char.add(np.char.add(first, " "), second))
+
+
+def _random(tensor: Any, rng: np.random.Generator, shape: tuple[int, ...], rows: int | None, bound: int) -> np.ndarray:
     if tensor.dtype.is_bool:
         return rng.integers(0, 2, shape).astype(bool)
     if tensor.dtype.is_integer or rows is not None:

@@ -18,6 +18,8 @@ def mend(file: Mapping[str, Any], objects: Mapping[str, Any]) -> None:
     """
     guard_lambda(objects, file["safe_mode"])
     mend_functions()
+    if file["tfmot"]:
+        mend_wrapped_attention()
     if file["tfmot"] and file["kind"] == "keras":
         mend_quantize_wrappers()
 
@@ -69,6 +71,40 @@ def by_name(value: Any) -> Any:
             return value["config"]
         return {name: by_name(one) for name, one in value.items()}
     return [by_name(one) for one in value] if isinstance(value, list) else value
+
+
+def mend_wrapped_attention() -> None:
+    """Let wrapped attention be loaded: TFMOT 0.8.1 asks for kernels that attention makes when it is called."""
+    from tensorflow_model_optimization.python.core.clustering.keras.cluster_wrapper import ClusterWeights
+    from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper import PruneLowMagnitude
+
+    for kind in (ClusterWeights, PruneLowMagnitude):
+        kind.build = _after_kernels(_UNMENDED.setdefault(kind.__name__, kind.build))
+
+
+def _after_kernels(build: Callable[..., Any]) -> Callable[..., Any]:
+    def build_after_kernels(wrapper: Any, input_shape: Any) -> None:
+        for dense, shape in attention_parts(wrapper.layer):
+            if not dense.built:
+                dense.build(shape)
+        build(wrapper, input_shape)
+
+    return build_after_kernels
+
+
+def attention_parts(layer: Any) -> list[tuple[Any, Any]]:
+    """Give the dense layers in a multi-head attention with the shapes of their inputs; none for other layers."""
+    from tf_keras.layers import MultiHeadAttention
+
+    if not isinstance(layer, MultiHeadAttention) or not layer._built_from_signature:
+        return []
+    attended = [*layer._query_shape[:-1], layer._num_heads, layer._value_dim]
+    return [
+        (layer._query_dense, layer._query_shape),
+        (layer._key_dense, layer._key_shape),
+        (layer._value_dense, layer._value_shape),
+        (layer._output_dense, attended),
+    ]
 
 
 def mend_quantize_wrappers() -> None:

@@ -30,9 +30,18 @@ def read(file: Mapping[str, Any]) -> Any:
     import tf_keras
 
     mend(file, objects)
-    scope = {**(wrappers() if file["tfmot"] else {}), **objects}
-    with tf_keras.saving.custom_object_scope(scope):
-        model = tf_keras.models.load_model(_named_as_it_is(file), compile=False, safe_mode=file["safe_mode"])
+    unlisted = {"SpectralNormalization": tf_keras.layers.SpectralNormalization}  # tf_keras does not know it by name
+    scope = {**unlisted, **(wrappers() if file["tfmot"] else {}), **objects}
+    try:
+        with tf_keras.saving.custom_object_scope(scope):
+            model = tf_keras.models.load_model(_named_as_it_is(file), compile=False, safe_mode=file["safe_mode"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if not file["tfmot"]:
+            raise
+        raise Refusal(
+            f"{shortened(error)}. TFMOT 0.8.1 cannot load all that it saves; where the model still is, strip it with "
+            "TFMOT (strip_pruning, strip_clustering, strip_clustering_cqat) and save that"
+        ) from error
     check(model)
     return model
 

@@ -7,8 +7,10 @@ import numpy as np
 from .refusal import Refusal
 
 PRUNED = {"PruneLowMagnitude"}
-CLUSTERED = {"ClusterWeights", "ClusterWeightsMHA"}
+CLUSTERED = {"ClusterWeights", "ClusterWeightsMHA", "ClusterWeightsRNN"}
 QUANTIZED = {"QuantizeWrapper", "QuantizeWrapperV2", "QuantizeAnnotate"}
+EQUAL = 1e-5
+"""How far TFMOT may move outputs up to 1 when it takes wrappers off."""
 ROUNDED = {"QuantizeLayer"}
 
 
@@ -36,18 +38,46 @@ def strip(model: Any, inputs: Any) -> tuple[Any, list[str]]:
         return model, []
     rounded = model(inputs, training=False)
     plain = unquantized(model)
-    return plain, [_note(rounded, plain(inputs, training=False))]
-
-
-def _note(rounded: Any, plain: Any) -> str:
-    import tensorflow as tf
-
-    pairs = zip(tf.nest.flatten(rounded), tf.nest.flatten(plain), strict=True)
-    moved = max(float(np.max(np.abs(np.asarray(a, float) - np.asarray(b, float)))) for a, b in pairs)
-    return (
+    moved = _moved(rounded, plain(inputs, training=False))
+    if moved == 0:
+        return plain, []
+    note = (
         "the fake quantization is taken out and its ranges are dropped: on random inputs this moves the outputs by up "
         f"to {moved:.2g}; quantize the model anew to get ranges"
     )
+    return plain, [note]
+
+
+def _moved(rounded: Any, plain: Any) -> float:
+    """Give the largest difference of two models' outputs."""
+    import tensorflow as tf
+
+    pairs = zip(tf.nest.flatten(rounded), tf.nest.flatten(plain), strict=True)
+    return max(float(np.max(np.abs(np.asarray(a, float) - np.asarray(b, float)))) for a, b in pairs)
+
+
+def check_stripped(wrapped: Any, plain: Any) -> None:
+    """Hold a model from which TFMOT has taken the wrappers against the model as it was saved.
+
+    Args:
+        wrapped: What the model gave as it was saved.
+        plain: What it gives without the wrappers, on the same inputs.
+
+    Raises:
+        Refusal: When they differ.
+    """
+    import tensorflow as tf
+
+    if wrapped is plain:
+        return
+    scale = max(1.0, *(float(np.max(np.abs(np.asarray(one, float)), initial=0.0)) for one in tf.nest.flatten(wrapped)))
+    moved = _moved(wrapped, plain)
+    if not moved <= EQUAL * scale:
+        raise Refusal(
+            f"to take TFMOT's wrappers off moves the outputs by {moved:.2g}. The wrappers pass no mask on, of an "
+            "embedding with mask_zero or of Masking; the layers in them do. If masks are to hold, strip the model with "
+            "TFMOT and save that"
+        )
 
 
 def unquantized(model: Any) -> Any:

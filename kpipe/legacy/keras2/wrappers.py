@@ -6,6 +6,7 @@ from typing import Any
 def wrappers() -> dict[str, Any]:
     """Map names in a file to TFMOT's classes."""
     import tensorflow_model_optimization as tfmot
+    from tensorflow_model_optimization.python.core.clustering.keras import cluster_wrapper
     from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.cluster_preserve import (
         cluster_preserve_quantize_registry,
     )
@@ -21,6 +22,6 @@ def wrappers() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for objects in [one for scope in scopes for one in scope.custom_objects]:
         found.update(objects)
-    for registry in (prune_preserve_quantize_registry, cluster_preserve_quantize_registry):
-        found.update({name: value for name, value in vars(registry).items() if isinstance(value, type)})
+    for module in (cluster_wrapper, prune_preserve_quantize_registry, cluster_preserve_quantize_registry):
+        found.update({name: value for name, value in vars(module).items() if isinstance(value, type)})
     return found
