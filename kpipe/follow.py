@@ -45,7 +45,6 @@ class Follower(keras.callbacks.Callback, ABC):
     def _update(self, asked: Mapping[str | None, float]) -> None:
         """Prune to the sparsities asked for: those of the schedules that are due."""
 
-    @abstractmethod
     def _end(self) -> None:
         """Finish; the constraints are given back already."""
 

@@ -21,6 +21,8 @@ from kpipe.unstructured.slots import reset_slots
 from kpipe.unstructured.suited import suited
 from kpipe.unstructured.targets import PRUNED_ROLES, LayerFilter, Skipped, Target, find_targets
 
+Arrays = Mapping[str, np.ndarray]
+
 
 class WeightPruning(Follower):
     """Set ever more weights to zero while a model trains; what comes out is a plain model with exact zeros.
@@ -159,9 +161,6 @@ class WeightPruning(Follower):
             last = {name: last_due(ask, 0, self._asked) for name, ask in self._asks.items()}
             self._pending = {name: sparsity for name, sparsity in last.items() if sparsity is not None}
 
-    def _end(self) -> None:
-        """Nothing is left to do: the weights keep their zeros."""
-
     def _let_go(self) -> None:
         if self._tap is not None:
             self._tap.release()
@@ -213,9 +212,12 @@ class WeightPruning(Follower):
         dropped = {path: one.dropped for path, one in mine.items()}
         paths = due({path: one.size for path, one in mine.items()}, dropped, sparsity, self.scope)
         if paths:
-            keeps = {path: mine[path].mask.numpy() for path in paths}
             layouts = {path: mine[path].target.layout for path in paths}
-            self._write(drop_more(keeps, self._scores(paths), sparsity, self.scope, self.pattern, layouts))
+            evidence = self._evidence(paths, self.needs, self._tapped, self.seed)
+            values = {path: known.weight for path, known in evidence.items()}
+            keeps = {path: mine[path].keep(value) for path, value in values.items()}
+            new = drop_more(keeps, judge(self.criterion, evidence), sparsity, self.scope, self.pattern, layouts)
+            self._write(keeps, new, values)
         if self.regrowth is not None:  # what a resumed model has too few of grows
             shapes = {path: one.target.layout.turned_shape(one.target.variable.shape) for path, one in mine.items()}
             shares = self.scope.sparsities(shapes, sparsity, self.pattern) or {}
@@ -224,12 +226,13 @@ class WeightPruning(Follower):
     def _move(self, shares: Mapping[str, float | None], fraction: float) -> None:
         """Let zeros move; afterwards a weight has the sparsity given for it, or as many zeros as before."""
         if shares:
-            scores, growth = self._scores(shares), self._growth(shares)
+            scores = judge(self.criterion, self._evidence(shares, self.needs, self._tapped, self.seed))
+            growth = self._growth(shares)
             for path, share in shares.items():
                 layout, keep = self._weights[path].target.layout, self._weights[path].mask.numpy()
                 turned = layout.turn(keep), layout.turn(scores[path]), layout.turn(growth[path])
                 found = replace(turned[0], turned[1], turned[2], fraction, self.pattern, share)
-                self._write({path: layout.back(found, keep.shape)})
+                self._write({path: keep}, {path: layout.back(found, keep.shape)})
 
     def _growth(self, paths: Collection[str]) -> dict[str, np.ndarray]:
         kind = self.regrowth.kind if self.regrowth is not None and self._sees_gradients else "set"
@@ -237,9 +240,6 @@ class WeightPruning(Follower):
         # Other chances at each step: the same ones would let the same entries grow again and again.
         evidence = self._evidence(paths, needs, needs, self.seed + self._asked)
         return {path: GROWTHS[kind](known) for path, known in evidence.items()}
-
-    def _scores(self, paths: Collection[str]) -> dict[str, np.ndarray]:
-        return judge(self.criterion, self._evidence(paths, self.needs, self._tapped, self.seed))
 
     def _evidence(
         self, paths: Collection[str], needs: Sequence[str], tapped: Sequence[str], seed: int
@@ -250,12 +250,12 @@ class WeightPruning(Follower):
             observed = {one.path: {field: read[id(one.variable)][field] for field in tapped} for one in targets}
         return gather(trained_model(self._fit), targets, needs, self.data, self.loss, seed, observed)
 
-    def _write(self, keeps: Mapping[str, np.ndarray]) -> None:
+    def _write(self, before: Arrays, keeps: Arrays, values: Arrays | None = None) -> None:
         for path, keep in keeps.items():
             if self._holder is not None:
-                one = self._weights[path]
-                grown = one.change(keep, self._holder)
-                if self.regrowth is not None and grown.any():
+                one, value = self._weights[path], None if values is None else values[path]
+                grown = one.change(before[path], keep, self._holder, value)
+                if grown is not None:
                     reset_slots(self._fit.optimizer, one.target.variable, grown)
 
     def _learning(self, *names: str | None) -> dict[str, Pruned]:

@@ -20,7 +20,7 @@ from kpipe.patterns import (
 )
 from kpipe.saliency import Criterion, Evidence
 
-_SMALL = 4096
+_SMALL = 8192
 
 
 def first_mask(weight: np.ndarray) -> np.ndarray:
@@ -126,8 +126,8 @@ def _check_shape(path: str, found: np.ndarray, shape: tuple[int, ...], pattern: 
 def drop_lowest(keeps: Sequence[np.ndarray], scores: Sequence[np.ndarray], drop: int) -> list[np.ndarray]:
     """Drop the lowest of what is kept of several weights together, until `drop` entries are gone.
 
-    Training drops a few entries at a time, so only these are looked for: a random sample gives a bound that very likely
-    has enough below it, and what lies below is ranked. Should it not have, all that is kept is ranked.
+    Training drops a few entries at a time, so only these are looked for: a sample gives a bound that very likely has
+    enough below it, and what lies below is ranked. Should it not have, all that is kept is ranked.
 
     Args:
         keeps: Keep-masks.
@@ -171,11 +171,9 @@ def _bound(flat: Sequence[tuple[np.ndarray, np.ndarray]], kept: int, more: int) 
     size = sum(keep.size for keep, _ in flat)
     if size <= _SMALL or 8 * more > kept:
         return None
-    rng = np.random.default_rng(0)
-    parts = []
-    for keep, values in flat:
-        places = rng.integers(0, keep.size, 1 + (1024 + size // 128) * keep.size // size)
-        parts.append(values[places[keep[places]]])
+    # Every so many entries: an odd distance, so that few sizes of an axis let the same column come again and again.
+    apart = size // (1024 + size // 128) | 1
+    parts = [values[::apart][keep[::apart]] for keep, values in flat]
     sample = np.concatenate(parts)
     rank = more / kept * len(sample)
     last = int(rank + 4 * np.sqrt(rank) + 4)

@@ -30,20 +30,39 @@ class Pruned:
         """Number of entries."""
         return int(np.prod(self.target.variable.shape))
 
-    def change(self, keep: np.ndarray, holder: Holder) -> np.ndarray:
+    def keep(self, value: np.ndarray) -> np.ndarray:
+        """Give the keep-mask.
+
+        Args:
+            value: The weight as it is. Where it has as many zeros as are dropped, it is the mask, and the runtime need
+                not be asked for it.
+        """
+        found = value != 0
+        return found if np.count_nonzero(found) == value.size - self.dropped else self.mask.numpy()
+
+    def change(
+        self, before: np.ndarray, keep: np.ndarray, holder: Holder, value: np.ndarray | None = None
+    ) -> np.ndarray | None:
         """Change the mask, and the weight at once.
 
         Args:
+            before: The keep-mask so far.
             keep: The new keep-mask.
             holder: Holds the mask.
+            value: The weight as it is, which is overwritten; None to read it.
 
         Returns:
-            What has grown: kept now and not before; it is zero at this moment.
+            What has grown: kept now and not before; it is zero at this moment. None when nothing has.
         """
-        before, self.dropped = self.mask.numpy(), keep.size - int(np.count_nonzero(keep))
-        if not np.array_equal(before, keep):
-            self.mask.assign(keep)
-            holder.project([self.target.variable])
+        self.dropped = keep.size - int(np.count_nonzero(keep))
+        changed = np.flatnonzero(before != keep)
+        if not len(changed):
+            return None
+        if not keep.reshape(-1)[changed].any():
+            holder.drop(self.target.variable, self.mask, keep, changed, value)
+            return None
+        self.mask.assign(keep)
+        holder.project([self.target.variable])
         return keep & ~before
 
 
@@ -56,8 +75,10 @@ def hold(target: Target, schedule: str | None, holder: Holder) -> Pruned:
         >>> _ = net.layers[0].kernel.assign([[0.0], [3.0]])
         >>> with Holder(net) as holder:
         ...     one = hold(Target("d/kernel", "kernel", net.layers[0].kernel), None, holder)
-        ...     print(one.dropped, one.change(np.array([[False], [False]]), holder).any(), one.dropped)
-        1 False 2
+        ...     before = one.dropped
+        ...     _ = one.change(one.mask.numpy(), np.array([[False], [False]]), holder)
+        ...     print(before, one.dropped)
+        1 2
         >>> net.layers[0].kernel.numpy().tolist()
         [[0.0], [0.0]]
     """

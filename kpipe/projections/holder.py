@@ -1,4 +1,4 @@
-"""Maps w -> w that hold during training, and the one class that holds them."""
+"""The one class that holds projections while a model trains."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,54 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kpipe.layers import KERNEL_ROLES, weights_within
-
-Projection = Callable[[Any], Any]
-"""w -> w of the same shape; applying it twice changes nothing more."""
-
-
-def chain(*projections: Projection | None) -> Projection:
-    """Apply several projections one after the other: the last one wins. None stands for no projection.
-
-    Example:
-        >>> chain(None, abs, lambda w: min(w, 2))(-3)
-        2
-    """
-    given = [projection for projection in projections if projection is not None]
-
-    def apply(w: Any) -> Any:
-        for projection in given:
-            w = projection(w)
-        return w
-
-    return apply
-
-
-class Mask:
-    """Keep the entries of a keep-mask and set all others to exactly zero, whatever they hold (NaN too).
-
-    The keep-mask is a variable of one byte an entry, so that it can change while a compiled train step uses it.
-
-    Example:
-        >>> Mask(np.array([True, False]))(np.array([1.0, np.nan])).numpy().tolist()
-        [1.0, 0.0]
-    """
-
-    def __init__(self, keep: np.ndarray):
-        self.keep = tf.Variable(tf.constant(keep, tf.bool), trainable=False, name="keep")
-
-    def __call__(self, w: Any) -> Any:
-        w = tf.convert_to_tensor(w)
-        # The plain kernel: tf.where takes one that can broadcast, and half as long again.
-        return tf.raw_ops.Select(condition=self.keep, x=w, y=tf.zeros_like(w))
-
-    def assign(self, keep: np.ndarray) -> None:
-        """Change the keep-mask."""
-        self.keep.assign(keep)
-
-    def numpy(self) -> np.ndarray:
-        """Give the keep-mask."""
-        return self.keep.numpy()
+from kpipe.projections.averages import average_of
+from kpipe.projections.mask import Mask, Projection, chain
 
 
 class _Held(keras.constraints.Constraint):
@@ -66,17 +20,20 @@ class _Held(keras.constraints.Constraint):
 
     def __init__(self, variable: keras.Variable):
         self.variable = variable
+        self.raw: tf.Variable = variable.value
         self.before = variable.constraint
         self.projections: list[Projection] = []
         self.averages: list[Callable[[], keras.Variable | None]] = []
 
     def __call__(self, w: Any) -> Any:
         project = chain(*self.projections)
-        for average in self._averages():
+        for average in self.averaged:
             average.assign(project(average))
         return chain(self.before, project)(w)
 
-    def _averages(self) -> list[keras.Variable]:
+    @property
+    def averaged(self) -> list[keras.Variable]:
+        """The optimizers' moving averages of the variable."""
         # Plain steps: AutoGraph cannot transform `:=`, and warns where a `tf.function` of one's own comes through here.
         found = [find() for find in self.averages]
         return list({id(average): average for average in found if average is not None}.values())
@@ -84,7 +41,7 @@ class _Held(keras.constraints.Constraint):
     def project(self) -> None:
         """Apply what is held now, without the user's constraint."""
         project = chain(*self.projections)
-        for variable in (self.variable, *self._averages()):
+        for variable in (self.variable, *self.averaged):
             variable.assign(project(variable))
 
 
@@ -133,6 +90,35 @@ class Holder:
             mask = Mask(keep)
         self.hold(variable, mask)
         return mask
+
+    def drop(
+        self,
+        variable: keras.Variable,
+        mask: Mask,
+        keep: np.ndarray,
+        places: np.ndarray,
+        value: np.ndarray | None = None,
+    ) -> None:
+        """Change a mask that `mask` gave to one that keeps less, and set the variable to zero where it does.
+
+        On the host: to copy a variable there and back takes less time than to project it whole, and writing single
+        entries inside TensorFlow would let every later read of the variable make a copy.
+
+        Args:
+            variable: Held.
+            mask: What is held on it.
+            keep: The new keep-mask.
+            places: Flat indices of the entries that are dropped now.
+            value: The variable as it is, which is overwritten; None to read it.
+        """
+        mask.assign(keep)
+        held = variable.constraint
+        if len(held.projections) > 1 or held.averaged:
+            self.project([variable])
+            return
+        value = variable.numpy() if value is None else value
+        value.reshape(-1)[places] = 0
+        held.raw.assign(value, read_value=False)
 
     def project(self, variables: Iterable[keras.Variable] | None = None) -> None:
         """Apply what is held on these variables now; None for all that are held."""
@@ -185,89 +171,3 @@ def held_on(variable: keras.Variable) -> tuple[Any, tuple[Projection, ...]]:
     if isinstance(constraint, _Held):
         return constraint.before, tuple(constraint.projections)
     return constraint, ()
-
-
-def hold_zeros(model: keras.Model, variables: Iterable[keras.Variable] | None = None) -> Holder:
-    """Hold the exact zeros that a model's kernels have, so that further training does not lose them.
-
-    A kernel of nothing but zeros is left alone: it has not been pruned, it has not been trained yet.
-
-    Args:
-        model: The model that is going to be fit, or a `keras.distillation.Distiller` around it.
-        variables: The variables to hold; None for every kernel of the layers that kpipe knows.
-
-    Returns:
-        A `Holder`; call its `release` after training, or use it in a `with` statement.
-
-    Example:
-        >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-        >>> _ = net.layers[0].kernel.assign([[0.0], [1.0]])
-        >>> net.compile("sgd", "mse")
-        >>> with hold_zeros(net):
-        ...     _ = net.fit(np.ones((4, 2)), np.ones(4), verbose=0)
-        >>> float(net.layers[0].kernel[0, 0])
-        0.0
-    """
-    holder = Holder(model)
-    for variable in kernels(trained_model(model)) if variables is None else variables:
-        keep = variable.numpy() != 0
-        if keep.any() and not keep.all():
-            holder.mask(variable, keep)
-    return holder
-
-
-def kernels(model: keras.Model) -> list[keras.Variable]:
-    """List every kernel of a model once, depthwise ones too.
-
-    Example:
-        >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(1)])
-        >>> [tuple(variable.shape) for variable in kernels(net)]
-        [(2, 3), (3, 1)]
-    """
-    return [weight.variable for weight in weights_within(model) if weight.role in KERNEL_ROLES]
-
-
-def trained_model(model: keras.Model) -> keras.Model:
-    """Give the model whose weights a fit trains: the student inside a `keras.distillation.Distiller`, else itself.
-
-    Example:
-        >>> teacher = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
-        >>> student = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
-        >>> distiller = keras.distillation.Distiller(teacher, student, keras.distillation.LogitsDistillation())
-        >>> trained_model(distiller) is student, trained_model(student) is student
-        (True, True)
-    """
-    return model.student if isinstance(model, keras.distillation.Distiller) else model
-
-
-def inner_optimizer(optimizer: Any) -> Any:
-    """Give the optimizer that updates the weights: the one inside a `LossScaleOptimizer`, else itself.
-
-    Example:
-        >>> sgd = keras.optimizers.SGD()
-        >>> inner_optimizer(keras.optimizers.LossScaleOptimizer(sgd)) is sgd, inner_optimizer(sgd) is sgd
-        (True, True)
-    """
-    return optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
-
-
-def average_of(optimizer: Any, variable: keras.Variable) -> keras.Variable | None:
-    """Give the optimizer's moving average of a variable, or None when it keeps none (`use_ema` is off).
-
-    Example:
-        >>> variable = keras.Variable([1.0, 2.0])
-        >>> optimizer = keras.optimizers.SGD(use_ema=True)
-        >>> optimizer.build([variable])
-        >>> tuple(average_of(optimizer, variable).shape), average_of(keras.optimizers.SGD(), variable)
-        ((2,), None)
-    """
-    optimizer = inner_optimizer(optimizer)
-    if isinstance(optimizer, getattr(keras.optimizers, "MultiOptimizer", ())):  # older versions of Keras have none
-        found = (average_of(one, variable) for one in optimizer.optimizers)
-        return next((average for average in found if average is not None), None)
-    if not isinstance(optimizer, keras.optimizers.Optimizer) or not optimizer.built or not optimizer.use_ema:
-        return None
-    for known, average in zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True):
-        if known is variable:
-            return average
-    return None

@@ -1,0 +1,19 @@
+"""Maps w -> w that hold during training, and the one class that holds them."""
+
+from kpipe.projections.averages import average_of, inner_optimizer
+from kpipe.projections.holder import Holder, held_on
+from kpipe.projections.mask import Mask, Projection, chain
+from kpipe.projections.zeros import hold_zeros, kernels, trained_model
+
+__all__ = [
+    "Holder",
+    "Mask",
+    "Projection",
+    "average_of",
+    "chain",
+    "held_on",
+    "hold_zeros",
+    "inner_optimizer",
+    "kernels",
+    "trained_model",
+]
