@@ -1,5 +1,7 @@
 """TFMOT's own schedules say the same wherever TFMOT updates."""
 
+import os
+
 import pytest
 
 from kpipe import schedules
@@ -20,7 +22,12 @@ def disagreements(ours, theirs, end_step, steps=60):
 
 
 def tfmots(name, arguments):
-    import tensorflow_model_optimization as tfmot
+    import tensorflow as tf
+
+    _ = tf.keras.layers  # found before TFMOT asks for Keras 2, `tf.keras` stays Keras 3 for the tests that come after
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TF_USE_LEGACY_KERAS", "1")  # as TFMOT does; afterwards it is as it was
+        import tensorflow_model_optimization as tfmot
 
     return getattr(tfmot.sparsity.keras, name)(**arguments)
 
@@ -42,6 +49,15 @@ def tfmots(name, arguments):
 def test_agrees_with_tfmot_wherever_tfmot_updates(name, arguments):
     ours = getattr(schedules, name)(**arguments)
     assert disagreements(ours, tfmots(name, arguments), arguments.get("end_step")) == []
+
+
+@pytest.mark.filterwarnings("ignore")  # TFMOT and tf_keras warn on import
+def test_tf_keras_stays_keras_3():
+    import keras
+    import tensorflow as tf
+
+    tfmots("ConstantSparsity", dict(target_sparsity=0.5, begin_step=0))
+    assert tf.keras.layers.Dense is keras.layers.Dense and "TF_USE_LEGACY_KERAS" not in os.environ
 
 
 @pytest.mark.filterwarnings("ignore")  # TFMOT and tf_keras warn on import
