@@ -29,9 +29,10 @@ class Keras2MultiHeadAttention(keras.layers.MultiHeadAttention):
     def _masked_softmax(self, attention_scores: Any, attention_mask: Any = None) -> Any:
         if attention_mask is None:
             return super()._masked_softmax(attention_scores)
-        axis = -2 * len(self._attention_axes) - 1
+        attended: Any = self._attention_axes
+        axis = -2 * len(attended) - 1
         for _ in range(len(attention_scores.shape) - len(attention_mask.shape)):
             attention_mask = ops.expand_dims(attention_mask, axis)  # (batch, 1, queries, keys)
         dtype = keras.backend.standardize_dtype(attention_scores.dtype)
-        hidden = 1.0 - ops.cast(attention_mask, dtype)
-        return self._softmax(attention_scores + hidden * HIDDEN.get(dtype, -1e9))
+        seen: Any = ops.cast(attention_mask, dtype)
+        return self._softmax(attention_scores + (1.0 - seen) * HIDDEN.get(dtype, -1e9))

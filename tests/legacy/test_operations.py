@@ -14,7 +14,7 @@ X = RNG.uniform(-0.9, 0.9, (2, 4, 6)).astype(np.float32)
 Y = RNG.uniform(0.1, 0.9, (2, 4, 6)).astype(np.float32)
 ROWS = RNG.normal(size=(2, 8, 8, 4)).astype(np.float32)
 ABOVE_ONE = {"math.acosh": Y + 1.0, "math.log": Y, "math.log1p": Y, "math.rsqrt": Y, "math.sqrt": Y}
-ODD = np.float32([[0.0, np.inf, -np.inf, np.nan, 1.5, 2.5]])
+ODD = np.array([[0.0, np.inf, -np.inf, np.nan, 1.5, 2.5]], np.float32)
 TRUE, OTHER = X > 0, Y > 0.5
 ONE = {
     "math.is_finite": ODD,
@@ -23,7 +23,7 @@ ONE = {
     "math.logical_not": TRUE,
     "math.round": ODD[:, 4:],
 }
-WHOLE = np.int32([[7, -7, 3], [5, 0, -4]])
+WHOLE = np.array([[7, -7, 3], [5, 0, -4]], np.int32)
 CASES = [
     *[(name, (ONE.get(name, ABOVE_ONE.get(name, X)),), {}) for name in OF_ONE],
     *[(name, (TRUE, OTHER) if "logical" in name else (X, Y), {}) for name in OF_TWO],

@@ -98,7 +98,8 @@ def attention_parts(layer: Any) -> list[tuple[Any, Any]]:
 
     if not isinstance(layer, MultiHeadAttention) or not layer._built_from_signature:
         return []
-    attended = [*layer._query_shape[:-1], layer._num_heads, layer._value_dim]
+    queries: Any = layer._query_shape
+    attended = [*queries[:-1], layer._num_heads, layer._value_dim]
     return [
         (layer._query_dense, layer._query_shape),
         (layer._key_dense, layer._key_shape),
