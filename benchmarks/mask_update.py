@@ -7,13 +7,19 @@ A schedule that is asked at every step drops few entries at a time, and what is 
 - bracket: a sample says between which two values the threshold lies, counting proves it (`keep_highest`), over all
   entries, those dropped before marked as lowest;
 - survivors: the same over what is kept;
-- few: a bound from a sample, then only what lies below it among what is kept (`drop_lowest`, which kpipe uses);
+- few: a bound from a sample, then only what lies below it among what is kept (`drop_lowest`);
 - carried: as few, with the bound carried over from the last update instead of a sample;
 - top_k in the graph: TFMOT's way, a sorting top-k inside TensorFlow, no copy to the host;
 - counts in the graph: bisection by counting inside TensorFlow, no copy to the host.
 
 Every way gives the same mask, which is checked. Those in NumPy copy the weight to the host first, and the mask back;
 their times have both in them.
+
+kpipe uses `few`. A pass over a weight in NumPy costs less than one inside TensorFlow, copies and all; sorting and
+partitioning do much more than is asked for, and a partition of many equal values (all that is dropped is zero) is the
+slowest of all. To carry the bound over saves a little more and would be state that has to be kept right: after a
+restore, a frozen layer, a jump of the schedule. What holds the zeros is the kernel `Select`: NaN does not survive it as
+it does a multiplication, no entry becomes -0.0, and on large weights it beats `where`, which can broadcast.
 
     python benchmarks/mask_update.py
     python benchmarks/mask_update.py --quick
@@ -201,7 +207,7 @@ def main():
         table.add_column(f"{row['drop']} more at {row['sparsity']:.0%}", justify="right")
     for name in list(rows[0])[2:]:
         table.add_row(name, *(f"{row[name]:.2f}" for row in rows))
-    console = Console()
+    console = Console(width=120)
     console.print(table)
     table = Table("what holds", "CPU milliseconds a step", title="Read, mask and assign in every step")
     for name, milliseconds in held.items():
