@@ -5,20 +5,22 @@ Each is saved with random weights, its inputs and what tf_keras gives on them.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 
-MODELS: dict[str, tuple[tuple[str, ...], Callable]] = {}
+Builders = dict[str, tuple[tuple[str, ...], Callable]]
+MODELS: Builders = {}
 """Name -> how the model is saved, and the function that builds it, or it and another with the outputs to be met."""
-WRAPPED = ("pruned", "clustered", "quantized", "quantized_graph")
+AS_BUILT = ("pruned", "pruned_after_masks", "clustered", "quantized", "quantized_graph", "text")
+"""Models whose weights are left as they are built: wrappers keep some of their own among them, tables are no arrays."""
 FORMATS = {"h5": ".h5", "keras": ".keras", "tf": ""}
 
 
-def saved_as(*forms: str) -> Callable:
+def saved_as(*forms: str, among: Builders = MODELS) -> Callable:
     def register(build: Callable) -> Callable:
-        MODELS[build.__name__] = (forms, build)
+        among[build.__name__] = (forms, build)
         return build
 
     return register
@@ -132,7 +134,6 @@ def recurrent():
             "cells": L.RNN(cells, return_sequences=True)(masked),
             "pooled": L.GlobalAveragePooling1D()(ways),
             "timed": L.TimeDistributed(L.Dense(2, "relu"))(x),
-            "image": L.ConvLSTM1D(2, 3, padding="same")(L.Reshape((-1, 3, 1))(series)),
         },
     )
 
@@ -259,6 +260,78 @@ def own_classes():
     )
 
 
+@saved_as("keras")
+def padded():
+    """A transformer over padded words whose sums take no masks, as they are operations and no layers."""
+    from tf_keras import Input, Model
+    from tf_keras import layers as L
+
+    words = Input((None,), dtype="int64", name="words")
+    x = L.Embedding(9, 8, mask_zero=True)(words)
+    attended, scores = L.MultiHeadAttention(2, 4, dropout=0.1, name="mha")(x, x, return_attention_scores=True)
+    x = L.LayerNormalization()(x + attended)
+    pooled = L.GlobalAveragePooling1D()(L.Add()([x, L.Dense(8, "gelu")(x)]))
+    return Model(words, [L.Dense(3, "softmax")(pooled), scores])
+
+
+@saved_as("keras")
+def text():
+    """Words that are looked up, alone and in sentences."""
+    import tensorflow as tf
+    from tf_keras import Input, Model
+    from tf_keras import layers as L
+
+    word, sentence = Input((2,), dtype="string", name="word"), Input((1,), dtype="string", name="sentence")
+    lookup, back = L.StringLookup(vocabulary=["cat", "dog"]), L.StringLookup(vocabulary=["cat", "dog"], invert=True)
+    vectorize = L.TextVectorization(output_mode="tf_idf")
+    vectorize.adapt(tf.constant(["the cat sat", "the dog ran off", "Dogs!"]))
+    found = lookup(word)
+    return Model([word, sentence], [L.Embedding(4, 3)(found), vectorize(sentence), back(found)])
+
+
+@saved_as("h5")
+def features():
+    """Numbers made ready: adapted, in bins, as categories."""
+    from tf_keras import Input, Model
+    from tf_keras import layers as L
+
+    numbers, codes = Input((4,), name="numbers"), Input((1,), dtype="int32", name="codes")
+    adapted = L.Normalization()
+    adapted.adapt(np.random.default_rng(0).normal(3.0, 2.0, (20, 4)))
+    categories = L.CategoryEncoding(6, output_mode="one_hot")(L.IntegerLookup(vocabulary=[1, 3, 4])(codes))
+    return Model(
+        [numbers, codes],
+        [
+            adapted(numbers),
+            L.Normalization(mean=[1.0, 2.0, 3.0, 4.0], variance=[1.0, 2.0, 3.0, 4.0])(numbers),
+            L.Discretization(bin_boundaries=[-0.5, 0.5])(numbers),
+            categories,
+            L.SpectralNormalization(L.Dense(3))(numbers),
+            L.Hashing(5)(codes),
+        ],
+    )
+
+
+@saved_as("h5")
+def called_at_inference():
+    """A base that is kept at inference while what stands on it is trained."""
+    from tf_keras import Input, Model, Sequential
+    from tf_keras import layers as L
+
+    base = Sequential([L.Dense(4, input_shape=(4,)), L.BatchNormalization()], name="base")
+    x = Input((4,))
+    return Model(x, L.Dense(2)(base(x, training=False)))
+
+
+@saved_as("h5")
+def called_in_training():
+    from tf_keras import Input, Model
+    from tf_keras import layers as L
+
+    x = Input((4,))
+    return Model(x, L.Dropout(0.5, name="always")(x, training=True))
+
+
 @saved_as("h5")
 def stateful():
     from tf_keras import Input, Model
@@ -366,6 +439,18 @@ def pruned():
     return model
 
 
+@saved_as("keras")
+def pruned_after_masks():
+    """Pruned layers behind an embedding whose mask the wrappers do not pass on."""
+    import tensorflow_model_optimization as tfmot
+    from tf_keras import Input, Model
+    from tf_keras import layers as L
+
+    words = Input((6,), dtype="int32", name="words")
+    x = L.SimpleRNN(3)(L.Embedding(9, 4, mask_zero=True)(words))
+    return tfmot.sparsity.keras.prune_low_magnitude(Model(words, L.Dense(2)(x)))
+
+
 @saved_as("h5")
 def clustered():
     import tensorflow_model_optimization as tfmot
@@ -382,7 +467,7 @@ def quantized():
     return tfmot.quantization.keras.quantize_model(plain), plain
 
 
-@saved_as("keras", "tf")
+@saved_as("keras")
 def quantized_graph():
     import tensorflow_model_optimization as tfmot
 
@@ -391,19 +476,34 @@ def quantized_graph():
 
 
 def main(folder: str) -> None:
-    os.environ.update({"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"})
+    prepare()
     import tensorflow as tf
     import tf_keras
 
-    sys.modules["keras"] = tf_keras
     weights = _shaken(tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))]))
     weights.save_weights(Path(folder) / "weights_alone.h5")
     tf.saved_model.save(tf.Module(), str(Path(folder) / "without_keras"))
-    for name, (forms, build) in MODELS.items():
+    write(MODELS, folder)
+
+
+def prepare() -> None:
+    """Let Keras be tf_keras in this process."""
+    os.environ.update({"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"})
+    import tf_keras
+
+    sys.modules["keras"] = tf_keras
+
+
+def write(models: Builders, folder: str, as_built: Collection[str] = AS_BUILT) -> None:
+    """Build models, save them, and save inputs and outputs beside them."""
+    import tensorflow as tf
+    import tf_keras
+
+    for name, (forms, build) in models.items():
         tf_keras.utils.set_random_seed(1)
         built = build()
         model, truth = built if isinstance(built, tuple) else (built, built)
-        if name not in WRAPPED:
+        if name not in as_built:
             _shaken(model)
         for form in forms:
             model.save(Path(folder) / (name + FORMATS[form]), save_format=form)
@@ -411,10 +511,16 @@ def main(folder: str) -> None:
         if not isinstance(model, tf_keras.Sequential) and not model._is_graph_network:
             continue
         inputs = [_sample(rng, tensor) for tensor in tf.nest.flatten(model.input)]
-        outputs = tf.nest.flatten(truth(tf.nest.pack_sequence_as(truth.input, inputs), training=False))
+        tensors = [tf.constant(array) for array in inputs]
+        outputs = tf.nest.flatten(truth(tf.nest.pack_sequence_as(truth.input, tensors), training=False))
         arrays = {f"input_{number:02d}": array for number, array in enumerate(inputs)}
-        arrays.update({f"output_{number:02d}": np.asarray(array) for number, array in enumerate(outputs)})
+        arrays.update({f"output_{number:02d}": _array(output) for number, output in enumerate(outputs)})
         np.savez(Path(folder) / f"{name}.npz", **arrays)
+
+
+def _array(tensor):
+    array = tensor.numpy()
+    return array.astype(bytes) if array.dtype == object else array
 
 
 def _shaken(model):
@@ -432,6 +538,8 @@ def _near(rng, weight):
 
 def _sample(rng, tensor):
     shape = [3, *(5 if size is None else size for size in tensor.shape[1:])]
+    if tensor.dtype.name == "string":
+        return rng.choice(["cat", "the dog", "dog", "nobody"], shape)
     if tensor.dtype.is_integer or tensor.name.startswith("words"):
         return rng.integers(1, 5, shape).astype(tensor.dtype.as_numpy_dtype)
     return rng.normal(size=shape).astype(tensor.dtype.as_numpy_dtype)

@@ -18,6 +18,8 @@ import pytest
 from kpipe.errors import KpipeError
 from kpipe.legacy import load
 from kpipe.legacy import reading as reading_module
+from kpipe.legacy.attention import Keras2MultiHeadAttention
+from kpipe.legacy.compare import _Truth
 from kpipe.legacy.load import _places, converted
 from kpipe.legacy.reading import Request, read_files
 from kpipe.legacy.source import look_at
@@ -31,18 +33,29 @@ REAL = DATA / "sww_streaming_wakeword_keras2.h5"
 SAMPLES = (np.full((1, 3), 7.0, np.float32),)
 PLAIN = (
     "attention.keras",
+    "called_at_inference.h5",
     "convolutions.h5",
     "dense.keras",
+    "features.h5",
     "nested.h5",
     "operations.h5",
+    "padded.keras",
     "recurrent.h5",
     "siamese",
     "stateful.h5",
+    "text.keras",
 )
-WRAPPED = ("clustered.h5", "pruned.h5", "pruned.keras", "quantized.h5", "quantized_graph", "quantized_graph.keras")
+WRAPPED = ("clustered.h5", "pruned.h5", "pruned.keras", "quantized.h5", "quantized_graph.keras")
+REFUSED = (
+    "called_in_training.h5",
+    "pruned_after_masks.keras",
+    "subclassed",
+    "unknown_operation.h5",
+    "unknown_to_keras_3.h5",
+)
 ASKED = {
     **{name: {} for name in (*PLAIN, *WRAPPED, "half_precision.h5")},
-    **{name: {} for name in ("subclassed", "unknown_operation.h5", "unknown_to_keras_3.h5")},
+    **{name: {} for name in REFUSED},
     **{name: {"given": OWN} for name in ("own_classes", "own_classes.h5", "own_classes.keras")},
     **({str(REAL): {}} if REAL.is_file() else {}),
     "own_classes.h5, code run": {"given": {**OWN, "thrice": None}, "safe_mode": False},
@@ -122,7 +135,7 @@ def answers(model, inputs):
         values = dict(zip(sorted(structure), inputs, strict=True))
     else:
         values = inputs if isinstance(structure, (list, tuple)) else inputs[0]
-    outputs = model(values, training=False)
+    outputs = model(keras.tree.map_structure(keras.ops.convert_to_tensor, values), training=False)
     if isinstance(outputs, dict):
         outputs = [outputs[key] for key in sorted(outputs)]
     return [np.asarray(output) for output in keras.tree.flatten(outputs)]
@@ -132,6 +145,9 @@ def assert_equal(got, expected, tolerance=1e-5):
     assert len(got) == len(expected) > 0
     for one, other in zip(got, expected, strict=True):
         assert one.shape == other.shape
+        if other.dtype.kind == "S":
+            np.testing.assert_array_equal(one.astype(bytes), other)
+            continue
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * max(1.0, np.abs(other).max()))
 
 
@@ -190,7 +206,7 @@ def test_names_kinds_and_freezing_stay(readings):
 
 
 def test_a_converted_model_is_saved_and_loaded_by_keras(old, readings, tmp_path):
-    for name in ("dense.keras", "recurrent.h5", "operations.h5", "nested.h5"):
+    for name in ("dense.keras", "nested.h5", "operations.h5", "padded.keras"):
         model, _ = converted(readings[name])
         model.save(tmp_path / "new.keras")
         again = keras.models.load_model(tmp_path / "new.keras")
@@ -217,6 +233,19 @@ def test_steps_that_a_mask_hides_may_differ_and_that_is_said(readings):
     assert "mask hides" in note
 
 
+def test_attention_is_replaced_only_where_it_must_be(readings):
+    padded, notes = converted(readings["padded.keras"])
+    assert type(padded.get_layer("mha")) is Keras2MultiHeadAttention
+    assert any("Keras2MultiHeadAttention" in note for note in notes)
+    attention, _ = converted(readings["attention.keras"])
+    assert type(attention.get_layer("multi_head_attention")) is keras.layers.MultiHeadAttention
+
+
+def test_that_keras_3_trains_otherwise_is_said(readings):
+    _, (note,) = converted(readings["called_at_inference.h5"])
+    assert "base is called with training=False" in note
+
+
 @pytest.mark.parametrize(
     "layer",
     [
@@ -241,6 +270,25 @@ def test_one_wrong_weight_is_found_and_its_layer_named(readings, layer):
     spoilt.reshape(-1)[0] += 0.5
     with pytest.raises(KpipeError, match=f"first at layer '{entry['name']}'"):
         converted(replace(reading, arrays={**reading.arrays, key: spoilt}))
+
+
+def test_a_wrong_layer_of_tiny_outputs_is_found():
+    expected, name = np.asarray([1e-9, 3e-9], np.float32), "call:0:0"
+    truth = _Truth({name: expected}, 1e-5)
+    truth.check_layer("'gate' (Activation)", name, expected, noise=0.0)
+    truth.check_layer("'gate' (Activation)", name, expected * 2, noise=1e-6)  # a difference of values round 1
+    with pytest.raises(KpipeError, match="first at layer 'gate'"):
+        truth.check_layer("'gate' (Activation)", name, expected * 2, noise=0.0)
+
+
+def test_what_grows_on_its_way_is_told_by_where_it_began():
+    ones = np.ones(3, np.float32)
+    truth = _Truth({"call:0:0": ones, "call:1:0": ones, "output:0": ones}, 1e-5)
+    truth.check_layer("'early' (Dense)", "call:0:0", ones + np.float32(5e-5), noise=0.0)
+    with pytest.raises(KpipeError, match="first at layer 'early'"):
+        truth.check_layer("'late' (Dense)", "call:1:0", ones + np.float32(5e-4), noise=0.0)
+    with pytest.raises(KpipeError, match="first at layer 'early'"):
+        truth.check_output(0, ones + np.float32(2e-5))
 
 
 @pytest.mark.parametrize(
@@ -278,6 +326,8 @@ def test_inputs_that_change_places_are_found(readings):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
+        ("called_in_training.h5", ["'always'", "training=True"]),
+        ("pruned_after_masks.keras", ["wrappers", "mask_zero"]),
         ("subclassed", ["'Own'", "Functional"]),
         ("unknown_operation.h5", ["tf.math.bessel_i0", "custom_objects"]),
         ("unknown_to_keras_3.h5", ["'local'", "LocallyConnected1D", "custom_objects"]),

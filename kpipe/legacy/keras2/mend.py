@@ -96,7 +96,7 @@ def attention_parts(layer: Any) -> list[tuple[Any, Any]]:
     """Give the dense layers in a multi-head attention with the shapes of their inputs; none for other layers."""
     from tf_keras.layers import MultiHeadAttention
 
-    if not isinstance(layer, MultiHeadAttention) or not layer._built_from_signature:
+    if MultiHeadAttention is not type(layer) or not layer._built_from_signature:
         return []
     queries: Any = layer._query_shape
     attended = [*queries[:-1], layer._num_heads, layer._value_dim]
