@@ -163,7 +163,7 @@ def measure_kpipe(net, rounds, steps, only):
     from kpipe.unstructured import WeightPruning
     from kpipe.unstructured.regrowth import Regrowth
 
-    warnings.filterwarnings("ignore", message="WeightPruning ended at step")  # each window is a fit of its own
+    warnings.filterwarnings("ignore", message="WeightPruning (ended|pruned)")  # each window is a fit of its own
     end = (rounds + 1) * (WARM_UP + steps)
 
     def pruning(kind, frequency):

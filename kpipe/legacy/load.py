@@ -38,12 +38,16 @@ def load(
     TFMOT fused or split stay so. A file that Keras 3 wrote is loaded by Keras 3 as it is.
 
     tf_keras and TFMOT run in a process of their own, which takes some seconds. There the old model is run on random
-    inputs; the new one must give the same after every layer, or there is an error that names the first layer that
-    differs. The largest difference allowed is `tolerance` · max(1, the largest absolute output); models that compute
-    in half precision are allowed four units in the last place of 1.
+    inputs (numbers, indices that its embeddings have, words that its tables have); the new one must give the same, and
+    so must each of its layers, or there is an error that names the first layer that differs. The largest difference
+    allowed is `tolerance` · max(1, the largest absolute output), ten times that inside the model, and four units in the
+    last place of 1 for models that compute in half precision. Steps that a mask hides are not compared; if they differ
+    in the outputs, a warning tells.
 
     Names of layers stay; a slash in them, which Keras 3 does not take, becomes an underscore. The model is not
-    compiled, and the state of its optimizer is dropped.
+    compiled, and the state of its optimizer is dropped. Two things have no equal in Keras 3 and become kpipe's:
+    `hard_sigmoid`, and multi-head attention where masks make it differ (a warning tells). To load such a model once it
+    is saved, import kpipe first.
 
     Args:
         path: The file, or the folder of a SavedModel.

@@ -75,10 +75,15 @@ def run_once(folder: Path, name: str, work) -> Path:
         lock.touch(exist_ok=False)
     except FileExistsError:
         while not (place / "done").exists():
+            assert not (place / "failed").exists(), f"{name}: see the worker that did it"
             time.sleep(0.2)
         return place
     place.mkdir()
-    work(place)
+    try:
+        work(place)
+    except BaseException:
+        (place / "failed").touch()
+        raise
     (place / "done").touch()
     return place
 
