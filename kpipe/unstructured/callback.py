@@ -1,6 +1,5 @@
 """Weight pruning during `fit`."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +13,12 @@ from kpipe.saliency import FROM_DATA, Criterion, Evidence, criterion_of, gather
 from kpipe.schedules import AnySchedule, last_due, resolve, schedules_of
 from kpipe.taps import FIELDS, GradientTap
 from kpipe.unstructured.masks import drop_more, due, judge
-from kpipe.unstructured.pruned import Pruned, hold
+from kpipe.unstructured.pruned import Pruned, hold, led
 from kpipe.unstructured.regrowth import GROWTHS, Regrowth, check_free, regrowth_of, replace
 from kpipe.unstructured.report import Report, make_report
 from kpipe.unstructured.slots import reset_slots
 from kpipe.unstructured.suited import suited
-from kpipe.unstructured.targets import PRUNED_ROLES, LayerFilter, Skipped, Target, find_targets
+from kpipe.unstructured.targets import PRUNED_ROLES, LayerFilter, Skipped, find_targets
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -38,8 +37,12 @@ class WeightPruning(Follower):
     callback that writes weights when training ends, such as `EarlyStopping(restore_best_weights=True)`, belongs before
     this one in the list.
 
+    A file that another callback saves is sparse too; one that is saved at the very step of an update, by a callback
+    that stands before this one, has the zeros of the update before.
+
     In a loop of one's own call `set_model(model)`, `on_train_begin()`, then `on_train_batch_end(step)` after every
-    `optimizer.apply`, and `on_train_end()`.
+    `optimizer.apply`, and `on_train_end()`. A step that a `tf.function` compiles holds the zeros from its first call
+    after `on_train_begin` on; one that was compiled before does not know of them.
 
     Args:
         schedule: A schedule, in steps or in epochs, or a mapping of its name to its arguments; or a mapping of regular
@@ -138,19 +141,10 @@ class WeightPruning(Follower):
     def _begin(self, holder: Holder) -> None:
         student = trained_model(self._fit)
         found, self._skipped = find_targets(student, self.layers, self.roles)
-        schedule = {target.path: self._schedule_of(target) for target in found}
-        led = [target for target in found if schedule[target.path] in self.schedules]
-        self._skipped += [
-            Skipped(target.path, tuple(target.variable.shape), "no schedule's expression is found in its path")
-            for target in found
-            if target not in led
-        ]
-        mine, refused = suited(led, self.pattern)
-        self._skipped += refused
-        if not mine:
-            paths = ", ".join(target.path for target in found[:8])
-            raise KpipeError(f"No schedule's expression ({', '.join(map(str, self.schedules))}) is found in {paths}.")
-        self._weights = {target.path: hold(target, schedule[target.path], holder) for target in mine}
+        names, unled = led(found, self.schedules)
+        mine, refused = suited([target for target in found if target.path in names], self.pattern)
+        self._skipped += [*unled, *refused]
+        self._weights = {target.path: hold(target, names[target.path], holder) for target in mine}
         self._pending, self._reached, self._used = {}, {}, False
         self._trainable, self._until = _trainable(self._fit), self._end_of_moves(epoch=0)
         if self._tapped or self._grows_by_gradient:
@@ -169,11 +163,6 @@ class WeightPruning(Follower):
 
     def _changed(self, name: str | None) -> bool:
         return any(one.dropped for one in self._weights.values() if one.schedule == name)
-
-    def _schedule_of(self, target: Target) -> str | None:
-        """Give the name of the first schedule that is the weight's; "" when none is."""
-        found = (name for name in self.schedules if name is None or re.search(name, target.path))
-        return next(found, "")
 
     def _follow(self, first: int, last: int, beginning: bool = False) -> None:
         super()._follow(first, last, beginning)

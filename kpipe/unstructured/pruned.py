@@ -1,12 +1,15 @@
-"""One weight under pruning: its mask, and what changes with it."""
+"""One weight under pruning: its schedule, its mask, and what changes with it."""
 
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from kpipe.errors import KpipeError
 from kpipe.projections import Holder, Mask
 from kpipe.unstructured.masks import first_mask
-from kpipe.unstructured.targets import Target
+from kpipe.unstructured.targets import Skipped, Target
 
 
 @dataclass
@@ -64,6 +67,41 @@ class Pruned:
         self.mask.assign(keep)
         holder.project([self.target.variable])
         return keep & ~before
+
+
+def led(targets: Sequence[Target], schedules: Collection[str | None]) -> tuple[dict[str, str | None], list[Skipped]]:
+    """Find the schedule of each weight: the first whose regular expression is found in its path.
+
+    Args:
+        targets: Weights to prune.
+        schedules: The expressions; None for one that leads all weights.
+
+    Returns:
+        Path -> expression, and the weights that no schedule leads.
+
+    Raises:
+        KpipeError: When no weight is led.
+
+    Example:
+        >>> import keras
+        >>> targets = [Target(path, "kernel", keras.Variable([[1.0]])) for path in ("conv/kernel", "fc/kernel")]
+        >>> names, skipped = led(targets, ["conv"])
+        >>> names, [row.path for row in skipped]
+        ({'conv/kernel': 'conv'}, ['fc/kernel'])
+    """
+    names: dict[str, str | None] = {}
+    skipped = []
+    for target in targets:
+        found = [name for name in schedules if name is None or re.search(name, target.path)]
+        if found:
+            names[target.path] = found[0]
+        else:
+            shape = tuple(target.variable.shape)
+            skipped.append(Skipped(target.path, shape, "no schedule's expression is found in its path"))
+    if not names:
+        paths = ", ".join(target.path for target in targets[:8])
+        raise KpipeError(f"No schedule's expression ({', '.join(map(str, schedules))}) is found in {paths}.")
+    return names, skipped
 
 
 def hold(target: Target, schedule: str | None, holder: Holder) -> Pruned:

@@ -62,9 +62,7 @@ def script(tmp_path):
 
 
 def test_a_script_moves_by_one_import_to_the_same_weights(script, oracle, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        tf, "keras", keras
-    )  # TFMOT turns it to Keras 2 for the whole process
+    monkeypatch.setattr(tf, "keras", keras)  # TFMOT turns it to Keras 2 for the whole process
     ours = runpy.run_path(str(script))["run"](str(tmp_path))
     theirs = [oracle[f"script: {i}"] for i in range(5)]
     assert [round(float((kernel == 0).mean()), 3) for kernel in ours] == [0.75, 0.75, 0.5, 0.5, 0.0]
