@@ -10,7 +10,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras import layers as L
 
 from kpipe.errors import KpipeError
@@ -61,8 +60,7 @@ def script(tmp_path):
     return tmp_path / "script.py"
 
 
-def test_a_script_moves_by_one_import_to_the_same_weights(script, oracle, tmp_path, monkeypatch):
-    monkeypatch.setattr(tf, "keras", keras)  # TFMOT turns it to Keras 2 for the whole process
+def test_a_script_moves_by_one_import_to_the_same_weights(script, oracle, tmp_path):
     ours = runpy.run_path(str(script))["run"](str(tmp_path))
     theirs = [oracle[f"script: {i}"] for i in range(5)]
     assert [round(float((kernel == 0).mean()), 3) for kernel in ours] == [0.75, 0.75, 0.5, 0.5, 0.0]
@@ -77,10 +75,15 @@ def test_a_script_moves_by_one_import_to_the_same_weights(script, oracle, tmp_pa
 def test_schedules_answer_as_those_of_tfmot(name, oracle):
     kind, arguments = SCHEDULES[name]
     schedule = getattr(PUBLIC, kind)(*arguments)
+    theirs = oracle[f"schedule: {name}"].copy()
+    if name.endswith("ragged"):  # the update at the end is kpipe's own
+        end = STEPS.index(schedule.end_step)
+        assert theirs[end, 0] == 0
+        theirs[end, 0] = 1
     ours = np.array([[float(part) for part in schedule(step)] for step in STEPS])
-    np.testing.assert_allclose(ours, oracle[f"schedule: {name}"], atol=1e-6)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
     late = np.array([[float(part) for part in schedule(step - 1)] for step in STEPS])
-    assert np.abs(late - oracle[f"schedule: {name}"]).max() > 0.1
+    assert np.abs(late - theirs).max() > 0.1
 
 
 def test_the_end_is_reached_where_tfmot_misses_it():

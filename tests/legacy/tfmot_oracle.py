@@ -27,8 +27,10 @@ SCHEDULES = {
     "endless": ("ConstantSparsity", (0.7, 2)),
     "cubic": ("PolynomialDecay", (0.2, 0.8, 4, 24, 3, 5)),
     "even": ("PolynomialDecay", (0.0, 0.9, 0, 30, 1, 3)),
+    "square, ragged": ("PolynomialDecay", (0.2, 0.9, 3, 30, 2, 7)),
+    "constant, ragged": ("ConstantSparsity", (0.5, 0, 21, 4)),
 }
-"""Class and arguments; every way from beginning to end is a whole number of updates."""
+"""Class and arguments. A ragged way is no whole number of updates: TFMOT makes none at its end."""
 
 STEPS = range(1, 130)
 
