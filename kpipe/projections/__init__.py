@@ -2,6 +2,7 @@
 
 from kpipe.projections.averages import average_of, inner_optimizer
 from kpipe.projections.holder import Holder, held_on
+from kpipe.projections.host import put, view
 from kpipe.projections.mask import Mask, Projection, chain
 from kpipe.projections.zeros import hold_zeros, kernels, trained_model
 
@@ -15,5 +16,7 @@ __all__ = [
     "hold_zeros",
     "inner_optimizer",
     "kernels",
+    "put",
     "trained_model",
+    "view",
 ]

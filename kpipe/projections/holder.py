@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.projections.averages import average_of
+from kpipe.projections.host import put, view
 from kpipe.projections.mask import Mask, Projection, chain
 
 
@@ -91,14 +92,7 @@ class Holder:
         self.hold(variable, mask)
         return mask
 
-    def drop(
-        self,
-        variable: keras.Variable,
-        mask: Mask,
-        keep: np.ndarray,
-        places: np.ndarray,
-        value: np.ndarray | None = None,
-    ) -> None:
+    def drop(self, variable: keras.Variable, mask: Mask, keep: np.ndarray, places: np.ndarray) -> None:
         """Change a mask that `mask` gave to one that keeps less, and set the variable to zero where it does.
 
         On the host: to copy a variable there and back takes less time than to project it whole, and writing single
@@ -109,16 +103,15 @@ class Holder:
             mask: What is held on it.
             keep: The new keep-mask.
             places: Flat indices of the entries that are dropped now.
-            value: The variable as it is, which is overwritten; None to read it.
         """
         mask.assign(keep)
         held = variable.constraint
         if len(held.projections) > 1 or held.averaged:
             self.project([variable])
             return
-        value = variable.numpy() if value is None else value
+        value = view(variable).copy()
         value.reshape(-1)[places] = 0
-        held.raw.assign(value, read_value=False)
+        put(held.raw, value)
 
     def project(self, variables: Iterable[keras.Variable] | None = None) -> None:
         """Apply what is held on these variables now; None for all that are held."""

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from kpipe.projections.host import put, view
+
 Projection = Callable[[Any], Any]
 """w -> w of the same shape; applying it twice changes nothing more."""
 
@@ -46,9 +48,9 @@ class Mask:
         return tf.raw_ops.Select(condition=self.keep, x=w, y=tf.zeros_like(w))
 
     def assign(self, keep: np.ndarray) -> None:
-        """Change the keep-mask."""
-        self.keep.assign(keep, read_value=False)
+        """Change the keep-mask; the array may be taken over as it is, so do not write to it afterwards."""
+        put(self.keep, keep)
 
     def numpy(self) -> np.ndarray:
-        """Give the keep-mask."""
-        return self.keep.numpy()
+        """Give the keep-mask; it cannot be written to."""
+        return view(self.keep)

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from kpipe.errors import KpipeError
+from kpipe.projections import view
 from kpipe.registry import nearest
 from kpipe.saliency.activations import input_norms
 from kpipe.saliency.curvature import gauss_newton_diagonal
@@ -21,7 +22,7 @@ class Evidence:
 
     Args:
         role: What the variable does, one of `kpipe.layers.rule.Role`.
-        weight: The variable's value.
+        weight: The variable's value; it cannot be written to.
         grad: Mean over the batches of dL/dw, shaped like `weight`; None when not asked for.
         grad_sq: Mean over the samples of (dl/dw)², l the loss of one sample, shaped like `weight`: the diagonal of the
             empirical Fisher matrix; None when not asked for.
@@ -115,7 +116,7 @@ def gather(
 
 
 def _value(variable: keras.Variable) -> np.ndarray:
-    value = variable.numpy()
+    value = view(variable)
     return value if value.dtype in ("float32", "float64") else value.astype("float32")
 
 

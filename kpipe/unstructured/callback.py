@@ -203,10 +203,9 @@ class WeightPruning(Follower):
         if paths:
             layouts = {path: mine[path].target.layout for path in paths}
             evidence = self._evidence(paths, self.needs, self._tapped, self.seed)
-            values = {path: known.weight for path, known in evidence.items()}
-            keeps = {path: mine[path].keep(value) for path, value in values.items()}
+            keeps = {path: mine[path].mask.numpy() for path in paths}
             new = drop_more(keeps, judge(self.criterion, evidence), sparsity, self.scope, self.pattern, layouts)
-            self._write(keeps, new, values)
+            self._write(keeps, new)
         if self.regrowth is not None:  # what a resumed model has too few of grows
             shapes = {path: one.target.layout.turned_shape(one.target.variable.shape) for path, one in mine.items()}
             shares = self.scope.sparsities(shapes, sparsity, self.pattern) or {}
@@ -239,11 +238,11 @@ class WeightPruning(Follower):
             observed = {one.path: {field: read[id(one.variable)][field] for field in tapped} for one in targets}
         return gather(trained_model(self._fit), targets, needs, self.data, self.loss, seed, observed)
 
-    def _write(self, before: Arrays, keeps: Arrays, values: Arrays | None = None) -> None:
+    def _write(self, before: Arrays, keeps: Arrays) -> None:
         for path, keep in keeps.items():
             if self._holder is not None:
-                one, value = self._weights[path], None if values is None else values[path]
-                grown = one.change(before[path], keep, self._holder, value)
+                one = self._weights[path]
+                grown = one.change(before[path], keep, self._holder)
                 if grown is not None:
                     reset_slots(self._fit.optimizer, one.target.variable, grown)
 

@@ -33,26 +33,13 @@ class Pruned:
         """Number of entries."""
         return int(np.prod(self.target.variable.shape))
 
-    def keep(self, value: np.ndarray) -> np.ndarray:
-        """Give the keep-mask.
-
-        Args:
-            value: The weight as it is. Where it has as many zeros as are dropped, it is the mask, and the runtime need
-                not be asked for it.
-        """
-        found = value != 0
-        return found if np.count_nonzero(found) == value.size - self.dropped else self.mask.numpy()
-
-    def change(
-        self, before: np.ndarray, keep: np.ndarray, holder: Holder, value: np.ndarray | None = None
-    ) -> np.ndarray | None:
+    def change(self, before: np.ndarray, keep: np.ndarray, holder: Holder) -> np.ndarray | None:
         """Change the mask, and the weight at once.
 
         Args:
             before: The keep-mask so far.
             keep: The new keep-mask.
             holder: Holds the mask.
-            value: The weight as it is, which is overwritten; None to read it.
 
         Returns:
             What has grown: kept now and not before; it is zero at this moment. None when nothing has.
@@ -62,7 +49,7 @@ class Pruned:
         if not len(changed):
             return None
         if not keep.reshape(-1)[changed].any():
-            holder.drop(self.target.variable, self.mask, keep, changed, value)
+            holder.drop(self.target.variable, self.mask, keep, changed)
             return None
         self.mask.assign(keep)
         holder.project([self.target.variable])
