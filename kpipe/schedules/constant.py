@@ -45,3 +45,13 @@ class ConstantSparsity(Schedule):
     def sparsity(self, step: int) -> float:
         """Give the target sparsity."""
         return float(self.target_sparsity)
+
+    @property
+    def highest(self) -> float:
+        """The target sparsity."""
+        return float(self.target_sparsity)
+
+    @property
+    def settled_step(self) -> int:
+        """The first step."""
+        return self.begin_step

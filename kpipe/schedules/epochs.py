@@ -12,8 +12,8 @@ from kpipe.registry import nearest
 from kpipe.schedules.checks import check_above, is_number
 from kpipe.schedules.schedule import UPDATES, Schedule, fields_of, from_plain, required_of, to_plain
 
-_LONG = 1_000_000
-"""Steps of an epoch with which a schedule is made for its checks alone."""
+_LONG = 10_000
+"""Steps of an epoch with which a schedule is made for its checks and its highest sparsity alone."""
 
 
 @keras.saving.register_keras_serializable(package="kpipe")
@@ -75,6 +75,17 @@ class EpochSchedule:
         elif "frequency" in fields_of(self.kind) and "frequency" not in made and "end_step" in made:
             made["frequency"] = max(1, (made["end_step"] - made["begin_step"]) // UPDATES)
         return self.kind(**{name: _resolved(value, steps_per_epoch) for name, value in made.items()})
+
+    @property
+    def highest(self) -> float:
+        """The highest fraction of zeros that is ever asked for at an update, in epochs of many steps.
+
+        Example:
+            >>> from kpipe.schedules import CosineSparsity
+            >>> CosineSparsity.over_epochs(final_sparsity=0.9, end=4).highest
+            0.9
+        """
+        return self.in_steps(_LONG).highest
 
     def get_config(self) -> dict[str, Any]:
         """Give the class by its registered name, and the arguments, as plain numbers and lists."""

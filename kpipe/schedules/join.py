@@ -1,6 +1,6 @@
 """Several schedules, one after another."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -66,6 +66,27 @@ class Join(Schedule):
         """The last step of the last schedule; -1 when it has no end."""
         return self.schedules[-1].end_step
 
+    @property
+    def highest(self) -> float:
+        """The highest fraction of zeros that any of the schedules asks for before the next one takes over."""
+        return max(self._highest(place) for place in range(len(self.schedules)))
+
+    @property
+    def settled_step(self) -> int:
+        """That of the last schedule, or of one before, from which on all ask for the same."""
+        *others, last = self.schedules
+        settled = last.settled_step
+        for one in reversed(others):
+            if settled > last.begin_step or one.sparsity(one.settled_step) != last.sparsity(settled):
+                break
+            settled, last = one.settled_step, one
+        return settled
+
+    def updates(self) -> Iterator[tuple[int, float]]:
+        """Give the updates of each schedule until the next one takes over."""
+        for place in range(len(self.schedules)):
+            yield from self._updates(place)
+
     def due(self, step: int) -> bool:
         """Ask the schedule that has taken over by `step`."""
         return self._in_charge(step).due(step)
@@ -77,3 +98,17 @@ class Join(Schedule):
     def _in_charge(self, step: int) -> Schedule:
         begun = [item for item in self.schedules if item.begin_step <= step]
         return begun[-1] if begun else self.schedules[0]
+
+    def _updates(self, place: int) -> Iterator[tuple[int, float]]:
+        until = self._until(place)
+        return ((step, sparsity) for step, sparsity in self.schedules[place].updates() if until is None or step < until)
+
+    def _highest(self, place: int) -> float:
+        one, until = self.schedules[place], self._until(place)
+        if until is None or one.end_step < until:
+            return one.highest
+        return max((sparsity for _, sparsity in self._updates(place)), default=0.0)  # its last update is the next one's
+
+    def _until(self, place: int) -> int | None:
+        """Give the step at which the next schedule takes over; None for the last."""
+        return self.schedules[place + 1].begin_step if place + 1 < len(self.schedules) else None

@@ -1,8 +1,9 @@
 """What a schedule is: step -> (update now, sparsity)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
+from itertools import chain
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +20,9 @@ SCHEDULES: Registry[type["Schedule"]] = Registry("schedule")
 
 UPDATES = 50
 """About how many updates are made over the way where nothing is said of them."""
+
+_LOOK = 10_000
+"""Updates for which an endless schedule is followed to see what it asks for."""
 
 
 class Schedule(ABC):
@@ -67,6 +71,53 @@ class Schedule(ABC):
         """Give whether an update is due at `step`, and the fraction of zeros asked for there."""
         step = int(step)
         return self.due(step), self.sparsity(step)
+
+    def updates(self) -> Iterator[tuple[int, float]]:
+        """Give each step at which an update is due, and the fraction of zeros asked for there, in order.
+
+        An endless schedule is followed for 10,000 updates, one that overrides `due` for as many steps.
+
+        Example:
+            >>> from kpipe.schedules import SteppedSparsity
+            >>> list(SteppedSparsity((0.5, 0.75), steps=(100, 300)).updates())
+            [(100, 0.5), (300, 0.75)]
+        """
+        every = self.frequency if type(self).due is Schedule.due else 1
+        end = self.end_step if self.end_step >= 0 else self.begin_step + _LOOK * every
+        steps = chain(range(self.begin_step, end, every), [end])
+        return ((step, self.sparsity(step)) for step in steps if self.due(step))
+
+    @property
+    def highest(self) -> float:
+        """The highest fraction of zeros that is ever asked for at an update; 0 where none is due.
+
+        Found by following `updates`; an endless schedule that rises for longer overrides it.
+
+        Example:
+            >>> from kpipe.schedules import SteppedSparsity
+            >>> SteppedSparsity((0.5, 0.75, 0.25), steps=(100, 300, 400)).highest
+            0.75
+        """
+        return max((sparsity for _, sparsity in self.updates()), default=0.0)
+
+    @property
+    def settled_step(self) -> int:
+        """The step of the first update from which on all updates ask for one sparsity.
+
+        Found by following `updates`; an endless schedule that changes for longer overrides it.
+
+        Example:
+            >>> from kpipe.schedules import ConstantSparsity, PolynomialDecay
+            >>> ConstantSparsity(0.5, begin_step=10).settled_step
+            10
+            >>> PolynomialDecay(0.0, 0.8, begin_step=0, end_step=100).settled_step
+            100
+        """
+        settled, before = self.begin_step, None
+        for step, sparsity in self.updates():
+            if sparsity != before:
+                settled, before = step, sparsity
+        return settled
 
     @classmethod
     def over_epochs(cls, **arguments: Any) -> "EpochSchedule":
@@ -124,15 +175,29 @@ class Schedule(ABC):
         return cls(**{name: from_plain(value) for name, value in config.items()})
 
 
-class Ramp(Schedule):
+class Way(Schedule):
+    """Go from an initial to a final sparsity without turning back, with updates at `begin_step` and at `end_step`."""
+
+    initial_sparsity: float
+    final_sparsity: float
+
+    @property
+    def highest(self) -> float:
+        """The higher one of what the first and the last update ask for."""
+        return max(self.sparsity(self.begin_step), self.sparsity(self.end_step))
+
+    @property
+    def settled_step(self) -> int:
+        """The last step, or the first one where the initial sparsity is the final one already."""
+        return self.begin_step if self.initial_sparsity == self.final_sparsity else self.end_step
+
+
+class Ramp(Way):
     """Go from an initial to a final sparsity; a class says on which way.
 
     Before `begin_step` it is the initial sparsity; from `end_step` on, exactly the final one. With begin_step ==
     end_step it is the final sparsity from that step on.
     """
-
-    initial_sparsity: float
-    final_sparsity: float
 
     def __post_init__(self) -> None:
         """Refuse numbers that do not fit."""
@@ -143,7 +208,7 @@ class Ramp(Schedule):
 
     @abstractmethod
     def between(self, progress: float) -> float:
-        """Give the sparsity at a fraction of the way in [0, 1)."""
+        """Give the sparsity at a fraction of the way in [0, 1); it never turns back."""
 
     def sparsity(self, step: int) -> float:
         """Give the fraction of zeros asked for at `step`."""

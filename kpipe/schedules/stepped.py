@@ -1,6 +1,6 @@
 """Sparsity that goes up in stages, with training between them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,7 +8,7 @@ import keras
 
 from kpipe.errors import KpipeError
 from kpipe.schedules.checks import check_fraction, check_way, check_whole
-from kpipe.schedules.schedule import SCHEDULES, Schedule
+from kpipe.schedules.schedule import SCHEDULES, Schedule, Way
 
 
 @SCHEDULES("stepped")
@@ -76,6 +76,10 @@ class SteppedSparsity(Schedule):
         past = [sparsity for at, sparsity in zip(self.steps, self.sparsities, strict=True) if at <= step]
         return float(past[-1]) if past else 0.0
 
+    def updates(self) -> Iterator[tuple[int, float]]:
+        """Give each of the steps with its sparsity."""
+        return zip(self.steps, map(float, self.sparsities), strict=True)
+
 
 def _evenly(length: int, count: int) -> list[int]:
     return [length * (number + 1) // count for number in range(count)]
@@ -87,7 +91,7 @@ _SUCH = {"sparsities": "[0.5, 0.75]", "steps": "[100, 200]"}
 @SCHEDULES("iterative")
 @keras.saving.register_keras_serializable(package="kpipe")
 @dataclass(frozen=True)
-class IterativeSparsity(Schedule):
+class IterativeSparsity(Way):
     """Go from the initial to the final sparsity in equal stages: each removes the same fraction of what remains.
 
     s(t) = 1 - (1 - initial) * ((1 - final) / (1 - initial))^(k / stages), where k = floor(stages * p) stages have been
