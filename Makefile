@@ -41,6 +41,6 @@ lint: $(STAMP)   ## ruff and pyright
 bench: $(STAMP)  ## measure the cost of a training step against plain Keras and TFMOT
 	@$(BIN)/python benchmarks/step_overhead.py
 
-clean:           ## remove the environment and what runs delivered
-	rm -rf $(VENV) build *.egg-info benchmarks/results
+clean:           ## remove the environment and what runs delivered; the benchmarks' results stay
+	rm -rf $(VENV) build *.egg-info
 	find exported -mindepth 1 ! -name README.md -delete
