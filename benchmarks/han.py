@@ -1,18 +1,18 @@
 """How many weights LeNet-300-100 and LeNet-5 can lose on MNIST at the error of their dense selves.
 
-Han et al. (2015) kept a twelfth. Here a dense net is trained for the first quarter (LeNet-5: third) of the epochs. In
-the others a gradual schedule sets the lowest magnitudes of the whole net to zero, by one ranking over all kernels, and
-what is left is trained on, taught by the recorded answers of a dense LeNet-5: nine tenths of the loss are its softened
-answers, one tenth the labels. The reference is a dense net trained by the labels for as many epochs in all; "dense,
-taught" is a dense net that had the same teacher and epochs as the sparse ones, for the teacher is a help of its own.
-The teacher's own training is not counted. All with Adam, a cosine decay to 0 and batches of 128, on 55,000 images. The
-settings were chosen for LeNet-300-100 at 25x, on the 5,000 images to validate on and a split of its own, and taken over
-for LeNet-5. The test error is that of the last epoch, without any stopping or choosing.
+Han et al. (2015) kept a twelfth. Here a dense net is trained for the first quarter of the epochs. In the others a
+gradual schedule sets the lowest magnitudes of the whole net to zero, by one ranking over all kernels, and what is left
+is trained on, taught by the recorded answers of a dense LeNet-5: nine tenths of the loss are its softened answers, one
+tenth the labels. The reference is a dense net trained by the labels for as many epochs in all; "dense, taught" is a
+dense net that had the same teacher and epochs as the sparse ones, for the teacher is a help of its own. The teacher's
+own training is not counted. All with Adam, a cosine decay to 0 and batches of 128, on 55,000 images. The settings were
+chosen for LeNet-300-100 at 25x, on the 5,000 images to validate on and a split of its own, and taken over for LeNet-5.
+The test error is that of the last epoch, without any stopping or choosing.
 
     KPIPE_DATA=folder-of-mnist.npz python benchmarks/han.py
     python benchmarks/han.py --quick    # two minutes; its figures mean nothing
 
-Each finished training is kept in benchmarks/results/, so a run that was broken off goes on where it was.
+Each finished training is kept in benchmarks/results/ by its settings: a run that was broken off goes on where it was.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 
 import papers
 
-EPOCHS = {"lenet_300_100": (8, 24), "lenet_5": (4, 8)}
+EPOCHS = {"lenet_300_100": (8, 24), "lenet_5": (5, 15)}
 """Net -> epochs of the dense training that the sparse nets start from, and of the pruning one."""
 TEACHER = "lenet_5"
 SETTINGS = {
@@ -93,12 +93,18 @@ def weights_left(model):
     return sum(int((kernel != 0).sum()) for kernel in kernels), sum(kernel.size for kernel in kernels)
 
 
-def one_seed(net, seed, folder, epochs, factors, final=True):
+def place(net, seed, name, epochs):
+    """Name the folder for what a net is trained to from a seed."""
+    said = {"net": net, "epochs": epochs[net], "teacher's epochs": epochs[TEACHER], **SETTINGS[net]}
+    return papers.folder(name, said | {"batch": BATCH, "steps": STEPS, "at once": AT_ONCE}) / net / f"seed {seed}"
+
+
+def one_seed(net, seed, name, epochs, factors, final=True):
     """Train reference, control and sparse nets of a seed; give name -> errors and weights left."""
     import numpy as np
 
     splits, found, made = papers.data("mnist", seed, flat=net == "lenet_300_100"), {}, {}
-    here, recorded = folder / net / f"seed {seed}", folder / "lenet_5" / f"seed {seed}" / "answers.npy"
+    here, recorded = place(net, seed, name, epochs), place(TEACHER, seed, name, epochs) / "answers.npy"
     images, labels = splits["train"]
 
     def measured(model):
@@ -106,9 +112,9 @@ def one_seed(net, seed, folder, epochs, factors, final=True):
         shown = {"validation": error(model, splits["validation"]), "left": left, "size": size}
         return shown | ({"test": error(model, splits["test"])} if final else {})
 
-    def look(name, make):
-        found[name] = papers.remembered(here / f"{name}.json", lambda: measured(make()))
-        print(net, seed, name, found[name], flush=True)
+    def look(what, make):
+        found[what] = papers.remembered(here / f"{what}.json", lambda: measured(make()))
+        print(net, seed, what, found[what], flush=True)
 
     def reference():
         model = fit(getattr(papers, net)(seed), images, labels, sum(epochs[net]), 1e-3, papers.cross_entropy())
@@ -125,7 +131,7 @@ def one_seed(net, seed, folder, epochs, factors, final=True):
 
     look("reference", reference)
     if not recorded.exists():
-        one_seed(TEACHER, seed, folder, epochs, [], final)
+        one_seed(TEACHER, seed, name, epochs, [], final)
     for factor in factors:
         look(f"{factor}x", lambda factor=factor: taught(factor))
     if factors:
@@ -163,9 +169,9 @@ def main():
     name, epochs = "han", EPOCHS
     if asked.quick:
         name, epochs, asked.nets, asked.seeds = "han_quick", dict.fromkeys(EPOCHS, (1, 1)), ["lenet_300_100"], [0]
-    folder, result = papers.RESULTS / name, {}
+    result = {}
     for net in asked.nets:
-        result[net] = show(net, [one_seed(net, seed, folder, epochs, FACTORS[net]) for seed in asked.seeds])
+        result[net] = show(net, [one_seed(net, seed, name, epochs, FACTORS[net]) for seed in asked.seeds])
     papers.keep(papers.RESULTS / f"{name}.json", result)
 
 

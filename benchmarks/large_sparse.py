@@ -9,7 +9,7 @@ last epoch, without any stopping or choosing.
     KPIPE_DATA=folder-of-fashion_mnist.npz python benchmarks/large_sparse.py
     python benchmarks/large_sparse.py --quick    # a minute; its figures mean nothing
 
-Each finished training is kept in benchmarks/results/, so a run that was broken off goes on where it was.
+Each finished training is kept in benchmarks/results/ by its settings: a run that was broken off goes on where it was.
 """
 
 import argparse
@@ -21,6 +21,8 @@ LARGE, SMALL = 24, (9, 5)
 """Channels of the first convolution; the second and the third have twice as many."""
 BATCH, STEPS, AT_ONCE = 128, 429, 39
 """Images an update, updates an epoch, and updates between two looks of Python's."""
+RATE, BEGIN, END = 2e-3, 0.05, 0.6
+"""The rate of Adam at the start, and the shares of the training after which the schedule begins and ends."""
 
 
 def cnn(channels, seed):
@@ -34,14 +36,14 @@ def cnn(channels, seed):
     return keras.Model(image, keras.layers.Dense(10)(keras.layers.Flatten()(x)), name=f"cnn{channels}")
 
 
-def trained(net, splits, epochs, callbacks=()):
-    """Train a net by its labels."""
+def trained(net, splits, epochs, seed, callbacks=()):
+    """Train a net by its labels; the seed is that of the order of the images."""
     import keras
 
     x, y = splits["train"]
-    decay: Any = keras.optimizers.schedules.CosineDecay(2e-3, epochs * STEPS)
+    decay: Any = keras.optimizers.schedules.CosineDecay(RATE, epochs * STEPS)
     net.compile(keras.optimizers.Adam(decay), papers.cross_entropy(), steps_per_execution=AT_ONCE, jit_compile=False)
-    data = papers.stream(x, y, BATCH, 0)
+    data = papers.stream(x, y, BATCH, seed)
     net.fit(data, epochs=epochs, steps_per_epoch=STEPS, verbose=0, shuffle=False, callbacks=list(callbacks))
     left = sum(int((weight.numpy() != 0).sum()) for weight in net.trainable_weights if len(weight.shape) > 1)
     accuracy = papers.make_judge(net, splits["test"])()[1]
@@ -56,8 +58,8 @@ def sparse(splits, epochs, left, seed):
     net, steps = cnn(LARGE, seed), epochs * STEPS
     biases = sum(weight.shape[0] for weight in net.weights if len(weight.shape) == 1)
     sparsity = 1 - (left - biases) / (net.count_params() - biases)
-    schedule = PolynomialDecay(0.0, sparsity, steps // 20, steps * 6 // 10, frequency=AT_ONCE)
-    return trained(net, splits, epochs, [WeightPruning(schedule, scope="global")])
+    schedule = PolynomialDecay(0.0, sparsity, int(BEGIN * steps), int(END * steps), frequency=AT_ONCE)
+    return trained(net, splits, epochs, seed, [WeightPruning(schedule, scope="global")])
 
 
 def one_seed(seed, epochs, folder):
@@ -68,9 +70,9 @@ def one_seed(seed, epochs, folder):
         found[name] = papers.remembered(folder / f"seed {seed}" / f"{name}.json", make)
         print(seed, name, found[name], flush=True)
 
-    look("large dense", lambda: trained(cnn(LARGE, seed), splits, epochs))
+    look("large dense", lambda: trained(cnn(LARGE, seed), splits, epochs, seed))
     for channels in SMALL:
-        look(f"small dense {channels}", lambda channels=channels: trained(cnn(channels, seed), splits, epochs))
+        look(f"small dense {channels}", lambda channels=channels: trained(cnn(channels, seed), splits, epochs, seed))
         left = found[f"small dense {channels}"]["left"]
         look(f"large sparse {channels}", lambda left=left: sparse(splits, epochs, left, seed))
     return found
@@ -111,7 +113,9 @@ def main():
     name = "large_sparse"
     if asked.quick:
         name, asked.seeds, asked.epochs = "large_sparse_quick", [0], 1
-    folder = papers.RESULTS / name / f"{asked.epochs} epochs"
+    folder = papers.folder(
+        name, {"epochs": asked.epochs, "channels": LARGE, "steps": [BATCH, STEPS, AT_ONCE], "rate": [RATE, BEGIN, END]}
+    )
     rows = show([one_seed(seed, asked.epochs, folder) for seed in asked.seeds])
     papers.keep(papers.RESULTS / f"{name}.json", {"epochs": asked.epochs, "rows": rows})
 

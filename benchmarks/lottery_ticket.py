@@ -9,7 +9,7 @@ minimum, and the test accuracy there is what is compared. Where the paper trains
     KPIPE_DATA=folder-of-mnist.npz python benchmarks/lottery_ticket.py
     python benchmarks/lottery_ticket.py --quick    # a minute; its figures mean nothing
 
-Each finished training is kept in benchmarks/results/, so a run that was broken off goes on where it was.
+Each finished training is kept in benchmarks/results/ by its settings: a run that was broken off goes on where it was.
 """
 
 import argparse
@@ -19,10 +19,12 @@ from pathlib import Path
 
 import papers
 
-ROUNDS = 9
 LEVELS = {"21.1 %": 7, "13.5 %": 9}
 """Weights left -> the rounds of pruning that lead there."""
-EVERY = 100
+BATCH, RATE, EVERY = 60, 1.2e-3, 100
+"""Images an update, the rate of Adam, and updates between two looks at the validation loss."""
+PER_ROUND = {"output": 0.1, "": 0.2}
+"""Which fraction of what is left of each layer a round prunes."""
 
 
 def make_watch(model, splits):
@@ -58,9 +60,9 @@ def train(model, callbacks, splits, seed, iterations, path):
             model.set_weights([file[name] for name in file.files])
         return json.loads(path.read_text())
     (x, y), watch = splits["train"], make_watch(model, splits)
-    model.compile(keras.optimizers.Adam(1.2e-3), papers.cross_entropy(), steps_per_execution=EVERY, jit_compile=False)
+    model.compile(keras.optimizers.Adam(RATE), papers.cross_entropy(), steps_per_execution=EVERY, jit_compile=False)
     model.fit(
-        papers.stream(x, y, 60, seed),
+        papers.stream(x, y, BATCH, seed),
         epochs=iterations // EVERY,
         steps_per_epoch=EVERY,
         shuffle=False,
@@ -87,7 +89,7 @@ def one_seed(seed, iterations, folder):
         trained(f"round {len(found)}", model, callbacks, iterations)
 
     net = papers.lenet_300_100(seed)
-    ticket = find_ticket(net, one_round, rounds=max(LEVELS.values()), per_round={"output": 0.1, "": 0.2})
+    ticket = find_ticket(net, one_round, rounds=max(LEVELS.values()), per_round=PER_ROUND)
     with ticket.hold():
         trained(f"round {max(LEVELS.values())}", ticket.model, [], iterations)
     for rounds in LEVELS.values():
@@ -168,7 +170,8 @@ def main():
     name = "lottery_ticket"
     if asked.quick:
         asked.seeds, asked.iterations, name = [0], 200, "lottery_ticket_quick"
-    folder = papers.RESULTS / name / f"{asked.iterations} updates"
+    said = {"updates": asked.iterations, "batch": BATCH, "rate": RATE, "every": EVERY, "pruned": PER_ROUND}
+    folder = papers.folder(name, said)
     table = rows([one_seed(seed, asked.iterations, folder / f"seed {seed}") for seed in asked.seeds])
     papers.keep(papers.RESULTS / f"{name}.json", {"iterations": asked.iterations, "rows": table})
     show(table)

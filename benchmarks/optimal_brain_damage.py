@@ -9,7 +9,7 @@ draws). "predicted" is the sum of the saliencies of what Optimal Brain Damage re
     KPIPE_DATA=folder-of-mnist.npz python benchmarks/optimal_brain_damage.py
     python benchmarks/optimal_brain_damage.py --quick    # a minute; its figures mean nothing
 
-Each net that is done is kept in benchmarks/results/, so a run that was broken off goes on where it was.
+Each net that is done is kept in benchmarks/results/ by its settings: a run that was broken off goes on where it was.
 """
 
 import argparse
@@ -20,6 +20,8 @@ import papers
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 DRAWS = 5
+BATCH, RATE = 50, 2e-3
+"""Images an update, and the rate of Adam at the start."""
 
 
 def data(seed, samples):
@@ -41,9 +43,9 @@ def trained(seed, x, y, epochs):
     inner = layers.Conv2D(12, 5, 2, padding="same", activation="relu", name="conv2")(inner)
     inner = layers.Dense(20, "relu", name="hidden")(layers.Flatten()(inner))
     net: Any = keras.Model(image, layers.Dense(10, name="output")(inner))
-    decay: Any = keras.optimizers.schedules.CosineDecay(2e-3, epochs * -(-len(x) // 50))
+    decay: Any = keras.optimizers.schedules.CosineDecay(RATE, epochs * -(-len(x) // BATCH))
     net.compile(keras.optimizers.Adam(decay), "mse", jit_compile=False)
-    net.fit(x, y, batch_size=50, epochs=epochs, verbose=0)
+    net.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0)
     return net
 
 
@@ -113,10 +115,10 @@ def main():
     name, samples, epochs = "optimal_brain_damage", 10_000, 40
     if asked.quick:
         name, samples, epochs, asked.seeds = "optimal_brain_damage_quick", 500, 2, [0]
+    said = {"samples": samples, "epochs": epochs, "shares": SHARES, "draws": DRAWS, "batch": BATCH, "rate": RATE}
+    folder = papers.folder(name, said)
     seeds = [
-        papers.remembered(
-            papers.RESULTS / name / f"seed {seed}.json", lambda seed=seed: one_seed(seed, samples, epochs)
-        )
+        papers.remembered(folder / f"seed {seed}.json", lambda seed=seed: one_seed(seed, samples, epochs))
         for seed in asked.seeds
     ]
     papers.keep(papers.RESULTS / f"{name}.json", seeds)

@@ -1,5 +1,6 @@
 """What the reproductions of papers share: the nets and data they name, one way to train, and files to go on from."""
 
+import hashlib
 import json
 import os
 import statistics
@@ -93,6 +94,18 @@ def make_judge(model, split, batch=1000):
     return lambda: tuple(float(value) for value in judge())
 
 
+def folder(name, settings):
+    """Name the folder for the results of a benchmark; other settings have another one.
+
+    Example:
+        >>> one, other = folder("han", {"epochs": 8}), folder("han", {"epochs": 9})
+        >>> one.parent == other.parent == RESULTS / "han", one == other, one == folder("han", {"epochs": 8})
+        (True, False, True)
+    """
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return RESULTS / name / digest[:12]
+
+
 def keep(path, result):
     """Write a result as JSON; give it back."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +114,7 @@ def keep(path, result):
 
 
 def remembered(path, make):
-    """Read a result that an earlier run has left, or make it and leave it."""
+    """Read a result that an earlier run has left, or make it and leave it; the path lies in a `folder`."""
     return json.loads(path.read_text()) if path.exists() else keep(path, make())
 
 
