@@ -1,9 +1,8 @@
 """Remove filters: the model gets smaller for real."""
 
-from typing import Literal, Self
+from typing import Literal
 
 import keras
-from pydantic import model_validator
 
 from kpipe.errors import KpipeError
 from kpipe.pipeline import STAGES, Context, FloatModel
@@ -48,12 +47,11 @@ class PruneFilters(PruningStage):
     round_to: Multiple = 1
     ignore: tuple[Expression, ...] = ()
 
-    @model_validator(mode="after")
-    def _one_amount(self) -> Self:
+    def check_amount(self) -> None:
+        """Raise unless exactly one of ratio, target and schedule is given."""
         given = [name for name in ("ratio", "target", "schedule") if getattr(self, name) is not None]
         if len(given) != 1:
             raise KpipeError(f"received {', '.join(given) or 'no amount'}; give exactly one of ratio, target, schedule")
-        return self
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:
         """Cut and train, or train and cut."""

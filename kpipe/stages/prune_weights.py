@@ -86,11 +86,10 @@ class PruneWeights(PruningStage):
         reached = {"polynomial_decay": {"final_sparsity": self.sparsity}}
         return schedules_of(self.schedule or (reached if self.regrowth is None else kept), steps)
 
-    @model_validator(mode="after")
-    def _one_amount(self) -> Self:
+    def check_amount(self) -> None:
+        """Raise unless exactly one of sparsity and schedule is given."""
         if (self.sparsity is None) == (self.schedule is None):
             raise KpipeError("give exactly one of sparsity and schedule")
-        return self
 
     @model_validator(mode="after")
     def _can_be_reached(self) -> Self:

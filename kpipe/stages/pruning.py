@@ -39,6 +39,15 @@ class PruningStage(RetrainingStage):
         """Make the schedules of a training of so many optimizer updates; none where there is no schedule."""
         return {} if self.schedule is None else schedules_of(self.schedule, steps)
 
+    def check_amount(self) -> None:
+        """Raise unless exactly one field says how much goes; every other check rests on that."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        self.check_amount()
+        return self
+
     @model_validator(mode="after")
     def _has_steps_to_prune_in(self) -> Self:
         if self.schedule is not None and self.epochs == 0:

@@ -202,6 +202,10 @@ IN_EPOCHS = {"linear": {"final_sparsity": 0.5, "end_epoch": 7}}
 @pytest.mark.parametrize(
     ("stage", "fault"),
     [
+        (dict(), "stages[1]: give exactly one of sparsity and schedule"),
+        (dict(epochs=0), "stages[1]: give exactly one of sparsity and schedule"),
+        (dict(regrowth="set"), "stages[1]: give exactly one of sparsity and schedule"),
+        (dict(sparsity=0.5, schedule=IN_EPOCHS, epochs=7), "stages[1]: give exactly one of sparsity and schedule"),
         (dict(sparsity=0.5, pattern=124), "stages[1].pattern: The pattern is 124; expected one of"),
         (dict(sparsity=0.5, pattern=["2:4"]), "stages[1].pattern: received ['2:4']; expected text"),
         (dict(sparsity=0.6, pattern="2:4"), "stages[1]: The sparsity is 0.6; the pattern '2:4' reaches 0.5 at most"),
