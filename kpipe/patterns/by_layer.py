@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 
 from kpipe.patterns.pattern import Pattern
-from kpipe.patterns.scope import SCOPES, Scope
+from kpipe.patterns.scope import SCOPES, Scope, each
 
 
 @SCOPES("layer")
@@ -29,7 +29,7 @@ class Layer(Scope):
 
     def keep(self, scores: Mapping[str, np.ndarray], sparsity: float, pattern: Pattern) -> dict[str, np.ndarray]:
         """Ask the pattern for each weight."""
-        return {path: pattern(values, sparsity) for path, values in scores.items()}
+        return each(scores, dict.fromkeys(scores, sparsity), pattern)
 
     def sparsities(
         self, shapes: Mapping[str, tuple[int, ...]], sparsity: float, pattern: Pattern | None = None

@@ -23,7 +23,8 @@ class Global(Scope):
     """Rank the units of all weights together, so that each weight gets a sparsity of its own.
 
     As many units go as bring the dropped entries to round(sparsity * entries); units of several entries (blocks) bring
-    them as near to it as they can. Equal scores go by the order of the weights, then by index.
+    them as near to it as they can. Equal scores go by the order of the weights, then by index. Where ceilings and the
+    edges of a pattern leave fewer that may go, all these go.
 
     Args:
         normalise: "none" compares the scores as they are, "mean" divides them by their weight's mean, "lamp" compares
@@ -72,24 +73,28 @@ class Global(Scope):
                 raise
             raise KpipeError(f"The scope is {text!r}; its ceiling {ceiling!r} is no number.") from error
 
+    def check(self, pattern: Pattern, sparsity: float | None = None) -> None:
+        """Refuse also a sparsity above the ceiling: no weight is to go beyond it, so all together cannot."""
+        super().check(pattern, sparsity)
+        if sparsity is not None and sparsity > self.ceiling + 1e-9:
+            raise KpipeError(
+                f"The sparsity is {sparsity!r}; with ceiling={self.ceiling} no weight goes beyond that, and neither do "
+                "all together. Raise the ceiling, or ask for less."
+            )
+
     def keep(self, scores: Mapping[str, np.ndarray], sparsity: float, pattern: Pattern) -> dict[str, np.ndarray]:
         """Choose by one ranking."""
-        self.check(pattern)
-        pattern.check(sparsity)
+        self.check(pattern, sparsity)
         if not scores:
             return {}
         units = {path: pattern.pool(values, RESCALES[self.normalise]) for path, values in scores.items()}
         sizes = {path: pattern.sizes(values.shape) for path, values in scores.items()}
         entries = {path: values.size for path, values in scores.items()}
-        asked = drop_count(sum(entries.values()), sparsity)
+        total = sum(entries.values())
+        asked = drop_count(total, sparsity)
         most = {path: _entries(units[path] < np.inf, sizes[path]) for path in units} if pattern.limit < 1 else entries
+        asked = sum(most.values()) if pattern.at_limit(total, asked) else asked
         caps = most if self.ceiling == 1 else self._caps(units, sizes, most, entries)
-        if asked > sum(caps.values()) and caps is not most:
-            reached = sum(caps.values()) / sum(entries.values())
-            raise KpipeError(
-                f"The sparsity is {sparsity!r}; with ceiling={self.ceiling} and the pattern '{pattern}' these weights "
-                f"reach {reached:.4g} together. Raise the ceiling, or ask for less."
-            )
         keeps = _rank(units, sizes, min(asked, sum(caps.values())), caps)
         return {path: pattern.spread(keep, scores[path].shape) for path, keep in keeps.items()}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from kpipe.patterns.pattern import Pattern
 from kpipe.patterns.ranking import drop_count
-from kpipe.patterns.scope import SCOPES, Scope
+from kpipe.patterns.scope import SCOPES, Scope, each
 
 
 @SCOPES("erk")
@@ -38,7 +38,7 @@ class ErdosRenyiKernel(Scope):
     def keep(self, scores: Mapping[str, np.ndarray], sparsity: float, pattern: Pattern) -> dict[str, np.ndarray]:
         """Ask the pattern for each weight with the sparsity that its shape gets."""
         shares = self.sparsities({path: values.shape for path, values in scores.items()}, sparsity, pattern)
-        return {path: pattern(values, shares[path]) for path, values in scores.items()}
+        return each(scores, shares, pattern)
 
     def sparsities(
         self, shapes: Mapping[str, tuple[int, ...]], sparsity: float, pattern: Pattern | None = None

@@ -8,6 +8,7 @@ import numpy as np
 
 from kpipe.errors import KpipeError
 from kpipe.patterns.pattern import PATTERNS, Pattern, Rescale
+from kpipe.patterns.ranking import drop_count
 
 
 @PATTERNS("n:m", example="2:4")
@@ -15,9 +16,10 @@ from kpipe.patterns.pattern import PATTERNS, Pattern, Rescale
 class NofM(Pattern):
     """Keep at most n of each m consecutive entries along the inputs, such as 2:4; below its limit it keeps more.
 
-    At the limit, 1 - n / m, the n highest of each group stay. Below it the lowest scores go that are not among the n
-    highest of their group, so that a schedule can lead there. A last group of fewer than m keeps up to n as well, so
-    that a weight whose inputs are no multiple of m may end below the sparsity asked for.
+    At the limit, 1 - n / m, the n highest of each group stay and no others, also where what was dropped before makes
+    that more zeros than were asked for. Below it the lowest scores go that are not among the n highest of their group,
+    so that a schedule can lead there. A last group of fewer than m keeps up to n as well, so that a weight whose inputs
+    are no multiple of m may end below the sparsity asked for.
 
     Args:
         n: Entries of a group that may stay, at least 1.
@@ -67,6 +69,11 @@ class NofM(Pattern):
             stays = highest(given, self.n) & (given > -np.inf)
             found[part][stays.reshape(found[part].shape)] = np.inf
         return found
+
+    def reached(self, size: int, dropped: int, sparsity: float) -> bool:
+        """Compare the counts below the limit; at it each group has to be looked at."""
+        asked = drop_count(size, sparsity)
+        return dropped >= asked and not self.at_limit(size, asked)
 
     def spread(self, keep: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Give the keep-mask as it is."""

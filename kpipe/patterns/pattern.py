@@ -8,14 +8,20 @@ from typing import Any, Self
 import numpy as np
 
 from kpipe.errors import KpipeError
-from kpipe.patterns.ranking import drop_count, keep_highest
+from kpipe.patterns.ranking import drop_count, keep_highest, refuse_nan
 from kpipe.registry import Registry, nearest
 
 Rescale = Callable[[np.ndarray], np.ndarray]
 """Scores of the units of one weight -> scores of the same shape and order that compare with those of other weights."""
 
 MaskFunction = Callable[[np.ndarray, float], np.ndarray]
-"""(scores, sparsity) -> boolean keep-mask of the scores' shape; the higher the score, the rather it is kept."""
+"""(scores, sparsity) -> boolean keep-mask of the scores' shape; the higher the score, the rather it is kept.
+
+The scores are finite where the criterion's are. What was dropped before scores 0 where all others are above it, else
+below the lowest of them: in a sum, a mean or a ranking it goes first. It stays dropped whatever the mask says of it.
+The sparsity is that of the whole weight, what was dropped before included. A mask that keeps nothing is refused, unless
+the weight is so small that its share rounds to nothing.
+"""
 
 PATTERNS: Registry["type[Pattern] | MaskFunction"] = Registry("pattern")
 """How it is written -> the class, or a function of one's own. Facts of a class: `example`, a string that it parses."""
@@ -68,6 +74,23 @@ class Pattern(ABC):
         """Give the number of entries of each unit, shaped like what `pool` gives; None: one each."""
         return None
 
+    def at_limit(self, size: int, drop: int) -> bool:
+        """Tell whether to drop so many of `size` units is to drop all that may go, at a limit below 1."""
+        return self.limit < 1 and drop >= int(self.limit * size + 1e-9)
+
+    def reached(self, size: int, dropped: int, sparsity: float) -> bool:
+        """Tell whether a weight has a sparsity by the number of its dropped entries alone, whichever they are.
+
+        Args:
+            size: Number of entries.
+            dropped: Number of those that are dropped.
+            sparsity: Asked for.
+
+        Returns:
+            False where it depends on which ones are dropped: then the scores have to tell.
+        """
+        return False
+
     def refuses(self, shape: tuple[int, ...]) -> str | None:
         """Say why scores of this shape cannot have the pattern, as a reason to skip the weight; None when they can."""
         return None
@@ -86,7 +109,7 @@ class Pattern(ABC):
             )
 
     def __call__(self, scores: np.ndarray, sparsity: float) -> np.ndarray:
-        """Drop the round(sparsity * units) units of lowest score, or all that may go when those are fewer.
+        """Drop the round(sparsity * units) units of lowest score; all that may go at the limit, or when they are fewer.
 
         Args:
             scores: Shape (*positions, inputs, outputs); NaN is refused.
@@ -100,23 +123,30 @@ class Pattern(ABC):
         """
         self.check(sparsity)
         units = self.pool(scores)
-        drop = min(drop_count(units.size, sparsity), self.droppable(units))
-        return self.spread(keep_highest([units], drop)[0], scores.shape)
+        return self.spread(keep_highest([units], self._drop(units, sparsity))[0], scores.shape)
 
-    def droppable(self, units: np.ndarray) -> int:
-        """Count the units that may go."""
-        return units.size if self.limit >= 1 else int(np.count_nonzero(units < np.inf))
+    def _drop(self, units: np.ndarray, sparsity: float) -> int:
+        asked = drop_count(units.size, sparsity)
+        if self.limit >= 1:
+            return asked
+        free = int(np.count_nonzero(units < np.inf))
+        return free if self.at_limit(units.size, asked) else min(asked, free)
 
 
 @dataclass(frozen=True)
 class ByFunction(Pattern):
     """Choose by a function of one's own, (scores, sparsity) -> keep-mask: it is asked for each weight by itself.
 
+    Args:
+        function: What `MaskFunction` says.
+
     Example:
         >>> def columns(scores, sparsity):
         ...     return np.broadcast_to(scores.sum(axis=0) > np.quantile(scores.sum(axis=0), sparsity), scores.shape)
         >>> pattern_of(columns)(np.array([[1.0, 5.0], [1.0, 5.0]]), 0.5).tolist()
         [[False, True], [False, True]]
+        >>> pattern_of(columns)(np.array([[-np.inf, 5.0, 3.0], [-np.inf, 5.0, 2.0]]), 0.5).tolist()
+        [[False, True, False], [False, True, False]]
     """
 
     function: MaskFunction
@@ -138,13 +168,41 @@ class ByFunction(Pattern):
         return keep
 
     def __call__(self, scores: np.ndarray, sparsity: float) -> np.ndarray:
-        """Ask the function."""
+        """Ask the function, as `MaskFunction` says.
+
+        Raises:
+            KpipeError: When a score is NaN, the sparsity does not fit, or the mask has another shape or keeps nothing.
+        """
         self.check(sparsity)
-        return self.function(scores, sparsity)
+        gone = scores == -np.inf
+        if gone.all():
+            return ~gone
+        found = np.asarray(self.function(_finite(scores, gone), sparsity))
+        if found.shape != scores.shape:
+            raise KpipeError(
+                f"The pattern {self} gave a mask of shape {found.shape}; expected {scores.shape}, one boolean an entry."
+            )
+        keep = np.logical_and(found, ~gone)
+        if not keep.any() and drop_count(scores.size, sparsity) < scores.size:
+            raise KpipeError(
+                f"The pattern {self} keeps nothing of {scores.size} entries; it was asked for a sparsity of "
+                f"{sparsity:.4g}. Rank the scores and drop a count of them: a threshold can lie above them all."
+            )
+        return keep
 
     def __str__(self) -> str:
         known = (name for name in PATTERNS if PATTERNS[name] is self.function)
         return next(known, getattr(self.function, "__name__", repr(self.function)))
+
+
+def _finite(scores: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    """Give what is gone a finite score below all others: 0 where it can be, so that it counts as nothing in a sum."""
+    refuse_nan([scores])
+    if not gone.any():
+        return scores
+    lowest, kind = float(np.min(scores, where=~gone, initial=np.inf)), np.finfo(scores.dtype)
+    below = 0.0 if lowest > 0 else max(2 * lowest - float(kind.tiny), float(kind.min))
+    return np.where(gone, scores.dtype.type(below), scores)
 
 
 def pattern_of(pattern: str | Pattern | MaskFunction) -> Pattern:

@@ -37,15 +37,17 @@ def keep_highest(scores: Sequence[np.ndarray], drop: int) -> list[np.ndarray]:
         [[True, False], [True, True]]
     """
     flat = [np.ravel(values) for values in scores]
-    _refuse_nan(flat)
     if drop == 0:
+        refuse_nan(flat)
         return [np.ones(values.shape, bool) for values in scores]
     threshold = smallest(flat, drop)
-    ties_left = drop - sum(int(np.count_nonzero(values < threshold)) for values in flat)
-    keeps = []
-    for values, given in zip(flat, scores, strict=True):
+    lower = [int(np.count_nonzero(values < threshold)) for values in flat]
+    ties_left, keeps = drop - sum(lower), []
+    for values, given, below in zip(flat, scores, lower, strict=True):
         keep = values > threshold
         ties = np.flatnonzero(values == threshold)
+        if below + len(ties) + np.count_nonzero(keep) < len(values):  # NaN is none of the three
+            refuse_nan(flat)
         keep[ties[ties_left:]] = True
         ties_left -= min(ties_left, len(ties))
         keeps.append(keep.reshape(given.shape))
@@ -75,7 +77,7 @@ def keep_sized(
         count, rest = divmod(drop, int(largest_size))
         return keep_highest(scores, count + (not at_most and 2 * rest > largest_size))
     flat = np.concatenate([np.ravel(values) for values in scores])
-    _refuse_nan([flat])
+    refuse_nan([flat])
     order = np.argsort(flat, kind="stable")
     gone = np.r_[0, np.cumsum(np.concatenate([np.ravel(size) for size in sizes])[order])]  # after 0, 1, 2, ... units
     count = int(np.searchsorted(gone, drop, side="right")) - 1
@@ -88,7 +90,7 @@ def keep_sized(
 
 
 def smallest(arrays: Sequence[np.ndarray], k: int) -> Any:
-    """Give the k-th smallest value (k from 1) over several flat arrays.
+    """Give the k-th smallest value (k from 1) over several flat arrays, which hold no NaN.
 
     A random sample says between which two values the answer very likely lies; counting proves it, and only what lies
     between is partitioned. Should the proof fail, everything is sorted: the result is exact in any case.
@@ -103,16 +105,19 @@ def smallest(arrays: Sequence[np.ndarray], k: int) -> Any:
     size = sum(len(values) for values in arrays)
     if size > _SMALL:
         low, high = _bracket(arrays, size, k)
-        below = sum(int(np.count_nonzero(values < low)) for values in arrays)
-        up_to_low = sum(int(np.count_nonzero(values <= low)) for values in arrays)
-        if below < k <= up_to_low:
+        above, parts = 0, []
+        for values in arrays:
+            chosen = values > low
+            above += int(np.count_nonzero(chosen))
+            chosen &= values < high
+            # Strictly between: what was dropped before has one score, and must not be sorted through again.
+            parts.append(values[np.flatnonzero(chosen)])
+        between, further = np.concatenate(parts), k - (size - above)
+        if 0 < further <= len(between):
+            return np.partition(between, further - 1)[further - 1]
+        if further <= 0 and sum(int(np.count_nonzero(values < low)) for values in arrays) < k:
             return low
-        # Strictly between: what was dropped before has one score, and must not be sorted through again.
-        between = np.concatenate([values[np.flatnonzero((values > low) & (values < high))] for values in arrays])
-        up_to_high = up_to_low + len(between)
-        if up_to_low < k <= up_to_high:
-            return np.partition(between, k - up_to_low - 1)[k - up_to_low - 1]
-        if up_to_high < k <= up_to_high + sum(int(np.count_nonzero(values == high)) for values in arrays):
+        if low < high and 0 < further <= len(between) + sum(int(np.count_nonzero(values == high)) for values in arrays):
             return high
     # NumPy's partition is slower than its sort where many values are equal, and no faster on a few.
     everything = np.concatenate(arrays)
@@ -120,8 +125,13 @@ def smallest(arrays: Sequence[np.ndarray], k: int) -> Any:
     return everything[k - 1]
 
 
-def _refuse_nan(flat: Sequence[np.ndarray]) -> None:
-    for values in flat:
+def refuse_nan(scores: Sequence[np.ndarray]) -> None:
+    """Refuse scores of which one is NaN.
+
+    Raises:
+        KpipeError: When one is.
+    """
+    for values in scores:
         if values.size and np.isnan(np.max(values)):
             raise KpipeError(f"{int(np.isnan(values).sum())} of {values.size} scores are NaN; a ranking needs numbers.")
 

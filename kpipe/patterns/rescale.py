@@ -19,22 +19,22 @@ def mean(scores: np.ndarray) -> np.ndarray:
 
 
 def lamp(scores: np.ndarray) -> np.ndarray:
-    """Divide the square of each score by the sum of the squares of all that are no lower.
+    """Divide the square of each score by the sum of the squares from it on, in ascending order; ties by index.
 
-    A highest score that no other equals becomes 1. What was dropped before (-inf) stays so and counts as nothing.
+    The last of the highest scores becomes 1. What was dropped before (-inf) stays so and counts as nothing.
 
     Raises:
         KpipeError: When a score is negative or infinite: squares would change the order.
 
     Example:
-        >>> lamp(np.array([1.0, 2.0, 2.0, -np.inf])).tolist()  # 1/9, 4/8, 4/8
-        [0.1111111111111111, 0.5, 0.5, -inf]
+        >>> lamp(np.array([1.0, 2.0, 2.0, -np.inf])).tolist()  # 1/9, 4/8, 4/4
+        [0.1111111111111111, 0.5, 1.0, -inf]
 
     References:
         Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning (2021), https://arxiv.org/abs/2010.07611
     """
     flat = scores.reshape(-1)
-    order = np.argsort(flat)
+    order = np.argsort(flat, kind="stable")
     order = order[int(np.count_nonzero(flat == -np.inf)) :]
     values = flat[order].astype("float64")
     found = np.full(flat.shape, -np.inf)
@@ -45,16 +45,10 @@ def lamp(scores: np.ndarray) -> np.ndarray:
                 f"LAMP needs scores that are finite and not negative. Received: {lowest:.4g} to {highest:.4g}. Use "
                 "normalise='mean', or a criterion such as magnitude."
             )
-        found[order] = _share_of_rest(np.square(values / highest) if highest > 0 else values)  # no overflow
+        squares = np.square(values / highest) if highest > 0 else values  # no overflow
+        rest = np.cumsum(squares[::-1])[::-1]
+        found[order] = np.divide(squares, rest, out=np.zeros_like(squares), where=rest > 0)
     return found.reshape(scores.shape)
-
-
-def _share_of_rest(squares: np.ndarray) -> np.ndarray:
-    """Divide each of some ascending numbers by the sum of all that are no lower; zeros stay."""
-    starts = np.flatnonzero(np.diff(squares, prepend=-1.0))  # of the runs of equal numbers
-    above = np.cumsum(squares[::-1])[::-1][starts]
-    above = np.repeat(above, np.diff(starts, append=len(squares)))
-    return np.divide(squares, above, out=np.zeros_like(squares), where=above > 0)
 
 
 RESCALES: dict[str, Rescale | None] = {"none": None, "mean": mean, "lamp": lamp}

@@ -60,12 +60,18 @@ class Scope(ABC):
         """
         return None
 
-    def check(self, pattern: Pattern) -> None:
-        """Refuse a function as pattern where units of several weights are ranked.
+    def check(self, pattern: Pattern, sparsity: float | None = None) -> None:
+        """Refuse what cannot be done whatever the weights are.
+
+        Args:
+            pattern: What goes together; a function is refused where units of several weights are ranked.
+            sparsity: The highest that is going to be asked for; None: not known yet.
 
         Raises:
-            KpipeError: When it is one.
+            KpipeError: When the pattern does not go with the scope, or the sparsity is beyond what they give.
         """
+        if sparsity is not None:
+            pattern.check(sparsity)
         if self.ranks and isinstance(pattern, ByFunction):
             raise KpipeError(
                 f"The pattern '{pattern}' is a function and has no global ranking. Use scope='layer' or 'erk', or a "
@@ -105,8 +111,32 @@ def scope_of(scope: str | Mapping[str, Any] | Scope) -> Scope:
         raise KpipeError(f"The scope {name!r} cannot be made from {arguments!r}: it takes {takes}.") from error
 
 
-def check_scope(scope: str | Mapping[str, Any] | Scope, pattern: str | Pattern | MaskFunction) -> None:
-    """Refuse an unknown scope or pattern, and two that do not go together.
+def each(scores: Mapping[str, np.ndarray], sparsities: Mapping[str, float], pattern: Pattern) -> dict[str, np.ndarray]:
+    """Ask a pattern for each weight by itself; a refusal names the weight.
+
+    Example:
+        >>> from kpipe.patterns import Unstructured
+        >>> each({"a/kernel": np.array([1.0, 2.0])}, {"a/kernel": 0.5}, Unstructured())
+        {'a/kernel': array([False,  True])}
+    """
+    found = {}
+    for path, values in scores.items():
+        try:
+            found[path] = pattern(values, sparsities[path])
+        except KpipeError as error:
+            raise KpipeError(f"Weight {path!r}: {error}") from error
+    return found
+
+
+def check_scope(
+    scope: str | Mapping[str, Any] | Scope, pattern: str | Pattern | MaskFunction, sparsity: float | None = None
+) -> None:
+    """Refuse an unknown scope or pattern, two that do not go together, and a sparsity beyond what they give.
+
+    Args:
+        scope: What `scope_of` takes.
+        pattern: What `pattern_of` takes.
+        sparsity: The highest that is going to be asked for; None: not known yet.
 
     Raises:
         KpipeError: When they do not.
@@ -117,7 +147,7 @@ def check_scope(scope: str | Mapping[str, Any] | Scope, pattern: str | Pattern |
         ...
         kpipe.errors.KpipeError: The scope is 'model'; expected one of layer, global, erk.
     """
-    scope_of(scope).check(pattern_of(pattern))
+    scope_of(scope).check(pattern_of(pattern), sparsity)
 
 
 def keep_masks(
@@ -148,5 +178,5 @@ def keep_masks(
         {'a': [False, True], 'b': [False, True]}
     """
     sharing, chosen = scope_of(scope), pattern_of(pattern)
-    sharing.check(chosen)
+    sharing.check(chosen, sparsity)
     return sharing.keep(scores, sparsity, chosen)

@@ -6,6 +6,7 @@ from typing import Self
 import numpy as np
 
 from kpipe.patterns.pattern import PATTERNS, Pattern, Rescale
+from kpipe.patterns.ranking import drop_count
 
 
 @PATTERNS("unstructured", example="unstructured")
@@ -28,6 +29,10 @@ class Unstructured(Pattern):
     def pool(self, scores: np.ndarray, rescale: Rescale | None = None) -> np.ndarray:
         """Give the scores: every entry is a unit."""
         return scores if rescale is None else rescale(scores)
+
+    def reached(self, size: int, dropped: int, sparsity: float) -> bool:
+        """Compare the counts."""
+        return dropped >= drop_count(size, sparsity)
 
     def spread(self, keep: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Give the keep-mask as it is."""

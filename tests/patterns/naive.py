@@ -67,7 +67,11 @@ def keep_layer(scores, sparsity, pattern):
     units = UNITS[pattern](scores)
     keep = np.ones(scores.shape, bool)
     free = sorted((unit for unit in units if unit[2]), key=lambda unit: unit[0])
-    for _, places, _ in free[: round(sparsity * len(units))]:
+    drop = round(sparsity * len(units))
+    if pattern[0].isdigit():
+        n, m = (int(part) for part in pattern.split(":"))
+        drop = len(free) if drop >= len(units) * (m - n) // m else drop  # n of each m is a promise
+    for _, places, _ in free[:drop]:
         for place in places:
             keep[place] = False
     return keep
@@ -97,11 +101,12 @@ def keep_global(scores, sparsity, pattern, ceiling=1.0, rescale=lambda values: v
 
 
 def lamp(values):
-    """Divide each square by the sum of the squares of all that are no lower."""
-    found = []
-    for value in values:
-        above = sum(other**2 for other in values if other >= value and other > -math.inf)
-        found.append(-math.inf if value == -math.inf else value**2 / above if above else 0.0)
+    """Sort ascending, then W[u]^2 / sum of W[v]^2 over v >= u, as Lee et al. define it."""
+    found = [-math.inf] * len(values)
+    order = sorted((value, place) for place, value in enumerate(values) if value > -math.inf)
+    for u, (value, place) in enumerate(order):
+        rest = sum(other**2 for other, _ in order[u:])
+        found[place] = value**2 / rest if rest else 0.0
     return found
 
 

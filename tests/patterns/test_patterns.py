@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kpipe.errors import KpipeError
-from kpipe.patterns import PATTERNS, Block, NofM, Unstructured, pattern_of, scope_of
+from kpipe.patterns import PATTERNS, Block, NofM, Unstructured, keep_masks, pattern_of, scope_of
 from tests.patterns import naive
 
 RNG = np.random.default_rng(0)
@@ -111,9 +111,14 @@ def test_what_was_dropped_before_goes_first_and_masks_only_shrink(text):
     assert (anew & ~keep).any(), "a ranking that knows nothing of what was dropped brings entries back"
 
 
-def test_a_weight_that_is_sparser_already_keeps_its_zeros_under_n_of_m():
+def test_at_the_limit_no_group_keeps_more_than_n_whatever_was_dropped_before():
     scores = np.array([[-np.inf], [-np.inf], [-np.inf], [1.0], [4.0], [3.0], [2.0], [1.0]])
-    assert NofM(2, 4)(scores, 0.5)[:, 0].tolist() == [False, False, False, True, True, True, True, False]
+    assert NofM(2, 4)(scores, 0.5)[:, 0].tolist() == [False, False, False, True, True, True, False, False]
+    assert NofM(2, 4)(scores, 0.375)[:, 0].tolist() == [False, False, False, True, True, True, True, True]
+    weights = {"a": scores, "b": scores[::-1]}
+    for scope in ("layer", "erk", "global", "global:mean:0.9"):
+        for keep in keep_masks(weights, 0.5, scope, "2:4").values():
+            assert (keep.reshape(2, 4).sum(axis=1) <= 2).all()
 
 
 def test_a_block_pools_what_is_left_of_it():
@@ -185,6 +190,60 @@ def test_a_function_is_a_pattern_for_each_weight_by_itself(monkeypatch):
     assert pattern_of("by_column") == pattern and str(pattern) == "by_column"
 
 
+def above_the_quantile(scores, sparsity):
+    """Keep the columns above a quantile of their sums: interpolation makes NaN of -inf."""
+    sums = scores.sum(axis=0)
+    return np.broadcast_to(sums > np.quantile(sums, sparsity), scores.shape)
+
+
+def by_norm(scores, sparsity):
+    """Keep the columns of the highest norms."""
+    norms = np.sqrt((scores**2).sum(axis=0))
+    return np.broadcast_to(Unstructured()(norms, sparsity), scores.shape)
+
+
+@pytest.mark.parametrize("function", [columns, above_the_quantile, by_norm])
+def test_a_function_leads_along_a_schedule_where_it_leads_at_once(function):
+    scores, keep, counts = RNG.random((16, 64)), np.ones((16, 64), bool), []
+    for sparsity in np.linspace(0, 0.8, 61)[1:]:
+        keep = pattern_of(function)(np.where(keep, scores, -np.inf), sparsity)
+        counts.append(int(keep[0].sum()))
+        assert (keep == keep[0]).all() and abs(counts[-1] - (1 - sparsity) * 64) <= 1
+    np.testing.assert_array_equal(keep, function(scores, 0.8))
+    assert counts == sorted(counts, reverse=True) and len(set(counts)) > 40
+    with np.errstate(invalid="ignore"):
+        raw = above_the_quantile(np.where(keep, scores, -np.inf), 0.5)
+    assert not raw.any(), "the contract is needed: this function drops everything when it is given -inf"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("lowest", [3.0, 0.0, -2.0, -1e-40, -3e38])
+def test_a_function_is_given_finite_scores_with_what_is_gone_below_all_others(lowest, dtype):
+    given, scores = [], np.array([[lowest, -np.inf], [lowest + 1, -np.inf], [-np.inf, 5.0]], dtype)
+    pattern_of(lambda scores, sparsity: given.append(scores) or np.ones(scores.shape, bool))(scores, 0.4)
+    (seen,), gone = given, scores == -np.inf
+    assert seen.dtype == dtype and np.isfinite(seen).all() and len(set(seen[gone])) == 1
+    assert (seen[~gone] == scores[~gone]).all() and seen[gone].max() < seen[~gone].min()
+    assert (seen[gone] == 0).all() == (lowest > 0)
+
+
+def test_what_was_dropped_before_stays_dropped_whatever_a_function_says():
+    scores = np.array([[-np.inf, 1.0], [2.0, -np.inf]])
+    assert pattern_of(lambda scores, sparsity: scores < 9)(scores, 0.5).tolist() == [[False, True], [True, False]]
+    whole = pattern_of(lambda scores, sparsity: 1 / 0)(np.full((2, 2), -np.inf), 0.5)
+    assert not whole.any(), "nothing is left to choose from"
+
+
+def test_a_function_that_keeps_nothing_is_refused_by_the_name_of_the_weight():
+    with pytest.raises(KpipeError, match=r"Weight 'w': The pattern above_the_quantile keeps nothing of 6 entries.*0.5"):
+        keep_masks({"w": np.ones((2, 3))}, 0.5, pattern=above_the_quantile)
+    gone_only = pattern_of(lambda scores, sparsity: scores == 0)
+    with pytest.raises(KpipeError, match="keeps nothing"):
+        gone_only(np.array([-np.inf, 1.0, 2.0, 3.0]), 0.5)
+    one = pattern_of(lambda scores, sparsity: np.zeros(scores.shape, bool))
+    assert one(np.ones((1, 1)), 0.8).tolist() == [[False]], "round(0.8) of one entry go"
+
+
 @pytest.mark.parametrize(
     ("make", "match"),
     [
@@ -201,6 +260,8 @@ def test_a_function_is_a_pattern_for_each_weight_by_itself(monkeypatch):
         (lambda: NofM(2, 4)(np.full((4, 4), np.nan), 0.5), "NaN"),
         (lambda: Block(2, 2)(np.array([[1.0, np.nan]]), 0.5), "NaN"),
         (lambda: Block(2, 2)(np.ones((4, 4)), 1.0), "sparsity is 1.0"),
+        (lambda: pattern_of(columns)(np.array([[1.0, np.nan]]), 0.5), "1 of 2 scores are NaN"),
+        (lambda: pattern_of(lambda scores, sparsity: scores[0] > 0)(np.ones((2, 3)), 0.5), r"shape \(3,\); expected"),
     ],
 )
 def test_wrong_arguments_are_refused(make, match):

@@ -60,6 +60,26 @@ def test_a_sample_that_misleads_costs_time_not_exactness(monkeypatch):
     assert smallest([values], 100) == np.sort(values)[99]
 
 
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (0.0, 1.0), (1.0, 2.0), (2.0, 2.0), (3.0, 9.0), (-2.0, -1.0)])
+def test_a_bracket_that_misses_among_equal_scores_is_found_out(monkeypatch, low, high):
+    monkeypatch.setattr(ranking, "_bracket", lambda arrays, size, k: (low, high))
+    values = RNG.permutation(np.repeat([0.0, 1.0, 2.0], [10_000, 500, 10_000]))
+    for k in (1, 9_999, 10_000, 10_001, 10_500, 10_501, 11_000, 20_500):
+        assert smallest([values[:7000], values[7000:]], k) == np.sort(values)[k - 1]
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.0001, 0.3, 0.5, 0.9999])
+@pytest.mark.parametrize("count", [1, 100, 30_000])
+@pytest.mark.parametrize("kind", ["spread", "ties"])
+def test_nan_is_found_wherever_the_threshold_lies(kind, count, sparsity):
+    rng = np.random.default_rng(count)
+    values = rng.random(60_000) if kind == "spread" else rng.integers(0, 4, 60_000).astype(float)
+    keep_highest([values], round(sparsity * 60_000))
+    values[rng.choice(60_000, count, replace=False)] = np.nan
+    with pytest.raises(KpipeError, match=f"{count} of 60000 scores are NaN"):
+        keep_highest([values], round(sparsity * 60_000))
+
+
 @pytest.mark.parametrize("sparsity", [0.1, 0.2499, 0.25, 0.2501, 0.5, 0.7499, 0.75, 0.7501, 0.9])
 def test_a_threshold_near_the_edge_of_many_equal_scores_is_exact(sparsity):
     values = RNG.permutation(np.r_[RNG.random(20_000), np.ones(40_000), 1 + RNG.random(20_000)].astype("float32"))

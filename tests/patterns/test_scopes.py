@@ -133,6 +133,19 @@ def test_a_ceiling_holds_in_every_weight_and_the_rest_goes_elsewhere(pattern):
     assert dropped(keeps) == pytest.approx(dropped(free), abs=4)
 
 
+def test_a_sparsity_at_the_ceiling_comes_as_near_as_whole_numbers_allow():
+    scores = {"a": np.array([[1.0, 2.0, 3.0]]), "b": np.array([[4.0, 5.0, 6.0]])}
+    keeps = keep_masks(scores, 0.5, "global:none:0.5")
+    assert {path: int((~keep).sum()) for path, keep in keeps.items()} == {"a": 1, "b": 1}
+    assert dropped(keep_masks(scores, 0.5, "global")) == 3
+
+
+def test_what_cannot_be_reached_is_told_before_there_are_weights():
+    check_scope("global:none:0.5", "unstructured", 0.5)
+    check_scope("global:none:0.5", "unstructured")
+    check_scope("global", "2:4", 0.5)
+
+
 def test_what_was_dropped_before_may_lie_above_the_ceiling():
     scores = {"a": np.array([[-np.inf, -np.inf, -np.inf, 1.0]]), "b": np.array([[1.0, 2.0, 3.0, 4.0]])}
     keeps = keep_masks(scores, 0.5, "global:none:0.5")
@@ -316,6 +329,10 @@ def test_what_a_scope_says_beforehand_is_what_it_does(text):
         (lambda: scope_of({"layer": {"x": 1}}), "it takes no arguments"),
         (lambda: scope_of({"global": 3}), "cannot be made from 3"),
         (lambda: keep_masks(weights("even"), 0.9, "global:none:0.8"), "sparsity is 0.9; with ceiling=0.8"),
+        (lambda: check_scope("global:none:0.5", "unstructured", 0.9), "sparsity is 0.9; with ceiling=0.5 no weight"),
+        (lambda: check_scope("layer", "2:4", 0.6), "'2:4' reaches 0.5 at most"),
+        (lambda: check_scope("erk", "unstructured", 1.0), "sparsity is 1.0"),
+        (lambda: keep_masks({"a/kernel": np.array([np.nan, 1.0])}, 0.5), "Weight 'a/kernel': 1 of 2 scores are NaN"),
         (lambda: keep_masks(weights("even"), 0.6, "global", "2:4"), "'2:4' reaches 0.5 at most"),
         (lambda: keep_masks(weights("even"), 0.6, "erk", "2:4"), "'2:4' reaches 0.5 at most"),
         (lambda: keep_masks(weights("even"), 1.0, "global"), "sparsity is 1.0"),
