@@ -1,5 +1,6 @@
 """Pure functions from scores to masks that only ever lose entries."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,25 +36,39 @@ def first_mask(weight: np.ndarray) -> np.ndarray:
 
 
 def due(
-    sizes: Mapping[str, int], dropped: Mapping[str, int], sparsity: float, scope: str | Mapping[str, Any] | Scope
+    shapes: Mapping[str, tuple[int, ...] | int],
+    dropped: Mapping[str, int],
+    sparsity: float,
+    scope: str | Mapping[str, Any] | Scope,
+    pattern: str | Pattern | MaskFunction = "unstructured",
 ) -> list[str]:
-    """List the weights that have to be ranked because fewer entries are dropped than asked for.
+    """List the weights that have to be ranked: all but those of which the counts alone say that nothing can change.
 
-    What is dropped stays dropped, so where the count is reached nothing can change.
+    What is dropped stays dropped, so nothing can where as many entries are dropped as asked for. Where the pattern
+    counts other units than entries, the scores have to tell.
 
     Args:
-        sizes: Path -> number of entries.
-        dropped: Path -> number of those that are dropped.
+        shapes: Path -> shape of the scores; a number stands for one axis.
+        dropped: Path -> number of entries that are dropped.
         sparsity: Fraction of zeros asked for, in [0, 1).
-        scope: Where it judges each weight by itself, those that lack zeros are listed; else all, if all together do.
+        scope: Where it judges each weight by itself, those that lack zeros are listed; else all, if any lacks some.
+        pattern: What goes together.
 
     Example:
         >>> due({"a": 4, "b": 2}, {"a": 0, "b": 1}, 0.5, "layer"), due({"a": 4, "b": 2}, {"a": 0, "b": 1}, 0.5, "erk")
         (['a'], ['a', 'b'])
+        >>> due({"a": (5, 8)}, {"a": 24}, 0.5, "layer"), due({"a": (5, 8)}, {"a": 24}, 0.5, "layer", "block:4x1")
+        ([], ['a'])
     """
-    if scope_of(scope).alone:
-        return [path for path, size in sizes.items() if dropped[path] < drop_count(size, sparsity)]
-    return list(sizes) if sum(dropped.values()) < drop_count(sum(sizes.values()), sparsity) else []
+    scope, pattern = scope_of(scope), pattern_of(pattern)
+    axes = {path: shape if isinstance(shape, tuple) else (shape,) for path, shape in shapes.items()}
+    sizes = {path: math.prod(shape) for path, shape in axes.items()}
+    shares = scope.sparsities(axes, sparsity, pattern)
+    if shares is None:
+        reached = scope.ranks and pattern.reached(sum(sizes.values()), sum(dropped.values()), sparsity)
+        return [] if reached else list(shapes)
+    lacking = [path for path in shapes if not pattern.reached(sizes[path], dropped[path], shares[path])]
+    return lacking if scope.alone or not lacking else list(shapes)
 
 
 def drop_more(
@@ -78,7 +93,7 @@ def drop_more(
         Path -> new keep-mask; an unstructured one has exactly max(round(sparsity * n), dropped before) zeros.
 
     Raises:
-        KpipeError: When a score of what is kept is NaN, or the sparsity, the scope and the pattern do not fit.
+        KpipeError: When a score of what is kept is NaN; when the sparsity, the scope and the pattern do not fit.
 
     Example:
         >>> keep = {"a": np.array([True, True, False, True])}
@@ -89,22 +104,29 @@ def drop_more(
     layout = {path: (layouts or {}).get(path, NATURAL) for path in keeps}
     alive = {path: _turned(layout[path], keep) for path, keep in keeps.items()}
     turned = {path: _turned(layout[path], scores[path]) for path in keeps}
+    try:
+        chosen = _chosen(alive, turned, sparsity, scope, pattern)
+    except KpipeError:
+        _refuse_nan(alive, turned)  # which says of what weight it is
+        raise
+    return {path: _back(layout[path], chosen[path], keep.shape) for path, keep in keeps.items()}
+
+
+def _chosen(
+    alive: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray], sparsity: float, scope: Scope, pattern: Pattern
+) -> dict[str, np.ndarray]:
     shares = None
     if isinstance(pattern, Unstructured):
         shares = scope.sparsities({path: keep.shape for path, keep in alive.items()}, sparsity, pattern)
     if shares is not None:
         drops = {path: drop_count(keep.size, shares[path]) for path, keep in alive.items()}
-        chosen = {path: drop_lowest([keep], [turned[path]], drops[path])[0] for path, keep in alive.items()}
-    elif isinstance(pattern, Unstructured) and scope == Global():
+        return {path: drop_lowest([keep], [scores[path]], drops[path])[0] for path, keep in alive.items()}
+    if isinstance(pattern, Unstructured) and scope == Global():
         drop = drop_count(sum(keep.size for keep in alive.values()), sparsity)
-        chosen = dict(zip(alive, drop_lowest(list(alive.values()), list(turned.values()), drop), strict=True))
-    else:
-        ranked = {p: turned[p] if keep.all() else np.where(keep, turned[p], -np.inf) for p, keep in alive.items()}
-        chosen = scope.keep(ranked, sparsity, pattern)
-        for path, keep in alive.items():
-            _check_shape(path, chosen[path], keep.shape, pattern)
-        chosen = {path: np.logical_and(chosen[path], keep) for path, keep in alive.items()}
-    return {path: _back(layout[path], chosen[path], keep.shape) for path, keep in keeps.items()}
+        return dict(zip(alive, drop_lowest(list(alive.values()), list(scores.values()), drop), strict=True))
+    ranked = {p: scores[p] if keep.all() else np.where(keep, scores[p], -np.inf) for p, keep in alive.items()}
+    found = scope.keep(ranked, sparsity, pattern)
+    return {path: np.logical_and(found[path], keep) for path, keep in alive.items()}
 
 
 def _turned(layout: Layout, values: np.ndarray) -> np.ndarray:
@@ -115,12 +137,14 @@ def _back(layout: Layout, values: np.ndarray, shape: tuple[int, ...]) -> np.ndar
     return values if layout == NATURAL else layout.back(values, shape)
 
 
-def _check_shape(path: str, found: np.ndarray, shape: tuple[int, ...], pattern: Pattern) -> None:
-    if np.shape(found) != shape:
-        raise KpipeError(
-            f"The pattern {pattern} gave a mask of shape {np.shape(found)} for {path!r}; expected {shape}, one boolean "
-            "an entry."
-        )
+def _refuse_nan(keeps: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray]) -> None:
+    for path, keep in keeps.items():
+        wrong = int(np.count_nonzero(np.isnan(scores[path]) & keep))
+        if wrong:
+            raise KpipeError(
+                f"{wrong} of the scores of {path!r} are NaN, {keep.size} in all; a ranking needs numbers. Look whether "
+                "the weight has become NaN in training; a lower learning rate may help. Else the criterion makes them."
+            )
 
 
 def drop_lowest(keeps: Sequence[np.ndarray], scores: Sequence[np.ndarray], drop: int) -> list[np.ndarray]:
@@ -151,10 +175,10 @@ def drop_lowest(keeps: Sequence[np.ndarray], scores: Sequence[np.ndarray], drop:
     more = drop - (size - kept)
     if more <= 0:
         return list(keeps)
-    bound = None if any(np.isnan(np.max(values)) for _, values in flat if values.size) else _bound(flat, kept, more)
+    bound = _bound(flat, kept, more)
     if bound is None and kept == size:
         return keep_highest(scores, drop)  # no index of every entry: a first pruning takes little memory
-    below = [np.flatnonzero(keep if bound is None else (values <= bound) & keep) for keep, values in flat]
+    below = [np.flatnonzero(keep if bound is None else _not_above(bound, keep, values)) for keep, values in flat]
     if sum(map(len, below)) < more:
         below = [np.flatnonzero(keep) for keep, _ in flat]
     stay = keep_highest([values[places] for (_, values), places in zip(flat, below, strict=True)], more)
@@ -164,6 +188,12 @@ def drop_lowest(keeps: Sequence[np.ndarray], scores: Sequence[np.ndarray], drop:
         new.reshape(-1)[places[~stays]] = False
         found.append(new)
     return found
+
+
+def _not_above(bound: Any, keep: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Tell what is kept and not above the bound: NaN is among it, and is refused where these few are ranked."""
+    above = values > bound
+    return np.greater(keep, above, out=above)
 
 
 def _bound(flat: Sequence[tuple[np.ndarray, np.ndarray]], kept: int, more: int) -> Any:
