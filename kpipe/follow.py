@@ -1,14 +1,16 @@
 """Callbacks that follow schedules: when to ask, what the steps are, and what to say of a training too short."""
 
+import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
 
-from kpipe.errors import KpipeError
+from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.projections import Holder, inner_optimizer, trained_model
-from kpipe.schedules import AnySchedule, Schedule, last_due, resolve, warn_of_shortfall
+from kpipe.schedules import AnySchedule, Schedule, Training, last_due, resolve, shortfall
 
 _HORIZON = 1000
 """Steps that are looked ahead for an update; further on the question is put again."""
@@ -22,8 +24,9 @@ class Follower(keras.callbacks.Callback, ABC):
     and a training whose weights and optimizer another callback restores is begun anew from there. The number is read
     only when an update can be due by then, so that an accelerator need not wait for the host after every batch.
 
-    A class says by `_begin`, `_update`, `_end` and `_changed` what it does. What it holds by the holder that `_begin`
-    gets is let go at the end of the training.
+    A class says by `_begin`, `_update`, `_end`, `_gone` and `_lacks` what it does. What it holds by the holder that
+    `_begin` gets is let go at the end of the training; of a `fit` that broke off, when the next one with a follower
+    begins on the same model.
 
     Args:
         schedules: Name of a set of weights, or None for all -> its schedule, in steps or in epochs.
@@ -49,15 +52,20 @@ class Follower(keras.callbacks.Callback, ABC):
         """Finish; the constraints are given back already."""
 
     @abstractmethod
-    def _changed(self, name: str | None) -> bool:
-        """Tell whether anything is pruned by now of a schedule's set of weights."""
+    def _gone(self, name: str | None) -> int:
+        """Count what is gone by now of a schedule's set of weights."""
+
+    @abstractmethod
+    def _lacks(self, name: str | None, sparsity: float) -> bool:
+        """Tell whether less is gone of a schedule's set of weights than a sparsity asks for."""
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Choose the weights, hold the zeros they have, and ask the schedules a first time.
 
         A subclassed model that has no weights yet gets them in its first batch; it is begun with after that.
         """
-        self._let_go()  # of a fit that broke off
+        self._let_go(restored=True)  # of a fit that broke off; what it held says nothing of the weights as they are
+        _let_go_others(self)
         steps = self._steps_per_epoch()
         self._asks = {name: resolve(schedule, steps) for name, schedule in self.schedules.items()}
         if trained_model(self._fit).weights:
@@ -66,7 +74,7 @@ class Follower(keras.callbacks.Callback, ABC):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begin anew when another callback has restored the weights and the optimizer meanwhile."""
         if self._holder is not None and not 0 <= self._step() - self._asked <= self._pace * self._calls:
-            self.on_train_begin()
+            self.on_train_begin()  # whatever was held before is not to touch the restored weights
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Ask the schedules about every step since the last question, if one of them can be due."""
@@ -91,15 +99,16 @@ class Follower(keras.callbacks.Callback, ABC):
         self._let_go()
         self._end()
         for name, schedule in self._asks.items():
-            what = type(self).__name__ + ("" if name is None else f" ({name!r})")
-            warn_of_shortfall(what, schedule, self._begun, self._asked, self._changed(name))
+            self._tell(name, schedule)
 
     def _start(self, first: int) -> None:
         holder = self._holder = Holder(self._fit)
+        _HOLDING.setdefault(trained_model(self._fit), weakref.WeakSet()).add(self)
         self._begun, self._asked = first, self._step()
         self._calls, self._rest, self._pace = 0, 1, self._fit.steps_per_execution
         try:
             self._begin(holder)
+            self._before = {name: self._gone(name) for name in self._asks}
             self._follow(first, self._asked, beginning=True)
         except BaseException:
             self._let_go()
@@ -129,19 +138,40 @@ class Follower(keras.callbacks.Callback, ABC):
         """Give the next step at which anything can be due."""
         return next_due(self._asks.values(), step)
 
-    def _let_go(self) -> None:
+    def _let_go(self, restored: bool = False) -> None:
+        """Give the constraints back; of weights that were restored or set anew meanwhile, as they are."""
         if self._holder is not None:
-            self._holder.release()
+            self._holder.release(project=not restored)
             self._holder = None
 
+    def _tell(self, name: str | None, schedule: Schedule) -> None:
+        """Warn of what the training did less than the schedule asks for."""
+        last = self._asked if schedule.settled_step is None else schedule.settled_step
+        lacks = self._lacks(name, schedule.sparsity(last))
+        found = shortfall(schedule, Training(self._begun, self._asked, self._before[name], self._gone(name), lacks))
+        if found is not None:
+            what = type(self).__name__ + ("" if name is None else f" ({name!r})")
+            text = f"{what} pruned nothing: {found.text}" if found.nothing else f"{what} {found.text}"
+            warnings.warn(text, NoEffectWarning if found.nothing else UserWarning, stacklevel=3)
+
     def _step(self) -> int:
-        return int(self._fit.optimizer.iterations.numpy())  # NumPy: a variable that a strategy mirrors is no int
+        return int(self._optimizer.iterations.numpy())  # NumPy: a variable that a strategy mirrors is no int
 
     def _steps_per_epoch(self) -> int | None:
         """Give the optimizer updates of an epoch, or None when Keras does not know how many batches there are."""
         batches = (self.params or {}).get("steps")
-        every = inner_optimizer(self._fit.optimizer).gradient_accumulation_steps or 1
+        every = inner_optimizer(self._optimizer).gradient_accumulation_steps or 1
         return None if batches is None else max(1, batches // every)
+
+    @property
+    def _optimizer(self) -> Any:
+        optimizer = getattr(self._fit, "optimizer", None)
+        if optimizer is None:
+            raise KpipeError(
+                f"{type(self).__name__} counts the updates of the model's optimizer, and {self._fit.name!r} has none. "
+                "Compile the model, or set model.optimizer to the optimizer that you apply."
+            )
+        return optimizer
 
     @property
     def _fit(self) -> keras.Model:
@@ -149,6 +179,20 @@ class Follower(keras.callbacks.Callback, ABC):
             what = type(self).__name__
             raise KpipeError(f"{what} has no model yet: pass it to model.fit, or call set_model(model).")
         return self.model
+
+
+_HOLDING: weakref.WeakKeyDictionary[keras.Model, weakref.WeakSet[Follower]] = weakref.WeakKeyDictionary()
+"""Model -> the followers that hold something on its weights, or did."""
+
+
+def _let_go_others(follower: Follower) -> None:
+    """Let the followers go whose `fit` on the same model broke off: Keras tells a callback of no such end.
+
+    Those of one `fit` have the very same `params`; in a loop of one's own there are none, and nothing is let go.
+    """
+    for other in list(_HOLDING.get(trained_model(follower._fit), ())):
+        if follower.params is not None and other.params is not None and other.params is not follower.params:
+            other._let_go(restored=True)
 
 
 def next_due(asks: Collection[Schedule], step: int, horizon: int = _HORIZON) -> int:

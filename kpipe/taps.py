@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.errors import KpipeError
+from kpipe.projections import inner_optimizer
 
 FIELDS: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "grad": lambda weight, gradient: gradient,
@@ -53,7 +54,7 @@ class GradientTap:
                 raise KpipeError(f"A tap gathers {', '.join(FIELDS)}; received {field!r}.")
         self.model, self.fields = model, tuple(fields)
         self._variables = {id(variable): variable for variable in variables}
-        self._optimizer = _innermost(model.optimizer)
+        self._optimizer = inner_optimizer(model.optimizer)
         with model.distribute_strategy.scope():
             self._sums = {
                 (key, field): _summing(tf.zeros(variable.shape, tf.float32))
@@ -92,6 +93,13 @@ class GradientTap:
         if fields is None or "grad" in fields:
             self._count.assign(0)
         self._from.assign(since)
+
+    def take_over(self, other: "GradientTap") -> None:
+        """Begin with what another tap has summed up of the variables that both have."""
+        for key, total in self._sums.items():
+            if key in other._sums:
+                total.assign(other._sums[key].read_value())
+        self._count.assign(other._count.read_value())
 
     def release(self) -> None:
         """Take the tap off the optimizer."""
@@ -163,10 +171,6 @@ class _Tapped:
         del self.optimizer.apply
         if self.before is not None:
             self.optimizer.apply = self.before
-
-
-def _innermost(optimizer: Any) -> Any:
-    return optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
 
 
 def _summing(value: tf.Tensor) -> tf.Variable:

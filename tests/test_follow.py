@@ -19,18 +19,24 @@ class Record(Follower):
     def __init__(self, schedules, changed=True):
         super().__init__(schedules)
         self.seen, self.asked_at, self.begun, self.changed = [], [], 0, changed
+        self.reached = {}
 
     def _begin(self, holder):
         self.begun += 1
 
     def _update(self, asked):
         self.seen.append((self._asked, dict(asked)))
+        if self.changed:
+            self.reached |= asked
 
     def _end(self):
         self.seen.append("end")
 
-    def _changed(self, name):
-        return self.changed
+    def _gone(self, name):
+        return round(100 * self.reached.get(name, 0.0))
+
+    def _lacks(self, name, sparsity):
+        return self.reached.get(name, 0.0) < sparsity
 
     def _step(self):
         self.asked_at.append(super()._step())

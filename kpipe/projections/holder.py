@@ -123,11 +123,16 @@ class Holder:
         """List the held variables."""
         return list({id(variable): variable for variable, _, _ in self._held}.values())
 
-    def release(self) -> None:
-        """Apply the projections a last time, then give every variable its own constraint back."""
+    def release(self, project: bool = True) -> None:
+        """Give every variable its own constraint back.
+
+        Args:
+            project: Apply the projections a last time before; not where the weights have been set anew meanwhile.
+        """
         if not self._held:
             return
-        self.project()
+        if project:
+            self.project()
         for variable, projection, average in self._held:
             held = variable.constraint
             held.projections = [other for other in held.projections if other is not projection]

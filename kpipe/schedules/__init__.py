@@ -2,7 +2,7 @@
 
 from kpipe.schedules.constant import ConstantSparsity
 from kpipe.schedules.epochs import EpochSchedule, resolve
-from kpipe.schedules.following import last_due, warn_of_shortfall
+from kpipe.schedules.following import Shortfall, Training, last_due, shortfall
 from kpipe.schedules.join import Join
 from kpipe.schedules.ramps import CosineSparsity, LinearSparsity, OneCycleSparsity, PolynomialDecay
 from kpipe.schedules.schedule import SCHEDULES, Schedule
@@ -21,11 +21,13 @@ __all__ = [
     "OneCycleSparsity",
     "PolynomialDecay",
     "Schedule",
+    "Shortfall",
     "SteppedSparsity",
+    "Training",
     "arguments_of",
     "last_due",
     "resolve",
     "schedule",
     "schedules_of",
-    "warn_of_shortfall",
+    "shortfall",
 ]

@@ -1,8 +1,7 @@
-"""What a callback asks of its schedule, and what it says when a training did less than the schedule asks for."""
+"""What a callback asks of its schedule, and what there is to say of a training that did less than was asked for."""
 
-import warnings
+from dataclasses import dataclass
 
-from kpipe.errors import NoEffectWarning
 from kpipe.schedules.schedule import Schedule
 
 
@@ -25,44 +24,75 @@ def last_due(ask: Schedule, first: int, last: int) -> float | None:
     return None
 
 
-def warn_of_shortfall(what: str, ask: Schedule, begun: int, ended: int, changed: bool) -> None:
-    """Warn when a training did less than its schedule asks for; say which step numbers did not meet.
+@dataclass(frozen=True)
+class Training:
+    """Say how far a training went with one set of weights.
 
     Args:
-        what: Who pruned, for the text.
-        ask: The schedule.
-        begun: Optimizer updates done when the training began.
+        begun: Optimizer updates done when it began.
         ended: Optimizer updates done when it ended.
-        changed: Whether anything is pruned by now.
+        before: Number of entries that were gone when it began.
+        after: Number of entries that were gone when it ended.
+        lacks: Whether fewer are gone at the end than the schedule asks for in the end.
+    """
+
+    begun: int
+    ended: int
+    before: int
+    after: int
+    lacks: bool
+
+
+@dataclass(frozen=True)
+class Shortfall:
+    """Say what a training fell short of; `nothing` when it pruned nothing, and the text says why."""
+
+    text: str
+    nothing: bool
+
+
+def shortfall(ask: Schedule, training: Training) -> Shortfall | None:
+    """Say what a training did less than its schedule asks for, by which step numbers did not meet.
+
+    Args:
+        ask: The schedule.
+        training: How far it went.
+
+    Returns:
+        None when as much is gone as the schedule asks for in the end.
 
     Example:
         >>> from kpipe.schedules import ConstantSparsity
-        >>> import warnings
-        >>> with warnings.catch_warnings(record=True) as caught:
-        ...     warnings.simplefilter("always")
-        ...     warn_of_shortfall("WeightPruning", ConstantSparsity(0.5, begin_step=100), 0, 40, changed=False)
-        >>> print(caught[0].message)
-        WeightPruning pruned nothing: training ended at step 40, before begin_step=100. Train longer, or begin earlier.
+        >>> short = shortfall(ConstantSparsity(0.5, begin_step=100), Training(0, 40, before=0, after=0, lacks=True))
+        >>> print(short.text)
+        training ended at step 40, before begin_step=100. Train longer, or begin earlier.
     """
-    if not changed and ended < ask.begin_step:
-        text = f"training ended at step {ended}, before begin_step={ask.begin_step}. Train longer, or begin earlier."
-    elif not changed and 0 <= ask.end_step < begun:
+    begun, ended = training.begun, training.ended
+    last = ended if ask.settled_step is None else ask.settled_step  # one without an end asks for what it asked for last
+    if not training.lacks:
+        if training.after:
+            return None
+        return Shortfall(f"between steps {begun} and {ended} {ask} asked for less than one entry of each.", True)
+    if training.after > training.before:
+        text = f"ended at step {ended} with fewer entries gone than {ask} asks for."
+        if ended < last:
+            text = (
+                f"ended at step {ended}, before end_step={last} of its schedule: the last sparsity asked for "
+                f"was below {ask.sparsity(last)}. Train longer, or set end_step to at most {ended}."
+            )
+        return Shortfall(text, False)
+    if ended == begun:
         text = (
-            f"the schedule ended at step {ask.end_step} and this training began at step {begun}; the optimizer counts "
-            "its steps over all fits. Compile the model anew, or give a schedule that ends later."
+            f"the model's optimizer made no update (it stands at {ended}). In a loop of your own, model.optimizer has "
+            "to be the optimizer that you apply."
         )
-    elif not changed and ended < ask.end_step:
-        text = f"training ended at step {ended}, long before end_step={ask.end_step}. Train longer, or lower end_step."
-    elif not changed:
-        text = f"between steps {begun} and {ended} {ask} asked for less than one entry of each."
-    elif ended < ask.end_step:
-        warnings.warn(
-            f"{what} ended at step {ended}, before end_step={ask.end_step} of its schedule: the last sparsity asked "
-            f"for was below {ask.sparsity(ask.end_step)}. Train longer, or set end_step to at most {ended}.",
-            UserWarning,
-            stacklevel=3,
+    elif ended < ask.begin_step:
+        text = f"training ended at step {ended}, before begin_step={ask.begin_step}. Train longer, or begin earlier."
+    elif max(ask.end_step, last) < begun:
+        text = (
+            f"the schedule ended at step {max(ask.end_step, last)} and this training began at step {begun}; the optimizer counts its "
+            "steps over all fits. Compile the model anew, or give a schedule that ends later."
         )
-        return
     else:
-        return
-    warnings.warn(f"{what} pruned nothing: {text}", NoEffectWarning, stacklevel=3)
+        text = f"training ended at step {ended}, long before end_step={last}. Train longer, or lower end_step."
+    return Shortfall(text, True)

@@ -120,8 +120,16 @@ class FilterPruning(Follower):
     def _end(self) -> None:
         self._write_plan()
 
-    def _changed(self, name: str | None) -> bool:
-        return any(len(places) for places in self._removed)
+    def _gone(self, name: str | None) -> int:
+        return sum(len(places) for places in self._removed)
+
+    def _lacks(self, name: str | None, sparsity: float) -> bool:
+        steps = [step_of(group, self.round_to) for group in self._trace.groups]
+        sizes, gone = [len(group.classes) for group in self._trace.groups], [len(places) for places in self._removed]
+        if self.scope != "layer":  # rounding leaves less than a step of each group
+            sizes, gone, steps = [sum(sizes)], [sum(gone)], [sum(steps)]
+        asked = [min(round(sparsity * n), n - step) for n, step in zip(sizes, steps, strict=True)]
+        return any(wanted - found >= step for wanted, found, step in zip(asked, gone, steps, strict=True))
 
     def _gone_so_far(self, traced: Trace) -> list[np.ndarray]:
         """Take over what an earlier fit of the same model removed."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from kpipe.errors import KpipeError
 from kpipe.follow import Follower
+from kpipe.layers import weights_within
 from kpipe.patterns import MaskFunction, Pattern, Scope, check_scope, drop_count, pattern_of, scope_of
 from kpipe.projections import Holder, trained_model
 from kpipe.saliency import FROM_DATA, Criterion, Evidence, criterion_of, gather
@@ -118,6 +119,8 @@ class WeightPruning(Follower):
         self._tap: GradientTap | None = None
         self._pending: dict[str | None, float] = {}
         self._reached: dict[str | None, float] = {}
+        self._used, self._until = False, None
+        self._trainable: list[bool] = []
 
     def report(self) -> Report:
         """Tell of every weight of the model: path, shape and sparsity as they are now, or why it was skipped.
@@ -131,8 +134,8 @@ class WeightPruning(Follower):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begin anew when a layer was frozen or unfrozen, or another callback restored weights and optimizer."""
-        if self._holder is not None and self._trainable != _trainable(self._fit):
-            self.on_train_begin()
+        if self._holder is not None and self._trainable != self._trainable_now():
+            self._begin_anew()
         super().on_epoch_begin(epoch, logs)
         if self._holder is not None and (until := self._end_of_moves(epoch)) != self._until:
             self._until = until
@@ -141,12 +144,12 @@ class WeightPruning(Follower):
     def _begin(self, holder: Holder) -> None:
         student = trained_model(self._fit)
         found, self._skipped = find_targets(student, self.layers, self.roles)
-        names, unled = led(found, self.schedules)
+        names, unled = led(found, self.schedules, [row.path for row in self._skipped])
         mine, refused = suited([target for target in found if target.path in names], self.pattern)
         self._skipped += [*unled, *refused]
         self._weights = {target.path: hold(target, names[target.path], holder) for target in mine}
         self._pending, self._reached, self._used = {}, {}, False
-        self._trainable, self._until = _trainable(self._fit), self._end_of_moves(epoch=0)
+        self._trainable, self._until = self._trainable_now(), self._end_of_moves(epoch=0)
         if self._tapped or self._grows_by_gradient:
             fields = self._tapped + (["grad"] if "grad" not in self._tapped and self._grows_by_gradient else [])
             self._tap = GradientTap(self._fit, [target.variable for target in mine], fields)
@@ -155,14 +158,31 @@ class WeightPruning(Follower):
             last = {name: last_due(ask, 0, self._asked) for name, ask in self._asks.items()}
             self._pending = {name: sparsity for name, sparsity in last.items() if sparsity is not None}
 
-    def _let_go(self) -> None:
+    def _begin_anew(self) -> None:
+        """Choose the weights anew; one that has been unfrozen is brought to what the others have reached."""
+        reached, tap = self._reached, self._tap
+        self.on_train_begin()
+        if tap is not None and self._tap is not None:
+            self._tap.take_over(tap)
+        self._update(reached)
+
+    def _let_go(self, restored: bool = False) -> None:
         if self._tap is not None:
             self._tap.release()
             self._tap = None
-        super()._let_go()
+        super()._let_go(restored)
 
-    def _changed(self, name: str | None) -> bool:
-        return any(one.dropped for one in self._weights.values() if one.schedule == name)
+    def _gone(self, name: str | None) -> int:
+        return sum(one.dropped for one in self._weights.values() if one.schedule == name)
+
+    def _lacks(self, name: str | None, sparsity: float) -> bool:
+        mine = self._learning(name)
+        dropped = {path: one.dropped for path, one in mine.items()}
+        return bool(due({path: one.size for path, one in mine.items()}, dropped, sparsity, self.scope))
+
+    def _trainable_now(self) -> list[bool]:
+        known = weights_within(trained_model(self._fit))
+        return [weight.variable.trainable for weight in known if weight.role in self.roles]
 
     def _follow(self, first: int, last: int, beginning: bool = False) -> None:
         super()._follow(first, last, beginning)
@@ -277,10 +297,6 @@ class WeightPruning(Follower):
 
 
 def _highest(schedule: AnySchedule) -> float:
-    """Give the sparsity that a schedule ends at."""
-    steps = resolve(schedule, steps_per_epoch=1000)
-    return steps.sparsity(max(steps.begin_step, steps.end_step))
+    """Give the highest sparsity that a schedule asks for."""
+    return resolve(schedule, steps_per_epoch=1000).highest
 
-
-def _trainable(model: Any) -> list[bool]:
-    return [variable.trainable for variable in trained_model(model).variables]

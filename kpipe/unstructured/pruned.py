@@ -8,6 +8,7 @@ import numpy as np
 
 from kpipe.errors import KpipeError
 from kpipe.projections import Holder, Mask
+from kpipe.registry import nearest
 from kpipe.unstructured.masks import first_mask
 from kpipe.unstructured.targets import Skipped, Target
 
@@ -56,18 +57,21 @@ class Pruned:
         return keep & ~before
 
 
-def led(targets: Sequence[Target], schedules: Collection[str | None]) -> tuple[dict[str, str | None], list[Skipped]]:
+def led(
+    targets: Sequence[Target], schedules: Collection[str | None], left_out: Collection[str] = ()
+) -> tuple[dict[str, str | None], list[Skipped]]:
     """Find the schedule of each weight: the first whose regular expression is found in its path.
 
     Args:
         targets: Weights to prune.
         schedules: The expressions; None for one that leads all weights.
+        left_out: The paths of weights that are not pruned, for now perhaps: a layer may be unfrozen later.
 
     Returns:
         Path -> expression, and the weights that no schedule leads.
 
     Raises:
-        KpipeError: When no weight is led.
+        KpipeError: When no weight is led, or an expression is found in no path at all.
 
     Example:
         >>> import keras
@@ -85,9 +89,19 @@ def led(targets: Sequence[Target], schedules: Collection[str | None]) -> tuple[d
         else:
             shape = tuple(target.variable.shape)
             skipped.append(Skipped(target.path, shape, "no schedule's expression is found in its path"))
+    paths = [target.path for target in targets]
+    for name in schedules:
+        if name is not None and not any(re.search(name, path) for path in (*paths, *left_out)):
+            listed = ", ".join(paths[:8]) + (", ..." if len(paths) > 8 else "")
+            raise KpipeError(
+                f"The schedule's expression {name!r} is found in the path of no weight. The weights to prune: {listed}."
+                f"{nearest(name, paths)}"
+            )
     if not names:
-        paths = ", ".join(target.path for target in targets[:8])
-        raise KpipeError(f"No schedule's expression ({', '.join(map(str, schedules))}) is found in {paths}.")
+        raise KpipeError(
+            f"The schedules' expressions ({', '.join(map(repr, schedules))}) are found in paths of weights that are "
+            f"left out alone, in none of the weights to prune: {', '.join(paths[:8])}."
+        )
     return names, skipped
 
 

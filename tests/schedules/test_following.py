@@ -1,7 +1,8 @@
+import re
+
 import pytest
 
-from kpipe.errors import NoEffectWarning
-from kpipe.schedules import ConstantSparsity, PolynomialDecay, SteppedSparsity, last_due, warn_of_shortfall
+from kpipe.schedules import ConstantSparsity, Join, PolynomialDecay, SteppedSparsity, Training, last_due, shortfall
 
 
 def test_a_due_update_between_two_questions_is_not_lost():
@@ -12,22 +13,32 @@ def test_a_due_update_between_two_questions_is_not_lost():
     assert last_due(SteppedSparsity((0.3, 0.6), (2, 7)), 1, 20) == 0.6
 
 
+JOINED = Join((PolynomialDecay(0.0, 0.5, 0, 900), ConstantSparsity(0.5, 900)))
+
+
 @pytest.mark.parametrize(
-    ("ask", "begun", "ended", "changed", "kind", "match"),
+    ("ask", "training", "nothing", "text"),
     [
-        (ConstantSparsity(0.5, 100), 0, 40, False, NoEffectWarning, "ended at step 40, before begin_step=100"),
-        (ConstantSparsity(0.5, 0, 20), 30, 40, False, NoEffectWarning, "ended at step 20 and this training began at"),
-        (PolynomialDecay(0, 0.5, 0, 900), 0, 40, False, NoEffectWarning, "long before end_step=900"),
-        (ConstantSparsity(0.5, 0), 0, 40, False, NoEffectWarning, "asked for less than one entry"),
-        (PolynomialDecay(0, 0.5, 0, 900), 0, 40, True, UserWarning, "before end_step=900 of its schedule"),
+        (ConstantSparsity(0.5, 100), (0, 40, 0, 0), True, "ended at step 40, before begin_step=100"),
+        (ConstantSparsity(0.5, 0, 20), (30, 40, 0, 0), True, "ended at step 20 and this training began at step 30"),
+        (ConstantSparsity(0.9, 1000), (0, 40, 7, 7), True, "ended at step 40, before begin_step=1000"),
+        (PolynomialDecay(0, 0.5, 0, 900), (0, 40, 0, 0), True, "long before end_step=900"),
+        (PolynomialDecay(0.5, 0.9, 0, 8), (8, 16, 5, 5), True, "long before|ended at step 8"),
+        (PolynomialDecay(0, 0.5, 0, 900), (0, 0, 0, 0), True, "optimizer made no update"),
+        (PolynomialDecay(0, 0.5, 0, 900), (0, 40, 0, 3), False, "before end_step=900 of its schedule.* below 0.5"),
+        (JOINED, (0, 40, 0, 3), False, "before end_step=900"),
+        (PolynomialDecay(0, 0.5, 0, 30), (0, 40, 0, 3), False, "ended at step 40 with fewer entries gone"),
     ],
 )
-def test_a_training_that_was_too_short_is_told_with_the_numbers(ask, begun, ended, changed, kind, match):
-    with pytest.warns(kind, match=match):
-        warn_of_shortfall("WeightPruning", ask, begun, ended, changed)
+def test_what_a_training_lacks_is_told_with_the_numbers(ask, training, nothing, text):
+    found = shortfall(ask, Training(*training, lacks=True))
+    assert found is not None and found.nothing is nothing
+    assert re.search(text, found.text)
 
 
-def test_a_training_that_was_long_enough_is_not_warned_of(recwarn):
-    warn_of_shortfall("WeightPruning", PolynomialDecay(0, 0.5, 0, 40), 0, 40, changed=True)
-    warn_of_shortfall("WeightPruning", ConstantSparsity(0.5, 0), 0, 40, changed=True)
-    assert not recwarn.list
+def test_nothing_is_lacking():
+    assert shortfall(PolynomialDecay(0, 0.5, 0, 40), Training(0, 40, 0, 20, lacks=False)) is None
+    assert shortfall(ConstantSparsity(0.5, 0), Training(40, 80, 20, 20, lacks=False)) is None
+    assert shortfall(PolynomialDecay(0, 0.5, 0, 900), Training(0, 40, 20, 20, lacks=False)) is None
+    found = shortfall(ConstantSparsity(0.1, 0), Training(0, 40, 0, 0, lacks=False))
+    assert found is not None and found.nothing and "asked for less than one entry" in found.text
