@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kpipe.layers import Layout
 from kpipe.patterns import Pattern
-from kpipe.projections import Projection, chain
+from kpipe.projections import Projection, chain, put, view
 from kpipe.unstructured.masks import drop_more, first_mask
 
 
@@ -31,29 +31,35 @@ class MaskedWeight:
 
     def keep_zeros(self) -> None:
         """Drop what is zero already, so that it stays zero; a weight of zeros alone has not been trained and stays."""
-        self._keep(self.mask.numpy() & first_mask(self.weight.numpy()))
+        self._keep(view(self.mask) & first_mask(view(self.weight)))
 
     def drop(self, pattern: Pattern, sparsity: float) -> None:
         """Drop what is smallest until the sparsity is reached; what was dropped before stays dropped."""
-        turned = self.layout.turn(np.abs(self.weight.numpy().astype("float32")))
+        turned = self.layout.turn(np.abs(view(self.weight).astype("float32", copy=False)))
         asked = whole_pattern(pattern, sparsity, turned)
-        keep = drop_more({"": self.layout.turn(self.mask.numpy())}, {"": turned}, asked, pattern=pattern)[""]
-        self._keep(self.layout.back(keep, self.weight.shape))
-        self.threshold.assign(turned[keep].min())
+        before = self.layout.turn(view(self.mask))
+        keep = drop_more({"": before}, {"": turned}, asked, pattern=pattern)[""]
+        if keep is not before:  # else as much is gone already
+            self._keep(np.ascontiguousarray(self.layout.back(keep, self.weight.shape)))
+        else:
+            self.project()
+        self.threshold.assign(np.min(turned, where=keep, initial=np.inf))
 
     def _keep(self, keep: np.ndarray) -> None:
-        self.mask.assign(keep)
+        put(self.mask.value, keep)
         self.project()
 
     def project(self) -> None:
-        """Set to zero what the mask drops."""
-        self.weight.assign(masked(self.weight, self.mask))
+        """Set to zero what the mask drops; on the host, where that takes less time than inside TensorFlow."""
+        weight = view(self.weight).copy()
+        np.copyto(weight, 0, where=~view(self.mask))
+        put(self.weight.value, weight)
 
     @property
     def dropped(self) -> int:
         """How many entries the mask drops."""
-        mask = self.mask.numpy()
-        return int(mask.size - np.count_nonzero(mask))
+        mask = view(self.mask)
+        return mask.size - int(np.count_nonzero(mask))
 
 
 def masked(weight: Any, mask: Any) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import keras
 
 from kpipe.layers import Weight, known, layers_within, roles_of, unlisted, weight_facts_of, weights_within
-from kpipe.unstructured.targets import PRUNED_ROLES
+from kpipe.unstructured.targets import PACKED, PRUNED_ROLES
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _stored_otherwise(layer: keras.Layer) -> str:
     for inside in layers_within(layer):
         if getattr(inside, "lora_enabled", False):
             return "LoRA is enabled: prune before enable_lora()"
-        if inside.quantization_mode is not None:
+        if inside.quantization_mode in PACKED:
             return f"it is quantized to {inside.quantization_mode}: prune before quantize()"
     return ""
 

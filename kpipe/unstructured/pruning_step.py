@@ -1,12 +1,14 @@
 """The callback that counts the training steps of wrapped layers and updates their masks."""
 
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from kpipe.copies import refuse_keras2
 from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.projections import Holder, inner_optimizer, trained_model
 from kpipe.schedules import EpochSchedule, Schedule, last_due, resolve
@@ -51,21 +53,23 @@ class UpdatePruningStep(keras.callbacks.Callback):
         self._write: Any = None
         self._holder: Holder | None = None
 
+    def set_model(self, model: keras.Model) -> None:
+        """Take the model that is going to be fit."""
+        refuse_keras2(model)
+        super().set_model(model)
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Find the wrapped layers; those that were never trained begin at step 0, the others go on."""
         self._release()
         steps_per_epoch = (self.params or {}).get("steps")
         layers = pruned_layers(trained_model(self._fit))
-        self._counts = [_Count(layer, in_steps(layer.pruning_schedule, steps_per_epoch)) for layer in layers]
+        schedules = same([in_steps(layer.pruning_schedule, steps_per_epoch) for layer in layers])
+        self._counts = [_Count(layer, schedule) for layer, schedule in zip(layers, schedules, strict=True)]
         self._write = None
         if not layers:
             text = f"UpdatePruningStep found no wrapped layer in {self._fit.name!r}: see prune_low_magnitude."
             warnings.warn(text, NoEffectWarning, stacklevel=2)
-        left_dense = [row for count in self._counts if count.begin() for row in count.layer.left_dense]
-        if left_dense:
-            listed = "; ".join(f"{path}: {reason}" for path, reason in left_dense)
-            warnings.warn(f"UpdatePruningStep leaves weights dense ({listed}).", UserWarning, stacklevel=2)
-        self._hold_averages()
+        self._take_in()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Go on from the saved numbers of steps when another callback has restored the model meanwhile."""
@@ -82,9 +86,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
         """Make up for the steps that were taken in one execution, and for layers that were built in the step."""
         if batch > self._batch:
             self._advance(self._further_steps(batch))
-        elif any(count.built_meanwhile for count in self._counts):
-            self._write = None
-            self._hold_averages()
+        elif self._take_in():
             self._follow()
 
     def on_epoch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -96,7 +98,8 @@ class UpdatePruningStep(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Warn when the training was too short for a schedule."""
         self._release()
-        reasons = dict.fromkeys(reason for count in self._counts if (reason := count.shortfall()))
+        turns: dict[tuple, int | None] = {}
+        reasons = dict.fromkeys(reason for count in self._counts if (reason := count.shortfall(turns)))
         if not self._counts or not reasons:
             return
         if any(known.dropped for count in self._counts for known in count.layer.masked):
@@ -124,6 +127,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
         return self.model
 
     def _advance(self, steps: int) -> None:
+        self._take_in()
         for count in self._counts:
             count.advance(steps)
         if self._write is None:  # one call of the runtime for all the layers, and the cheapest there is
@@ -133,8 +137,20 @@ class UpdatePruningStep(keras.callbacks.Callback):
 
     def _add(self, steps: tf.Tensor) -> None:
         for count in self._counts:
-            if count.layer.built:
+            if count.begun is not None:
                 count.layer.pruning_step.value.assign_add(steps, read_value=False)
+
+    def _take_in(self) -> bool:
+        """Begin with the layers that have been built since the last call; tell whether there are any."""
+        late = [count for count in self._counts if count.begun is None and count.layer.built]
+        left_dense = [row for count in late if count.begin() for row in count.layer.left_dense]
+        if left_dense:
+            listed = "; ".join(f"{path}: {reason}" for path, reason in left_dense)
+            warnings.warn(f"UpdatePruningStep leaves weights dense ({listed}).", UserWarning, stacklevel=3)
+        if late:
+            self._write = None  # what was traced before does not know them
+            self._hold_averages()
+        return bool(late)
 
     def _follow(self) -> None:
         answers: dict[tuple, float | None] = {}  # layers that were wrapped together share a schedule
@@ -164,28 +180,28 @@ class _Count:
 
     def __init__(self, layer: PruneLowMagnitude, schedule: PruningSchedule):
         self.layer, self.schedule = layer, schedule
-        self.begun = self.step = self.asked = 0
+        self.begun: int | None = None  # the step that the training began at, once the layer is built
+        self.step = self.asked = 0
         self.reached = -1.0  # sparsity of the masks
         self.due: float | None = None  # sparsity of the last update
         self._ask: Any = partial(ask, schedule)
 
     def begin(self) -> bool:
-        """Begin at step 0, or go on; False when it goes on."""
-        fresh = not self.layer.built or self.layer.begin()
-        self.read()
-        return fresh
+        """Begin with a layer that is built: at step 0, or where it was, or in the midst; False when it goes on."""
+        late, fresh = self.step > 0, self.layer.begin()
+        if late:
+            self.begun = 0
+            self.layer.pruning_step.assign(self.step)
+        else:
+            self.begun = self.step = self.asked = int(self.layer.pruning_step.numpy())
+        return late or fresh
 
     def read(self) -> None:
         """Take over the number of steps that the layer holds, if it is another."""
-        step = int(self.layer.pruning_step.numpy()) if self.layer.built else self.step
-        if step != self.step:
-            self.begun = self.step = self.asked = step
-            self.reached = -1.0
-
-    @property
-    def built_meanwhile(self) -> bool:
-        """Whether the schedule has not been asked about a step because the layer was not built by then."""
-        return self.layer.built and self.asked < self.step
+        if self.begun is None or (step := int(self.layer.pruning_step.numpy())) == self.step:
+            return
+        self.begun = self.step = self.asked = step
+        self.reached = -1.0
 
     def advance(self, steps: int) -> None:
         """Count steps; a layer that is built in one of them begins with that number."""
@@ -198,7 +214,7 @@ class _Count:
         Args:
             answers: (schedule, first, last step) -> what was answered before.
         """
-        if not self.layer.built:
+        if self.begun is None:
             return False
         question = (id(self.schedule), self.asked + 1, self.step)
         self.asked = self.step
@@ -212,16 +228,25 @@ class _Count:
             self.reached = sparsity
         return True
 
-    def shortfall(self) -> str | None:
-        """Say what the training did not reach of the schedule."""
-        end = getattr(self.schedule, "end_step", -1)
+    def shortfall(self, turns: dict[tuple, int | None]) -> str | None:
+        """Say what the training did not reach of the schedule.
+
+        Args:
+            turns: (schedule, step) -> the next step of an update, as it was found before.
+        """
         if self.due is None and not any(known.dropped for known in self.layer.masked):
-            following = range(self.step + 1, self.step + 1 + _HORIZON)
-            turn = next((step for step in following if self._ask(step)[0]), None)
+            question = (id(self.schedule), self.step)
+            if question not in turns:
+                following = range(self.step + 1, self.step + 1 + _HORIZON)
+                turns[question] = next((step for step in following if self._ask(step)[0]), None)
+            turn, begun = turns[question], self.begun or 0
             rest = f"the next would be at step {turn}; train longer or prune earlier" if turn else "none follows soon"
-            return f"{self.schedule} asks for no update from step {self.begun + 1} to {self.step}, {rest}"
+            return f"{self.schedule} asks for no update from step {begun + 1} to {self.step}, {rest}"
+        end = getattr(self.schedule, "settled_step", getattr(self.schedule, "end_step", -1))
+        if self.step >= end:
+            return None
         final = self._ask(end)[1]
-        if self.step < end and (self.due or 0.0) < final:
+        if (self.due or 0.0) < final:
             return f"training ended at step {self.step}, before {self.schedule} reaches {final:.4g} at step {end}"
         return None
 
@@ -240,3 +265,18 @@ def ask(schedule: PruningSchedule, step: int) -> tuple[bool, float]:
 def in_steps(schedule: PruningSchedule, steps_per_epoch: int | None) -> PruningSchedule:
     """Give a schedule in steps, whichever way it counts."""
     return resolve(schedule, steps_per_epoch) if isinstance(schedule, EpochSchedule) else schedule
+
+
+def same(schedules: Sequence[PruningSchedule]) -> list[PruningSchedule]:
+    """Give in place of schedules that are equal the first of them, so that each is asked once.
+
+    Example:
+        >>> from kpipe.schedules import ConstantSparsity
+        >>> one, other = same([ConstantSparsity(0.5, 0), ConstantSparsity(0.5, 0)])
+        >>> one is other
+        True
+    """
+    known: list[PruningSchedule] = []
+    for schedule in schedules:
+        known.append(next((one for one in known if type(one) is type(schedule) and one == schedule), schedule))
+    return known

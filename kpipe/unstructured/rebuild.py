@@ -1,11 +1,11 @@
 """Build a Sequential or Functional model anew, each layer replaced by another."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 
 import keras
 from keras.src.models.functional import Functional, functional_like_constructor
 
-from kpipe.copies import take_weights
 from kpipe.errors import KpipeError
 
 Replace = Callable[[keras.Layer], keras.Layer]
@@ -32,12 +32,17 @@ def rebuild(model: keras.Model, replace: Replace) -> keras.Model:
     Returns:
         A model that is not compiled, with the same names of model and inputs.
 
+    Raises:
+        KpipeError: When two layers hold the same weight, which two new ones would not.
+
     Example:
         >>> net = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2)], name="net")
+        >>> from kpipe.copies import copy_layer
         >>> twin = rebuild(net, copy_layer)
         >>> twin.name, twin.inputs[0].name, twin.layers[0] is net.layers[0]
         ('net', 'x', False)
     """
+    _check_untied(model)
     made: dict[int, keras.Layer] = {}
 
     def convert(layer: keras.Layer) -> keras.Layer:
@@ -50,17 +55,39 @@ def rebuild(model: keras.Model, replace: Replace) -> keras.Model:
     return _rebuilt(model, convert)
 
 
+def _check_untied(model: keras.Model) -> None:
+    owners: dict[int, keras.Layer] = {}
+    for layer in _leaves(model):
+        for weight in layer.weights:
+            if (owner := owners.setdefault(id(weight), layer)) is not layer:
+                several = " and ".join(f"{one.name!r} ({type(one).__name__})" for one in (owner, layer))
+                raise KpipeError(
+                    f"The layers {several} of {model.name!r} hold the same weight {weight.path!r}; their copies would "
+                    "not. Prune the model as it is, by kpipe.callbacks.WeightPruning."
+                )
+
+
+def _leaves(model: keras.Layer) -> Iterator[keras.Layer]:
+    """Give the layers that are no graphs of layers, inside nested models too."""
+    for layer in model._layers:
+        yield from _leaves(layer) if is_graph(layer) else [layer]
+
+
 def _rebuilt(model: keras.Model, convert: Replace) -> keras.Model:
     # As keras.models.clone_model does, which would compile the new model.
+    kind: type[keras.Model] = keras.Sequential
     if isinstance(model, keras.Sequential):
         first = [_input_like(layer) for layer in model._layers[:1] if isinstance(layer, keras.layers.InputLayer)]
-        twin = keras.Sequential([*first, *(convert(layer) for layer in model.layers)], name=model.name)
+        twin = kind([*first, *(convert(layer) for layer in model.layers)], name=model.name)
     else:
         made = {id(tensor): _input_like(tensor._keras_history[0]).output for tensor in model.inputs}
         inputs = keras.tree.map_structure(lambda tensor: made[id(tensor)], model._inputs_struct)
         outputs = model._run_through_graph(inputs, operation_fn=convert)
         kind = type(model) if functional_like_constructor(type(model)) else Functional
         twin = kind(inputs, outputs, name=model.name)
+    if not issubclass(kind, type(model)):
+        text = f"{model.name!r} is a {type(model).__name__}; its copy is a {kind.__name__}, without methods of its own."
+        warnings.warn(text, UserWarning, stacklevel=2)
     twin._trainable = model._trainable  # of itself alone: its layers bring their own
     return twin
 
@@ -69,31 +96,3 @@ def _input_like(layer: keras.layers.InputLayer) -> keras.layers.InputLayer:
     return keras.layers.InputLayer(
         batch_shape=layer.batch_shape, dtype=layer.dtype, name=layer.name, optional=layer.optional
     )
-
-
-def copy_layer(layer: keras.Layer) -> keras.Layer:
-    """Make a layer of the same class and configuration with the same weights, built if the given one is.
-
-    Raises:
-        KpipeError: When it cannot be made from its configuration.
-
-    Example:
-        >>> layer = keras.layers.Dense(2)
-        >>> layer.build((None, 3))
-        >>> twin = copy_layer(layer)
-        >>> bool((twin.kernel.numpy() == layer.kernel.numpy()).all()), twin.kernel is layer.kernel
-        (True, False)
-    """
-    try:
-        twin = type(layer).from_config(layer.get_config())
-        if layer.built and not twin.built:
-            twin.build_from_config(layer.get_build_config() or {})
-            twin.built = True
-        take_weights(twin, layer)
-        for old, new in zip(layer._flatten_layers(), twin._flatten_layers(), strict=True):
-            new.trainable = old.trainable
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise KpipeError(
-            f"The layer {layer.name!r} ({type(layer).__name__}) cannot be copied: {error} Give its class a get_config."
-        ) from error
-    return twin

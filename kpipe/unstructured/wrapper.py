@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import layers as L
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
+from kpipe.copies import refuse_keras2
 from kpipe.errors import KpipeError
 from kpipe.layers import Weight
 from kpipe.patterns import Block, NofM, Pattern, Unstructured
@@ -58,8 +59,11 @@ class PruneLowMagnitude(L.Wrapper):
         sparsity_m_by_n: tuple[int, int] | None = None,
         **kwargs: Any,
     ):
+        refuse_keras2(layer)
         if not isinstance(layer, keras.Layer):
             raise KpipeError(f"Received {type(layer).__name__}; expected a Keras layer to prune, such as Dense.")
+        if any(isinstance(inside, PruneLowMagnitude) for inside in layer._flatten_layers()):
+            raise KpipeError(f"Layer {layer.name!r} ({type(layer).__name__}) is wrapped already, or a layer inside it.")
         refuse_schedule(pruning_schedule)
         self.pattern = pattern_for(block_size, block_pooling_type, sparsity_m_by_n)
         if (verdict := prunability(layer)).unknown:
@@ -76,6 +80,12 @@ class PruneLowMagnitude(L.Wrapper):
         self.steps = -1  # as the callback counts them
         self.masked: tuple[MaskedWeight, ...] = ()
         self.left_dense: tuple[tuple[str, str], ...] = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Let Keras build the layer by what it is called with, of which the wrapper's own build sees but a shape."""
+        if not self.layer.built:
+            keras.Operation.compute_output_spec(self, *args, **kwargs)
+        return super().__call__(*args, **kwargs)
 
     def build(self, input_shape: Any = None) -> None:
         """Build the layer, and make a mask for each of its kernels that can have the pattern."""

@@ -5,11 +5,13 @@ from typing import Any
 
 import keras
 
+from kpipe.copies import copy_layer, pairs, refuse_keras2
 from kpipe.errors import KpipeError, NoEffectWarning
+from kpipe.layers import own_variables
 from kpipe.schedules import ConstantSparsity
 from kpipe.unstructured.masked import masked
 from kpipe.unstructured.prunable import prunability
-from kpipe.unstructured.rebuild import copy_layer, is_graph, rebuild
+from kpipe.unstructured.rebuild import is_graph, rebuild
 from kpipe.unstructured.wrapper import PruneLowMagnitude, PruningSchedule
 
 
@@ -68,6 +70,7 @@ def prune_low_magnitude(
             f"prune_low_magnitude received {', '.join(kwargs)}, which only a single layer takes. It takes to_prune, "
             f"{', '.join(arguments)} and pruning_policy."
         )
+    refuse_keras2(to_prune)
     wrap = _Wrapping(arguments, pruning_policy)
     if isinstance(to_prune, list | tuple):
         pruned = [wrap.layer(layer) for layer in to_prune]
@@ -110,11 +113,12 @@ class _Wrapping:
         return self.layer(layer, **kwargs)
 
     def _wanted(self, layer: keras.Layer) -> bool:
-        if isinstance(layer, PruneLowMagnitude):
-            self.wrapped += 1
-            return False
+        refuse_keras2(layer)
         if not isinstance(layer, keras.Layer):
             raise KpipeError(f"The list holds {type(layer).__name__}; expected Keras layers alone.")
+        if pruned_layers(layer):
+            self.wrapped += 1
+            return False
         if self.policy is not None and not self.policy.allow_pruning(layer):
             return False
         verdict = prunability(layer)
@@ -152,6 +156,7 @@ def strip_pruning(model: keras.Model) -> keras.Model:
         >>> [layer.name for layer in strip_pruning(prune_low_magnitude(net)).layers]
         ['d']
     """
+    refuse_keras2(model)
     if not isinstance(model, keras.Model):
         raise KpipeError(f"strip_pruning received {type(model).__name__}; expected a Keras 3 model (keras.Model).")
     refuse_subclassed("strip_pruning", model)
@@ -162,18 +167,24 @@ def strip_pruning(model: keras.Model) -> keras.Model:
 
 
 def _strip(layer: keras.Layer) -> keras.Layer:
-    if not isinstance(layer, PruneLowMagnitude):
+    """Copy a layer without the wrappers round it and inside it, and apply their masks."""
+    wrappers = pruned_layers(layer)
+    if not wrappers:
         return copy_layer(layer)
-    plain = copy_layer(layer.layer)
-    twins = {id(old): new for old, new in zip(layer.layer.weights, plain.weights, strict=True)}
-    for known in layer.masked:
+    plain = copy_layer(layer, without=PruneLowMagnitude)
+    twins = {
+        id(variable): twin
+        for new, old in pairs(plain, layer, without=PruneLowMagnitude)
+        for twin, variable in zip(own_variables(new), own_variables(old), strict=True)
+    }
+    for known in (known for wrapper in wrappers for known in wrapper.masked):
         twin = twins[id(known.weight)]
         twin.assign(masked(twin, known.mask))
     return plain
 
 
-def pruned_layers(model: keras.Model) -> list[PruneLowMagnitude]:
-    """List the wrappers in a model and all that is inside it, each once.
+def pruned_layers(model: keras.Layer) -> list[PruneLowMagnitude]:
+    """List the wrappers in a model or layer and all that is inside it, each once.
 
     Example:
         >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.Flatten()])

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from keras import layers as L
 
+from kpipe.copies import copy_layer
 from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.layers import KERNEL_ROLES, weights_within
 from kpipe.legacy import tfmot
 from kpipe.schedules import ConstantSparsity, PolynomialDecay
 from kpipe.unstructured.pruning_step import UpdatePruningStep
-from kpipe.unstructured.rebuild import copy_layer
 from kpipe.unstructured.wrapper import PruneLowMagnitude
 from kpipe.unstructured.wrapping import prune_low_magnitude, pruned_layers, strip_pruning
 from tests.models import ZOO, build, samples
@@ -384,7 +384,7 @@ class Subclassed(keras.Model):
         (lambda: PruneLowMagnitude("dense"), "expected a Keras layer"),
         (lambda: strip_pruning(L.Dense(2)), "strip_pruning received Dense"),
         (lambda: strip_pruning(Subclassed()), "subclassed model"),
-        (lambda: prune_low_magnitude(L.MultiHeadAttention(1, 2))(*[np.ones((1, 2, 3))] * 2), "Call it once"),
+        (lambda: prune_low_magnitude(L.MultiHeadAttention(1, 2)).build((1, 2, 3)), "Call it once"),
     ],
     ids=range(15),
 )

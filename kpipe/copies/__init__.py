@@ -1,0 +1,18 @@
+"""Copies of models and layers: same architecture, same weights, nothing shared."""
+
+from kpipe.copies.checks import check_built, refuse_keras2
+from kpipe.copies.copy import copy_layer, copy_model, remake
+from kpipe.copies.reference import by_reference, own_classes
+from kpipe.copies.state import pairs, take_weights
+
+__all__ = [
+    "by_reference",
+    "check_built",
+    "copy_layer",
+    "copy_model",
+    "own_classes",
+    "pairs",
+    "refuse_keras2",
+    "remake",
+    "take_weights",
+]
