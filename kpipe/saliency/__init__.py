@@ -1,7 +1,8 @@
 """What a criterion may look at, and the criteria. A new criterion is one function."""
 
+from kpipe.saliency.batches import check_data
 from kpipe.saliency.criteria import CRITERIA, Criterion, criterion_of, score
-from kpipe.saliency.evidence import FROM_DATA, FROM_LABELS, Evidence, gather, generator
+from kpipe.saliency.evidence import FROM_DATA, FROM_LABELS, Evidence, Passes, gather, generator
 
 __all__ = [
     "CRITERIA",
@@ -9,6 +10,8 @@ __all__ = [
     "FROM_LABELS",
     "Criterion",
     "Evidence",
+    "Passes",
+    "check_data",
     "criterion_of",
     "gather",
     "generator",

@@ -11,17 +11,14 @@ import numpy as np
 import tensorflow as tf
 from keras import layers as L
 
-from kpipe.data import weighted_batches
-from kpipe.errors import KpipeError
 from kpipe.layers import layers_within, weights_within
+from kpipe.saliency.batches import Pass, unlabelled
 from kpipe.saliency.losses import traced, undisturbed
 from kpipe.saliency.meters import CELLS, METERS, Meter
 
 
-def input_norms(
-    model: keras.Model, variables: Sequence[keras.Variable], data: Any, loss: Any = None
-) -> list[np.ndarray | None]:
-    """Take the L2 norm, over all samples and places, of the activations that each weight multiplies.
+def input_norms(model: keras.Model, variables: Sequence[keras.Variable], loss: Any = None) -> Pass:
+    """Prepare to take the L2 norm, over all samples and places, of the activations that each weight multiplies.
 
     - Dense, EinsumDense: of each input feature, over the samples and every axis that the kernel does not have.
     - Convolutions, transposed, depthwise and separable ones too: exact for each place of the window, over the samples
@@ -34,38 +31,36 @@ def input_norms(
     Args:
         model: The model; it runs in inference mode and stays as it is.
         variables: The weights.
-        data: What `model.fit` takes; labels are not used.
         loss: Not used.
 
     Returns:
-        For each weight an array that broadcasts to it; None where it is not known what the weight multiplies.
-
-    Raises:
-        KpipeError: When data is missing.
+        From data, what `model.fit` takes, with labels or without, to an array for each weight that broadcasts to it;
+        None where it is not known what the weight multiplies. It raises `KpipeError` when data are missing.
 
     Example:
         >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-        >>> input_norms(net, net.weights[:1], np.array([[3.0, 1.0], [4.0, 0.0]]))[0].tolist()
+        >>> input_norms(net, net.weights[:1])(np.array([[3.0, 1.0], [4.0, 0.0]]))[0].tolist()
         [[5.0], [1.0]]
 
     References:
         Sun et al., A simple and effective pruning approach for large language models (2023),
         https://arxiv.org/abs/2306.11695
     """
-    if data is None:
-        raise KpipeError("A criterion that needs activations needs data. Received: data=None. Pass data=x.")
     wanted = {id(variable) for variable in variables}
     watches = [watch for watch in _watches(model) if id(watch.variable) in wanted]
-    count = 0
-    with undisturbed(model), _spying(watches):
-        # Shapes are kept as they are: TimeDistributed goes through its steps in the open where their number is known.
-        run = traced(lambda x: model(x, training=False), reduce_retracing=False)
-        for x, _, _ in weighted_batches(data):
-            run(x)
-            count += 1
-    if count == 0:
-        raise KpipeError("A criterion that needs activations needs data. Received: no batch at all.")
-    return [_norm([watch.total for watch in watches if watch.variable is variable]) for variable in variables]
+    # Shapes are kept as they are: TimeDistributed goes through its steps in the open where their number is known.
+    run = traced(lambda x: model(x, training=False), reduce_retracing=False)
+
+    def through(data: Any) -> list[np.ndarray | None]:
+        batches = unlabelled(data)
+        for watch in watches:
+            watch.clear()
+        with undisturbed(model), _spying(watches):
+            for x in batches:
+                run(x)
+        return [_norm([watch.total for watch in watches if watch.variable is variable]) for variable in variables]
+
+    return through
 
 
 def _norm(totals: Sequence[tf.Variable | None]) -> np.ndarray | None:
@@ -80,7 +75,13 @@ class _Watch:
         self.variable, self.layer, self.measure = variable, layer, measure
         self.total: tf.Variable | None = None
 
+    def clear(self) -> None:
+        """Begin a new sum."""
+        if self.total is not None:
+            self.total.assign(tf.zeros_like(self.total))
+
     def add(self, arguments: dict[str, Any]) -> None:
+        """Add what the weight multiplies in one call."""
         x, *_ = arguments.values()
         found = self.measure(self.layer, x, arguments)
         if self.total is None:

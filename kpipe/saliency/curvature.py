@@ -4,26 +4,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from kpipe.errors import KpipeError
+from kpipe.saliency.batches import Pass
 from kpipe.saliency.samples import ZERO, mean_squares
 
 MOST_OUTPUTS = 1024
 """Outputs a sample up to which the matrix is taken: each costs a pass back through the network."""
 
 
-def gauss_newton_diagonal(
-    model: keras.Model, variables: Sequence[keras.Variable], data: Any, loss: Any
-) -> list[np.ndarray]:
-    """Take the diagonal of the Gauss-Newton matrix of the mean loss: h = mean over the samples of diag(J' H J).
+def gauss_newton_diagonal(model: keras.Model, variables: Sequence[keras.Variable], loss: Any) -> Pass:
+    """Prepare to take the diagonal of the Gauss-Newton matrix of the mean loss: h, the mean of diag(J' H J).
 
-    J is the Jacobian of a sample's outputs z by the weights, H the Hessian of its loss by z. With H = Σ_k v_k v_k' (its
-    eigenvectors, scaled) the diagonal is the sum of the squared gradients J'v_k, exactly. It leaves the curvature of
-    the network itself out and is never negative. It is the diagonal of the Hessian where z is linear in each single
-    weight (layers with ReLU, linear or pooling alone, almost everywhere), and where every sample's loss is at its
-    minimum in z.
+    The mean is over the samples. J is the Jacobian of a sample's outputs z by the weights, H the Hessian of its loss by
+    z. With H = Σ_k v_k v_k' (its eigenvectors, scaled) the diagonal is the sum of the squared gradients J'v_k, exactly.
+    It leaves the curvature of the network itself out and is never negative. It is the diagonal of the Hessian where z
+    is linear in each single weight (layers with ReLU, linear or pooling alone, almost everywhere), and where every
+    sample's loss is at its minimum in z.
 
     z are the outputs; with a cross-entropy or Kullback-Leibler divergence of Keras after a softmax or sigmoid they are
     the logits, so that both ways to write a classifier give the same. A weight that is used at many places, as in a
@@ -32,20 +30,21 @@ def gauss_newton_diagonal(
     Args:
         model: The model; it runs in inference mode and stays as it is.
         variables: Those to differentiate by.
-        data: What `model.fit` takes, with labels.
         loss: What `compile` takes as loss. None: the loss that the model is compiled with.
 
     Returns:
-        An array for each variable, of its shape; zeros for one that is frozen or that the loss does not depend on.
+        From labelled data, what `model.fit` takes, to an array for each variable, of its shape; zeros for one that is
+        frozen or that the loss does not depend on. It raises `KpipeError` when the loss is not convex in the outputs,
+        there are too many outputs, data or labels are missing, or the model cannot run on one sample.
 
     Raises:
-        KpipeError: When the loss is not convex in the outputs, there are too many outputs, labels, data or a loss are
-            missing, or the model cannot run on one sample.
+        KpipeError: When a loss is missing.
 
     Example:
+        >>> import numpy as np
         >>> net = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
         >>> data = (np.array([[1.0], [3.0]]), np.zeros((2, 1)))  # loss (3w)², second derivative 2 · 3²
-        >>> gauss_newton_diagonal(net, net.weights, data, "mse")[0].round(4).tolist()
+        >>> gauss_newton_diagonal(net, net.weights, "mse")(data)[0].round(4).tolist()
         [[10.0]]
 
     References:
@@ -61,14 +60,25 @@ def gauss_newton_diagonal(
         factors = eigenvectors * tf.sqrt(tf.maximum(eigenvalues, 0))
         return tf.cast(tf.transpose(factors), "float32")
 
-    found = mean_squares(model, variables, data, loss, rows, strict=True)
-    if float(lowest) < -1e-4 * float(highest) - 1e-6:  # more than the rounding of float32
+    squares = mean_squares(model, variables, loss, rows, strict=True)
+
+    def through(data: Any) -> list[Any]:
+        for extreme in (lowest, highest):
+            extreme.assign(0)
+        found = squares(data)
+        _check_convex(model, float(lowest), float(highest))
+        return found
+
+    return through
+
+
+def _check_convex(model: keras.Model, lowest: float, highest: float) -> None:
+    if lowest < -1e-4 * highest - 1e-6:  # more than the rounding of float32
         raise KpipeError(
             f"The loss of {model.name!r} is not convex in its outputs: its Hessian has eigenvalues from "
-            f"{float(lowest):.3g} to {float(highest):.3g}, so there is no Gauss-Newton matrix. Give a loss that is, "
-            "such as 'mse' or a cross-entropy on logits or on a last softmax layer, or use criterion='fisher'."
+            f"{lowest:.3g} to {highest:.3g}, so there is no Gauss-Newton matrix. Give a loss that is, such as 'mse' or "
+            "a cross-entropy on logits or on a last softmax layer, or use criterion='fisher'."
         )
-    return found
 
 
 def _check_width(model: keras.Model, width: int | None) -> None:

@@ -12,6 +12,7 @@ from kpipe.errors import KpipeError
 from kpipe.projections import view
 from kpipe.registry import nearest
 from kpipe.saliency.activations import input_norms
+from kpipe.saliency.batches import Pass, check_data
 from kpipe.saliency.curvature import gauss_newton_diagonal
 from kpipe.saliency.gradients import mean_gradients, mean_squared_gradients
 
@@ -61,6 +62,54 @@ def generator(seed: int, path: str) -> np.random.Generator:
     return np.random.default_rng([seed, int.from_bytes(digest, "little")])
 
 
+class Passes:
+    """Keep passes over data ready for a model that is gone through again and again, as in a training.
+
+    A pass that is kept needs no new trace of the model. It is prepared anew for another model or loss, for weights that
+    it has not taken yet, and when the model has been compiled or something in it frozen or unfrozen meanwhile. What is
+    kept holds on to the model; it keeps no sums of gradients.
+
+    Example:
+        >>> net = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        >>> passes, given = Passes(), ([("k", "kernel", net.weights[0])], "inputs")
+        >>> [gather(net, *given, data=np.array([[x]]), passes=passes)["k"].inputs.item() for x in (3.0, 4.0)]
+        [3.0, 4.0]
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, _Kept] = {}
+
+    def go(
+        self, field: str, model: keras.Model, variables: Sequence[keras.Variable], data: Any, loss: Any
+    ) -> list[np.ndarray | None]:
+        """Go through data once for a field of `Evidence`: an array for each variable, None where it is not known."""
+        rests_on = (model, loss, getattr(model, "_compile_loss", None))
+        learning = [variable.trainable for variable in model.variables]
+        kept = self._kept.get(field)
+        if kept is not None and not kept.rests_on_the_same(rests_on, learning):
+            kept = None
+        known = {id(variable): variable for variable in kept.variables} if kept else {}
+        every = list((known | {id(variable): variable for variable in variables}).values())
+        if kept is None or len(every) > len(known):
+            kept = _Kept(rests_on, learning, every, PASSES[field](model, every, loss))
+            self._kept[field] = kept
+        found = {id(variable): array for variable, array in zip(every, kept.through(data), strict=True)}
+        return [found[id(variable)] for variable in variables]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A pass that is ready, for some variables, and what it rests on."""
+
+    rests_on: tuple[Any, ...]
+    learning: list[bool]
+    variables: list[keras.Variable]
+    through: Pass
+
+    def rests_on_the_same(self, rests_on: tuple[Any, ...], learning: list[bool]) -> bool:
+        return self.learning == learning and all(a is b for a, b in zip(self.rests_on, rests_on, strict=True))
+
+
 def gather(
     model: keras.Model,
     weights: Iterable[Any],
@@ -69,6 +118,7 @@ def gather(
     loss: Any = None,
     seed: int = 0,
     observed: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    passes: Passes | None = None,
 ) -> dict[str, Evidence]:
     """Gather the evidence on some weights of a model; the model stays as it is.
 
@@ -82,6 +132,7 @@ def gather(
         loss: What `compile` takes as loss. None: the loss that the model is compiled with.
         seed: Of the generators.
         observed: Path -> field -> array: what was gathered during a training already, and is taken as it is.
+        passes: Those that earlier calls have prepared, and what this one prepares; None: nothing is kept.
 
     Returns:
         Path -> evidence.
@@ -97,10 +148,13 @@ def gather(
     """
     named = [weight if isinstance(weight, tuple) else (weight.path, weight.role, weight.variable) for weight in weights]
     fields: dict[str, dict[str, Any]] = {path: {} for path, _, _ in named}
-    for field in fields_of(needs):
+    asked, ready = fields_of(needs), passes or Passes()
+    if sum(field in FROM_DATA for field in asked) > 1:
+        check_data(data, again=f"a criterion that needs {' and '.join(asked)}")
+    for field in asked:
         seen = {path: found[field] for path, found in (observed or {}).items() if field in found}
         missing = {path: variable for path, _, variable in named if path not in seen}
-        passed = PASSES[field](model, list(missing.values()), data, loss) if missing else []
+        passed = ready.go(field, model, list(missing.values()), data, loss) if missing else []
         seen |= dict(zip(missing, passed, strict=True))
         for path, known in fields.items():
             known[field] = seen[path]
@@ -120,21 +174,21 @@ def _value(variable: keras.Variable) -> np.ndarray:
     return value if value.dtype in ("float32", "float64") else value.astype("float32")
 
 
-def _no_training(*_: Any) -> list[Any]:
+def _no_training(*_: Any) -> Pass:
     raise KpipeError(
         "A criterion that needs 'movement' follows the weights through a training; in one shot there is none. Use it "
         "in kpipe.callbacks.WeightPruning(schedule, criterion='movement') with model.fit."
     )
 
 
-PASSES: dict[str, Callable[..., list[Any]]] = {
+PASSES: dict[str, Callable[[keras.Model, Sequence[keras.Variable], Any], Pass]] = {
     "grad": mean_gradients,
     "grad_sq": mean_squared_gradients,
     "curvature": gauss_newton_diagonal,
     "inputs": input_norms,
     "movement": _no_training,
 }
-"""Field of `Evidence` -> function of (model, variables, data, loss): an array for each variable, None: not known."""
+"""Field of `Evidence` -> function of (model, variables, loss) that prepares the pass over data."""
 
 
 def fields_of(needs: str | Sequence[str] | None) -> tuple[str, ...]:

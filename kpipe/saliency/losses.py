@@ -1,4 +1,4 @@
-"""The loss that evidence is about, and the labelled batches that it is taken over."""
+"""The loss that evidence is about, and what it takes to differentiate it and leave the model as it is."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 from keras.src.trainers.compile_utils import CompileLoss
 
-from kpipe.data import weighted_batches
 from kpipe.errors import KpipeError
 
 Loss = Callable[[Any, Any, Any, Any], Any]
@@ -83,38 +82,6 @@ def _is_log_loss(loss: Any) -> bool:
     return found in LOG_LOSSES or type(found) in LOG_LOSSES
 
 
-def labelled(data: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Go through labelled data in batches of (x, y, sample weights), to differentiate the loss on them.
-
-    Raises:
-        KpipeError: At once when there are no data, and inside a strategy's scope, where variables have several values;
-            on the way when there are no labels or no batch.
-
-    Example:
-        >>> [(len(x), len(y), w) for x, y, w in labelled((np.zeros((40, 2)), np.zeros(40)))]
-        [(32, 32, None), (8, 8, None)]
-    """
-    if data is None:
-        raise KpipeError("A criterion that needs gradients needs labelled data. Received: data=None. Pass data=(x, y).")
-    if tf.distribute.has_strategy():
-        raise KpipeError(
-            "A criterion that needs gradients cannot take them inside strategy.scope(). Build and compile the model "
-            "there, and call fit or kpipe outside of it."
-        )
-    return _checked(weighted_batches(data))
-
-
-def _checked(batches: Iterator[tuple[Any, Any, Any]]) -> Iterator[tuple[Any, Any, Any]]:
-    empty = True
-    for x, y, weights in batches:
-        if y is None:
-            raise KpipeError("A criterion that needs gradients needs labels. Received: inputs alone. Pass data=(x, y).")
-        empty = False
-        yield x, y, weights
-    if empty:
-        raise KpipeError("A criterion that needs gradients needs data. Received: no batch at all.")
-
-
 @contextmanager
 def undisturbed(model: keras.Model) -> Iterator[None]:
     """Put everything back that a call of the model or of its loss may change: states, seeds, metrics.
@@ -141,7 +108,7 @@ def undisturbed(model: keras.Model) -> Iterator[None]:
 
 
 def traced(function: Callable[..., Any], reduce_retracing: bool = True) -> Any:
-    """Trace a function as a TensorFlow graph, without advice on how to trace less: each call of `gather` traces anew.
+    """Trace a function as a TensorFlow graph, without advice on how to trace less: each new pass traces.
 
     Example:
         >>> traced(lambda x: x + 1)(tf.constant(1)).numpy().item()
@@ -160,3 +127,17 @@ def zeros_like(variables: Sequence[keras.Variable]) -> list[tf.Variable]:
         [(2,)]
     """
     return [tf.Variable(tf.zeros(variable.shape, "float32"), trainable=False) for variable in variables]
+
+
+def means(
+    variables: Sequence[keras.Variable], learning: Sequence[keras.Variable], sums: Sequence[tf.Variable], count: int
+) -> list[np.ndarray]:
+    """Divide sums by a count: an array for each variable, zeros for those that are not learning.
+
+    Example:
+        >>> held, free = keras.Variable([1.0]), keras.Variable([2.0])
+        >>> [mean.tolist() for mean in means([held, free], [free], [tf.Variable([6.0])], 4)]
+        [[0.0], [1.5]]
+    """
+    found = {id(variable): total.numpy() / np.float32(count) for variable, total in zip(learning, sums, strict=True)}
+    return [found.get(id(variable), np.zeros(variable.shape, "float32")) for variable in variables]

@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.errors import KpipeError
-from kpipe.saliency.losses import labelled, log_losses, loss_of, traced, undisturbed, zeros_like
+from kpipe.saliency.batches import Pass, labelled
+from kpipe.saliency.losses import log_losses, loss_of, means, traced, undisturbed, zeros_like
 
 Rows = Callable[[Callable[[tf.Tensor], tf.Tensor], tf.Tensor], tf.Tensor]
 """(loss of one sample as a function of its point, the point (C,)) -> vectors v_k in the space of points, (K, C)."""
@@ -24,50 +25,61 @@ ZERO = tf.UnconnectedGradients.ZERO
 
 
 def mean_squares(
-    model: keras.Model, variables: Sequence[keras.Variable], data: Any, loss: Any, rows: Rows, strict: bool = False
-) -> list[np.ndarray]:
-    """Take the mean over the samples of Σ_k (J'v_k)², J the Jacobian of one sample's point by a variable.
+    model: keras.Model, variables: Sequence[keras.Variable], loss: Any, rows: Rows, strict: bool = False
+) -> Pass:
+    """Prepare to take the mean over the samples of Σ_k (J'v_k)², J the Jacobian of one sample's point by a variable.
 
     The point is all that the model puts out for the sample in one vector; before a last softmax or sigmoid, the logits.
 
     Args:
         model: The model; it runs in inference mode and stays as it is.
         variables: Those to differentiate by.
-        data: What `model.fit` takes, with labels.
         loss: What `compile` takes as loss. None: the loss that the model is compiled with.
         rows: Gives the vectors v_k of one sample.
         strict: Go back to the logits only where the output's loss is one of `LOG_LOSSES`.
 
     Returns:
-        An array for each variable, of its shape; zeros for one that is frozen or does not reach the point.
+        From labelled data, what `model.fit` takes, to an array for each variable, of its shape; zeros for one that is
+        frozen or does not reach the point. It raises `KpipeError` when data or labels are missing, or the model cannot
+        run on one sample.
 
     Raises:
-        KpipeError: When labels, data or a loss are missing, or the model cannot run on one sample.
+        KpipeError: When a loss is missing.
     """
-    batches, compute = labelled(data), loss_of(model, loss)
+    compute = loss_of(model, loss)
     learning = [variable for variable in variables if variable.trainable]
-    sums, samples = zeros_like(learning), 0
 
     def points(x: Any) -> tuple[list[tf.Tensor], Callable[[tf.Tensor], Any]]:
         outputs = model(x, training=False)
         return cut(outputs, [likely or not strict for likely in log_losses(model, loss, outputs)])
 
-    look, add = _looker(points, compute, rows), _adder(points, learning, sums)
-    with undisturbed(model):
-        for x, y, weights in batches:
-            try:
-                vectors = look(x, y, weights)
-                add(x, vectors)
-            except (TypeError, ValueError, tf.errors.OpError) as error:
-                if isinstance(error, KpipeError):
-                    raise
-                raise KpipeError(
-                    f"The model {model.name!r} or its loss cannot be followed one sample at a time: {error} Use a "
-                    "criterion that takes whole batches, such as 'taylor'."
-                ) from error
-            samples += len(vectors)
-    means = {id(variable): total.numpy() / np.float32(samples) for variable, total in zip(learning, sums, strict=True)}
-    return [means.get(id(variable), np.zeros(variable.shape, "float32")) for variable in variables]
+    look, adder = _looker(points, compute, rows), _Adder(points, learning)
+
+    def through(data: Any) -> list[np.ndarray]:
+        batches, sums, samples = labelled(data), zeros_like(learning), 0
+        with undisturbed(model):
+            for x, y, weights in batches:
+                with _explained(model):
+                    vectors = look(x, y, weights)
+                    adder.add(sums, x, vectors)
+                samples += len(vectors)
+        return means(variables, learning, sums, samples)
+
+    return through
+
+
+@contextmanager
+def _explained(model: keras.Model) -> Iterator[None]:
+    """Say what it means when a model or its loss cannot run on one sample."""
+    try:
+        yield
+    except KpipeError:
+        raise
+    except (TypeError, ValueError, tf.errors.OpError) as error:
+        raise KpipeError(
+            f"The model {model.name!r} or its loss cannot be followed one sample at a time: {error} Use a criterion "
+            "that takes whole batches, such as 'taylor'."
+        ) from error
 
 
 def cut(outputs: Any, back: Sequence[bool]) -> tuple[list[tf.Tensor], Callable[[tf.Tensor], Any]]:
@@ -123,70 +135,87 @@ def _looker(points: Callable[..., Any], compute: Callable[..., Any], rows: Rows)
     return look
 
 
-def _adder(
-    points: Callable[..., Any], variables: Sequence[keras.Variable], sums: Sequence[tf.Variable]
-) -> Callable[[Any, tf.Tensor], None]:
-    """Make the function that adds Σ (J'v)² over the samples and vectors of a batch to the sums.
+class _Adder:
+    """Add Σ (J'v)² over the samples and vectors of a batch to sums.
 
     Small models are differentiated for several samples together, the others one vector after the other, so that there
     is one gradient at a time.
+
+    Args:
+        points: From a batch to the tensors that make up the points of its samples.
+        variables: Those to differentiate by.
     """
-    values = [variable.value for variable in variables]
-    size = sum(int(np.prod(variable.shape)) for variable in variables)
-    together = True
 
-    def backward(x: Any) -> Callable[[tf.Tensor], list[tf.Tensor]]:
-        tape: Any = tf.GradientTape(persistent=True, watch_accessed_variables=False)
-        with tape:
-            tape.watch(values)
-            point = _flat(points(x)[0])
+    def __init__(self, points: Callable[..., Any], variables: Sequence[keras.Variable]):
+        self.points, self.values = points, [variable.value for variable in variables]
+        self.size = sum(int(np.prod(variable.shape)) for variable in variables)
+        self.together = True
+        self.many, self.one_by_one = traced(self._many), traced(self._one_by_one)
 
-        def squares(vector: tf.Tensor) -> list[tf.Tensor]:
-            found = tape.gradient(point, values, output_gradients=vector, unconnected_gradients=ZERO)
-            return [tf.square(tf.cast(gradient, "float32")) for gradient in found]
+    def add(self, sums: Sequence[tf.Variable], x: Any, vectors: tf.Tensor) -> None:
+        """Add those of one batch, with its vectors (n, K, C)."""
+        chunk = AT_ONCE // max(1, self.size * int(tf.shape(vectors)[1]))
+        found = self._together(x, vectors, chunk) if self.together and chunk > 1 else None
+        if found is None:
+            self.one_by_one(sums, x, vectors)
+        else:
+            for total, whole in zip(sums, found, strict=True):
+                total.assign_add(whole)
 
-        return squares
+    def _together(self, x: Any, vectors: tf.Tensor, chunk: int) -> list[tf.Tensor] | None:
+        """Sum up a batch, so many samples at once; None when an operation cannot be done for several together."""
+        found = [tf.zeros(value.shape) for value in self.values]
+        try:
+            for part in _chunks(x, vectors, chunk):
+                with _quiet():
+                    found = [a + b for a, b in zip(found, self.many(*part), strict=True)]
+        except (NotImplementedError, TypeError, ValueError, tf.errors.OpError):
+            self.together = False
+            return None
+        return found
 
-    @traced
-    def many(x: Any, vectors: tf.Tensor) -> list[tf.Tensor]:
+    def _many(self, x: Any, vectors: tf.Tensor) -> list[tf.Tensor]:
+        """Sum up several samples together."""
+
         def sample(row: Any) -> list[tf.Tensor]:
-            squares = backward(tf.nest.map_structure(lambda array: array[None], row[0]))
+            squares = self._squares(tf.nest.map_structure(lambda array: array[None], row[0]))
             return [tf.reduce_sum(found, axis=0) for found in tf.vectorized_map(squares, row[1])]
 
         return [tf.reduce_sum(found, axis=0) for found in tf.vectorized_map(sample, (x, vectors))]
 
-    @traced
-    def one_by_one(x: Any, vectors: tf.Tensor) -> None:
+    def _one_by_one(self, sums: Sequence[tf.Variable], x: Any, vectors: tf.Tensor) -> None:
+        """Add one vector of one sample after the other to the sums."""
+
         def sample(i: tf.Tensor) -> tf.Tensor:
-            squares = backward(_row(x, i))
+            squares = self._squares(_row(x, i))
 
             def add(k: tf.Tensor) -> tf.Tensor:
                 for total, found in zip(sums, squares(vectors[i, k]), strict=True):
                     total.assign_add(found)
                 return k + 1
 
-            tf.while_loop(lambda k: k < tf.shape(vectors)[1], add, [0], parallel_iterations=1)
+            _count_to(tf.shape(vectors)[1], add)
             return i + 1
 
-        tf.while_loop(lambda i: i < tf.shape(vectors)[0], sample, [0], parallel_iterations=1)
+        _count_to(tf.shape(vectors)[0], sample)
 
-    def add(x: Any, vectors: tf.Tensor) -> None:
-        nonlocal together
-        chunk = AT_ONCE // max(1, size * int(tf.shape(vectors)[1]))
-        if together and chunk > 1:
-            try:
-                found = [tf.zeros_like(total) for total in sums]
-                for part in _chunks(x, vectors, chunk):
-                    with _quiet():
-                        found = [a + b for a, b in zip(found, many(*part), strict=True)]
-                for total, whole in zip(sums, found, strict=True):
-                    total.assign_add(whole)
-                return
-            except (NotImplementedError, TypeError, ValueError, tf.errors.OpError):
-                together = False  # an operation that cannot be done for several samples together
-        one_by_one(x, vectors)
+    def _squares(self, x: Any) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+        """Run the model on one sample; give the function from a vector v to (J'v)² of each variable."""
+        tape: Any = tf.GradientTape(persistent=True, watch_accessed_variables=False)
+        with tape:
+            tape.watch(self.values)
+            point = _flat(self.points(x)[0])
 
-    return add
+        def squares(vector: tf.Tensor) -> list[tf.Tensor]:
+            found = tape.gradient(point, self.values, output_gradients=vector, unconnected_gradients=ZERO)
+            return [tf.square(tf.cast(gradient, "float32")) for gradient in found]
+
+        return squares
+
+
+def _count_to(number: tf.Tensor, step: Callable[[tf.Tensor], tf.Tensor]) -> None:
+    """Take steps from 0 on, each of which gives the next, one after the other."""
+    tf.while_loop(lambda i: i < number, step, [0], parallel_iterations=1)
 
 
 def _chunks(x: Any, vectors: tf.Tensor, size: int) -> Iterator[tuple[Any, tf.Tensor]]:

@@ -70,7 +70,7 @@ def test_the_depthwise_part_of_a_separable_convolution():
     inputs = keras.Input((5, 5, 2))
     models = [keras.Model(inputs, layer(inputs)) for layer in (separable, depthwise)]
     x = np.random.default_rng(0).normal(size=(3, 5, 5, 2)).astype("float32")
-    got, wanted = input_norms(models[0], [separable.depthwise_kernel], x), input_norms(models[1], [depthwise.kernel], x)
+    got, wanted = input_norms(models[0], [separable.depthwise_kernel])(x), input_norms(models[1], [depthwise.kernel])(x)
     np.testing.assert_allclose(got[0], wanted[0], rtol=1e-5)
     inner = x[:, 1:-1, 1:-1]  # the middle of the window never lies on the padding, its corners do
     np.testing.assert_allclose(got[0][1, 1, :, 0], np.sqrt((x**2).sum((0, 1, 2))), rtol=1e-5)
@@ -110,7 +110,7 @@ def test_recurrent_kernels_meet_the_states_that_enter_the_steps(name, masked):
             of_inputs += x[i, step] ** 2
             of_states += np.asarray(state[0])[0] ** 2
             _, state = layer.cell(x[i : i + 1, step], state)
-    got = input_norms(model, [layer.cell.kernel, layer.cell.recurrent_kernel], [x, *start])
+    got = input_norms(model, [layer.cell.kernel, layer.cell.recurrent_kernel])([x, *start])
     np.testing.assert_allclose(got[0], np.sqrt(of_inputs)[:, None], rtol=1e-4)
     np.testing.assert_allclose(got[1], np.sqrt(of_states)[:, None], rtol=1e-4)
 
@@ -147,7 +147,7 @@ def test_layers_inside_others_shared_layers_and_models_of_a_class_of_their_own()
         model.both.backward_layer.cell.kernel,
     ]
     wanted = [norm(x, first), norm(second)[..., None], norm(attended), norm(stepped), norm(stepped)]
-    for got, expected in zip(input_norms(model, variables, x), wanted, strict=True):
+    for got, expected in zip(input_norms(model, variables)(x), wanted, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4)
     assert "call" not in vars(model.shared) and np.array_equal(model(x).numpy(), before)
 
@@ -161,7 +161,7 @@ def test_a_reversible_embedding_meets_tokens_and_features(tied):
     model = keras.Model(tokens, layer(hidden, reverse=True))
     x = np.array([[0, 1, 1], [3, 1, 0]])
     counts, features = np.array([2.0, 3.0, 0.0, 1.0])[:, None], (layer(x).numpy() ** 2).sum((0, 1))
-    got = input_norms(model, layer.weights, x)
+    got = input_norms(model, layer.weights)(x)
     np.testing.assert_allclose(got[0] ** 2, np.broadcast_to(counts + (features if tied else 0), (4, 2)), rtol=1e-4)
     if not tied:
         np.testing.assert_allclose(got[1] ** 2, features[:, None], rtol=1e-4)
@@ -174,7 +174,7 @@ def test_two_recurrent_layers_around_one_cell():
     model = keras.Model(inputs, L.RNN(cell)(L.RNN(cell, return_sequences=True)(inputs)))
     x = np.random.default_rng(0).normal(size=(4, 3, 2)).astype("float32")
     between = model.layers[1](x).numpy()
-    got = input_norms(model, [cell.kernel], x)[0]
+    got = input_norms(model, [cell.kernel])(x)[0]
     np.testing.assert_allclose(got[:, 0], np.sqrt((x**2).sum((0, 1)) + (between**2).sum((0, 1))), rtol=1e-4)
 
 
@@ -183,18 +183,18 @@ def test_a_weight_of_which_nothing_is_known_is_not_judged():
     inputs = keras.Input((4, 3))
     model = keras.Model(inputs, L.LayerNormalization()(gated(inputs)))
     x = np.ones((2, 4, 3), "float32")
-    assert [norm is None for norm in input_norms(model, [gated.cell.kernel, gated.cell.recurrent_kernel], x)] == [
+    assert [norm is None for norm in input_norms(model, [gated.cell.kernel, gated.cell.recurrent_kernel])(x)] == [
         False,
         True,
     ]
     assert wanda(gather(model, [("k", "recurrent_kernel", gated.cell.recurrent_kernel)], "inputs", x)["k"]) is None
     for data in (None, x[:0]):
         with pytest.raises(KpipeError, match="needs data"):
-            input_norms(model, [gated.cell.kernel], data)
+            input_norms(model, [gated.cell.kernel])(data)
 
 
 def test_a_call_that_fails_leaves_the_layers_as_they_are():
     model = keras.Sequential([keras.Input((3,)), L.Dense(2)])
     with pytest.raises(ValueError, match="incompatible"):
-        input_norms(model, model.weights, np.ones((2, 5), "float32"))
+        input_norms(model, model.weights)(np.ones((2, 5), "float32"))
     assert "call" not in vars(model.layers[0])

@@ -88,7 +88,7 @@ def test_it_is_that_of_finite_differences(name, at_once, monkeypatch):
     jacobians = differences(lambda w: point(w, np.tanh, end), weights, 1e-5, 1)
     h = [hessian(z) for z in point(weights, np.tanh, end)]
     wanted = [np.einsum("...ni,nij,...nj->...", j, h, j) / len(X) for j in jacobians]
-    for got, exact in zip(gauss_newton_diagonal(model, model.weights, (X, labels), loss), wanted, strict=True):
+    for got, exact in zip(gauss_newton_diagonal(model, model.weights, loss)((X, labels)), wanted, strict=True):
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, exact, rtol=2e-3, atol=1e-6)
         assert not np.allclose(got, exact * 1.05, rtol=1e-2), "the check tells five percent"
@@ -105,12 +105,12 @@ def test_with_relu_it_is_the_diagonal_of_the_hessian(name):
         z = point(w, lambda a: np.maximum(a, 0), lambda z: z)
         return float(np.mean((z - ONE_HOT) ** 2) if name == "mse" else -np.mean(np.log(softmax(z)[range(7), Y])))
 
-    got = gauss_newton_diagonal(model, model.weights, (X, labels), loss)
+    got = gauss_newton_diagonal(model, model.weights, loss)((X, labels))
     for a, b in zip(got, differences(mean_loss, weights, 1e-4, 2), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-5)
     curved = net("tanh", last)
     weights = [w.astype("float64") for w in curved.get_weights()]
-    bent = gauss_newton_diagonal(curved, curved.weights[:1], (X, labels), loss)[0]
+    bent = gauss_newton_diagonal(curved, curved.weights[:1], loss)((X, labels))[0]
     assert not np.allclose(bent, differences(mean_loss, weights, 1e-4, 2)[0], rtol=1e-2, atol=1e-5)
 
 
@@ -126,7 +126,7 @@ def test_a_convolution_with_batch_norm_in_inference_and_uneven_batches():
         j = tape.jacobian(z, kernel.value).numpy()
         wanted += np.einsum("i...,ij,j...->...", j, _multinomial(z.numpy()), j) / 3
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(2)
-    got = gauss_newton_diagonal(model, [kernel], data, keras.losses.SparseCategoricalCrossentropy(from_logits=True))[0]
+    got = gauss_newton_diagonal(model, [kernel], keras.losses.SparseCategoricalCrossentropy(from_logits=True))(data)[0]
     np.testing.assert_allclose(got, wanted, rtol=5e-3, atol=1e-5 * wanted.max())
 
 
@@ -140,27 +140,27 @@ def test_outputs_add_up_by_their_loss_weights_and_samples_by_theirs():
     y = {"first": Y, "second": RNG.normal(size=(7, 2)).astype("float32")}
     losses = {"first": "sparse_categorical_crossentropy", "second": "mse"}
     alone = [
-        gauss_newton_diagonal(keras.Model(inputs, output), [shared.kernel], (X, y[name]), losses[name])[0]
+        gauss_newton_diagonal(keras.Model(inputs, output), [shared.kernel], losses[name])((X, y[name]))[0]
         for name, output in (("first", first), ("second", second))
     ]
     model.compile(loss=losses, loss_weights={"first": 3.0, "second": 0.25})
-    got = gauss_newton_diagonal(model, [shared.kernel], (X, y), None)[0]
+    got = gauss_newton_diagonal(model, [shared.kernel], None)((X, y))[0]
     np.testing.assert_allclose(got, 3 * alone[0] + 0.25 * alone[1], rtol=1e-3, atol=1e-6)
     assert not np.allclose(got, alone[0] + alone[1], rtol=0.1)
     thrice = np.where(np.arange(7) < 3, 3.0, 0.0).astype("float32")  # counts three samples thrice, the others never
-    weighted = gauss_newton_diagonal(model, [shared.kernel], (X, y, thrice), None)[0]
-    few = gauss_newton_diagonal(model, [shared.kernel], (X[:3], {k: v[:3] for k, v in y.items()}), None)[0]
+    weighted = gauss_newton_diagonal(model, [shared.kernel], None)((X, y, thrice))[0]
+    few = gauss_newton_diagonal(model, [shared.kernel], None)((X[:3], {k: v[:3] for k, v in y.items()}))[0]
     np.testing.assert_allclose(weighted, few * 9 / 7, rtol=1e-3, atol=1e-6)
 
 
 def test_what_has_no_gauss_newton_matrix_is_refused():
     model = net("tanh", None)
     with pytest.raises(KpipeError, match=r"not convex in its outputs.*'fisher'"):
-        gauss_newton_diagonal(model, model.weights, (X, ONE_HOT), lambda y, z: -keras.ops.mean((y - z) ** 2, axis=-1))
+        gauss_newton_diagonal(model, model.weights, lambda y, z: -keras.ops.mean((y - z) ** 2, axis=-1))((X, ONE_HOT))
     inputs = keras.Input((2,))
     wide = keras.Model(inputs, L.Dense(1025)(inputs), name="wide")
     with pytest.raises(KpipeError, match=r"'wide' has 1025 outputs.*at most 1024.*'fisher'"):
-        gauss_newton_diagonal(wide, wide.weights, (np.ones((1, 2)), np.ones((1, 1025))), "mse")
+        gauss_newton_diagonal(wide, wide.weights, "mse")((np.ones((1, 2)), np.ones((1, 1025))))
 
 
 def test_on_real_data_the_loss_rises_least_by_optimal_brain_damage():

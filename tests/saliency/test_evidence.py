@@ -31,13 +31,14 @@ def test_what_is_asked_for_is_there_and_nothing_else(needs):
             assert np.broadcast_shapes(getattr(evidence, field).shape, variable.shape) == tuple(variable.shape)
 
 
-def test_weights_may_be_objects_and_evidence_is_a_copy():
+def test_weights_may_be_objects_and_evidence_cannot_be_written_to():
     path, role, variable = KERNELS[0]
     target = SimpleNamespace(path=path, role=role, variable=variable)
     found = gather(MODEL, [target])[path]
     before = variable.numpy()
-    found.weight[:] = 7
-    assert np.array_equal(variable.numpy(), before)
+    with pytest.raises(ValueError, match="read-only"):
+        found.weight[:] = 7
+    assert np.array_equal(found.weight, before) and np.array_equal(variable.numpy(), before)
 
 
 def test_what_a_training_observed_needs_no_data():

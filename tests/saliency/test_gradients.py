@@ -85,9 +85,9 @@ def test_squares_are_those_of_single_samples(name, at_once, monkeypatch):
     monkeypatch.setattr(samples, "AT_ONCE", at_once)
     model, x, y = case(name)
     variables = model.trainable_variables
-    got = mean_squared_gradients(model, variables, (x, y), LOGITS)
+    got = mean_squared_gradients(model, variables, LOGITS)((x, y))
     wanted = naive(model, variables, x, y, LOGITS)
-    batch = [g**2 for g in mean_gradients(model, variables, (x, y), LOGITS)]
+    batch = [g**2 for g in mean_gradients(model, variables, LOGITS)((x, y))]
     for a, b, c in zip(got, wanted, batch, strict=True):
         assert a.dtype == np.float32
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * b.max() + 1e-12)
@@ -102,7 +102,7 @@ def test_an_operation_that_cannot_be_done_for_samples_together_is_done_one_by_on
         raise ValueError("no converter")
 
     monkeypatch.setattr(tf, "vectorized_map", refuse)
-    for a, b in zip(mean_squared_gradients(model, model.trainable_variables, (x, y), LOGITS), wanted, strict=True):
+    for a, b in zip(mean_squared_gradients(model, model.trainable_variables, LOGITS)((x, y)), wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7)
 
 
@@ -119,8 +119,8 @@ def test_losses_by_output_with_weights_as_compiled():
     losses = {"first": LOGITS, "second": "mse"}
     model.compile(loss=losses, loss_weights={"first": 2.0, "second": 0.5})
     variables = model.trainable_variables
-    got = mean_squared_gradients(model, variables, (x, y), None)
-    plain = mean_squared_gradients(model, variables, (x, y), losses)
+    got = mean_squared_gradients(model, variables, None)((x, y))
+    plain = mean_squared_gradients(model, variables, losses)((x, y))
     totals = [np.zeros(v.shape) for v in variables]
     for i in range(5):
         with tf.GradientTape() as tape:
@@ -140,11 +140,11 @@ def test_sample_weights_count(form):
     w = np.array([0.0, 1.0, 2.0, 0.5, 3.0, 1.0], "float32")
     data: Any = (x, y, w) if form == "arrays" else tf.data.Dataset.from_tensor_slices((x, y, w)).batch(4)
     kernel = [model.last.kernel]
-    ones = [mean_gradients(model, kernel, (x[i : i + 1], y[i : i + 1]), LOGITS)[0] for i in range(6)]
-    got = mean_squared_gradients(model, kernel, data, LOGITS)[0]
+    ones = [mean_gradients(model, kernel, LOGITS)((x[i : i + 1], y[i : i + 1]))[0] for i in range(6)]
+    got = mean_squared_gradients(model, kernel, LOGITS)(data)[0]
     np.testing.assert_allclose(got, np.mean([(a * g) ** 2 for a, g in zip(w, ones, strict=True)], 0), rtol=1e-3)
     if form == "arrays":  # one batch: the mean over the batch is that over the samples
-        got = mean_gradients(model, kernel, data, LOGITS)[0]
+        got = mean_gradients(model, kernel, LOGITS)(data)[0]
         np.testing.assert_allclose(got, np.mean([a * g for a, g in zip(w, ones, strict=True)], 0), rtol=1e-3, atol=1e-6)
 
 
@@ -153,8 +153,8 @@ def test_a_softmax_that_is_sure_of_itself_still_has_a_gradient():
     inputs = keras.Input((1,))
     model = keras.Model(inputs, L.Softmax()(L.Dense(2, use_bias=False)(inputs)))
     model.set_weights([np.array([[0.0, 40.0]])])
-    got = mean_squared_gradients(
-        model, model.weights, (np.ones((2, 1)), np.zeros(2)), "sparse_categorical_crossentropy"
+    got = mean_squared_gradients(model, model.weights, "sparse_categorical_crossentropy")(
+        (np.ones((2, 1)), np.zeros(2))
     )
     np.testing.assert_allclose(got[0], [[1.0, 1.0]], rtol=1e-5)
 
@@ -182,8 +182,8 @@ def test_the_model_stays_as_it_is():
     model.fit(x, y, verbose=0)
     held = (model.train_function, model.optimizer, model.loss)
     before = [v.numpy() for v in (*model.variables, *model.optimizer.variables, *model.metrics_variables)]
-    mean_gradients(model, model.trainable_variables, (x, y), None)
-    mean_squared_gradients(model, model.trainable_variables, (x, y), None)
+    mean_gradients(model, model.trainable_variables, None)((x, y))
+    mean_squared_gradients(model, model.trainable_variables, None)((x, y))
     after = [v.numpy() for v in (*model.variables, *model.optimizer.variables, *model.metrics_variables)]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     assert (model.train_function, model.optimizer, model.loss) == held
@@ -194,7 +194,7 @@ def test_the_model_stays_as_it_is():
 def test_metrics_that_the_first_loss_makes_start_from_nothing():
     model, x, y = siamese()
     model.compile(loss={"first": LOGITS, "second": "mse"})
-    mean_gradients(model, model.trainable_variables, (x, y), None)
+    mean_gradients(model, model.trainable_variables, None)((x, y))
     assert all(float(np.sum(v.numpy())) == 0 for v in model.metrics_variables)
 
 
@@ -202,7 +202,7 @@ def test_frozen_weights_have_no_gradient():
     model, x, y = case("twice")
     model.inner.trainable = False
     for function in (mean_gradients, mean_squared_gradients):
-        first, second = function(model, [model.inner.kernel, model.last.kernel], (x, y), LOGITS)
+        first, second = function(model, [model.inner.kernel, model.last.kernel], LOGITS)((x, y))
         assert not first.any() and first.shape == (6, 6) and second.any()
 
 
@@ -216,7 +216,7 @@ def test_mixed_precision_is_near_full_precision(policy):
 
     x, y = np.random.default_rng(0).normal(size=(8, 6)).astype("float32"), np.arange(8) % 4
     for function in (mean_gradients, mean_squared_gradients):
-        full, mixed = (function(m, m.weights[:1], (x, y), LOGITS)[0] for m in (net("float32"), net(policy)))
+        full, mixed = (function(m, m.weights[:1], LOGITS)((x, y))[0] for m in (net("float32"), net(policy)))
         assert mixed.dtype == np.float32
         assert np.abs(full - mixed).max() < 0.05 * np.abs(full).max()
 
@@ -232,7 +232,7 @@ def test_what_is_missing_is_said(function):
         ((x[:0], y[:0]), "mse", "no batch"),
     ]:
         with pytest.raises(KpipeError, match=message):
-            function(model, variables, data, loss)
+            function(model, variables, loss)(data)
 
 
 def test_inside_the_scope_of_a_strategy_it_is_refused(monkeypatch):
@@ -240,13 +240,13 @@ def test_inside_the_scope_of_a_strategy_it_is_refused(monkeypatch):
     monkeypatch.setattr(tf.distribute, "has_strategy", lambda: True)
     for function in (mean_gradients, mean_squared_gradients):
         with pytest.raises(KpipeError, match=r"strategy\.scope\(\).*outside"):
-            function(model, model.trainable_variables, (x, y), LOGITS)
+            function(model, model.trainable_variables, LOGITS)((x, y))
 
 
 def test_a_model_for_a_fixed_batch_is_refused_for_single_samples():
     inputs = keras.Input((2,), batch_size=4)
     model = keras.Model(inputs, L.Reshape((1,))(L.Dense(1)(keras.ops.reshape(inputs, (4, 2)))))
     data = (np.ones((4, 2), "float32"), np.ones((4, 1), "float32"))
-    assert mean_gradients(model, model.weights, data, "mse")[0].any()
+    assert mean_gradients(model, model.weights, "mse")(data)[0].any()
     with pytest.raises(KpipeError, match=r"one sample at a time.*'taylor'"):
-        mean_squared_gradients(model, model.weights, data, "mse")
+        mean_squared_gradients(model, model.weights, "mse")(data)
