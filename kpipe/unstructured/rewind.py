@@ -1,31 +1,25 @@
 """Find a lottery ticket: rounds of training, pruning, and rewinding what is left to where it began."""
 
-import math
-import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 
-from kpipe.errors import KpipeError, NoEffectWarning
-from kpipe.patterns import MaskFunction, Pattern, Scope, pattern_of, scope_of
+from kpipe.errors import KpipeError
+from kpipe.patterns import MaskFunction, Pattern, pattern_of, scope_of
 from kpipe.projections import trained_model
 from kpipe.saliency import Criterion, criterion_of
 from kpipe.unstructured.masks import first_mask
-from kpipe.unstructured.prune import prune_weights
+from kpipe.unstructured.rounds import Judging, PerRound, ScopeChoice, choose, count_rounds, note_gone, share_out
 from kpipe.unstructured.selection import LayerFilter
 from kpipe.unstructured.suited import suited
-from kpipe.unstructured.targets import PRUNED_ROLES, Target, find_targets
+from kpipe.unstructured.targets import PRUNED_ROLES, find_targets
 from kpipe.unstructured.ticket import Round, Ticket
 
 Train = Callable[[keras.Model, list[keras.callbacks.Callback]], Any]
 """(model, callbacks) -> the curves: what `fit` returned, a mapping, or None. Trains the model in place."""
-
-PerRound = float | Mapping[str, float]
-"""Fraction of what is left that a round prunes, of all weights alike or by regular expressions on their paths."""
 
 
 def find_ticket(
@@ -38,7 +32,7 @@ def find_ticket(
     *,
     criterion: str | Criterion = "magnitude",
     pattern: str | Pattern | MaskFunction = "unstructured",
-    scope: str | Mapping[str, Any] | Scope = "layer",
+    scope: ScopeChoice = "layer",
     layers: LayerFilter = None,
     roles: Sequence[str] = PRUNED_ROLES,
     data: Any = None,
@@ -68,7 +62,7 @@ def find_ticket(
         layers: None for every layer that kpipe knows, a regular expression searched in the weight's path, a layer class
             or a tuple of them, or a function of the layer.
         roles: What a weight has to be, as in `prune_weights`.
-        data: Data for a criterion that needs some.
+        data: Data for a criterion that needs some, gone through in every round.
         loss: Loss for those; None: the one that the trained copy is compiled with.
         seed: Of a criterion that draws random numbers.
 
@@ -94,28 +88,26 @@ def find_ticket(
     if not isinstance(rewind_to, int) or rewind_to < 0:
         raise KpipeError(f"rewind_to is {rewind_to!r}; expected a number of updates, 0 for the very beginning.")
     check_choice(criterion, pattern, scope)
-    targets, _ = suited(find_targets(model, layers, roles)[0], pattern_of(pattern))
-    chosen = _chosen(model, targets, per_round)
-    last = _count(chosen, rounds, sparsity)
+    judging = Judging(criterion, pattern, scope, data, loss, seed)
+    found, skipped = find_targets(model, layers, roles)
+    chosen = choose(model, suited(found, pattern_of(pattern))[0], skipped, per_round)
+    last = count_rounds(chosen, rounds, sparsity)
     pattern_of(pattern).check(max(one.sparsity(last, sparsity) for one in chosen.values()))
     dropped = {path: np.where(first_mask(one.weight), 0, -1).astype("int16") for path, one in chosen.items()}
-    choice = {"criterion": criterion, "pattern": pattern, "scope": scope, "roles": roles, "data": data, "loss": loss}
     places = {path: one.place for path, one in chosen.items()}
     ticket = Ticket(model, tuple(model.get_weights()), dropped, places, ()).renewed()
     for number in range(1, last + 1):
         twin = _compiled_alike(ticket.rewound(), model)
         early = _Snapshot(rewind_to if number == 1 else 0)
         logs = _trained(twin, train, ticket, early)
-        groups = _groups(chosen, number, sparsity, scope_of(scope).alone)
-        dropped = _drop(twin, ticket, groups, number, {**choice, "seed": seed + number})
+        groups = share_out(chosen, number, sparsity, scope_of(scope).alone)
+        dropped = note_gone(ticket.dropped, judging.keeps(twin, chosen, groups, number), number)
         past = (*ticket.history, Round(number, ticket.kept, logs))
         ticket = replace(ticket, start=early.weights or ticket.start, dropped=dropped, history=past)
     return ticket.renewed()
 
 
-def check_choice(
-    criterion: str | Criterion, pattern: str | Pattern | MaskFunction, scope: str | Mapping[str, Any] | Scope
-) -> None:
+def check_choice(criterion: str | Criterion, pattern: str | Pattern | MaskFunction, scope: ScopeChoice) -> None:
     """Refuse what cannot prune between two trainings, before anything trains.
 
     Raises:
@@ -131,90 +123,6 @@ def check_choice(
     scope_of(scope).check(pattern_of(pattern))
     if "movement" in criterion_of(criterion)[1]["needs"]:
         raise KpipeError(f"The criterion {criterion!r} follows the weights through a training; choose another one.")
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """A weight to prune: its index in `model.weights`, what a round takes of it, and what it begins with."""
-
-    place: int
-    fraction: float
-    weight: np.ndarray
-
-    def sparsity(self, number: int, highest: float | None) -> float:
-        """Give the fraction of zeros after a number of rounds; a weight that has more already keeps them."""
-        kept = np.count_nonzero(first_mask(self.weight)) / self.weight.size
-        wanted = 1 - kept * (1 - self.fraction) ** number
-        return wanted if highest is None else max(1 - kept, min(wanted, highest))
-
-    def rounds(self, highest: float) -> int:
-        """Give the number of rounds after which it has that fraction of zeros."""
-        kept = np.count_nonzero(first_mask(self.weight)) / self.weight.size
-        return math.ceil(math.log((1 - highest) / kept) / math.log(1 - self.fraction) - 1e-9)
-
-
-def _chosen(model: keras.Model, targets: list[Target], per_round: PerRound) -> dict[str, _Chosen]:
-    """Give each weight its fraction a round; a weight that no expression is found in is left out."""
-    fractions = per_round if isinstance(per_round, Mapping) else {"": per_round}
-    for fraction in fractions.values():
-        if not isinstance(fraction, int | float) or not 0 < fraction < 1:
-            raise KpipeError(f"per_round is {per_round!r}; expected fractions in (0, 1), such as 0.2.")
-    places = {id(variable): place for place, variable in enumerate(model.weights)}
-    found = {}
-    for target in targets:
-        first = next((fractions[wanted] for wanted in fractions if re.search(wanted, target.variable.path)), None)
-        if first is not None:
-            found[target.path] = _Chosen(places[id(target.variable)], first, target.variable.numpy())
-    if not found:
-        names = ", ".join(target.path for target in targets)
-        raise KpipeError(f"per_round={per_round!r} matches no weight. The weights to prune: {names}.")
-    return found
-
-
-def _count(chosen: Mapping[str, _Chosen], rounds: int | None, sparsity: float | None) -> int:
-    if (rounds is None) == (sparsity is None):
-        raise KpipeError(f"Received rounds={rounds!r} and sparsity={sparsity!r}; expected exactly one of them.")
-    if sparsity is not None:
-        if not 0 < sparsity < 1:
-            raise KpipeError(f"The sparsity is {sparsity!r}; expected a fraction of zeros in (0, 1), such as 0.8.")
-        rounds = max(one.rounds(sparsity) for one in chosen.values())
-    if not isinstance(rounds, int) or rounds < 1:
-        reached = f"sparsity={sparsity!r} is reached already" if sparsity is not None else f"rounds is {rounds!r}"
-        raise KpipeError(f"{reached}; expected at least one round of training and pruning.")
-    return rounds
-
-
-def _groups(
-    chosen: Mapping[str, _Chosen], number: int, sparsity: float | None, alone: bool
-) -> list[tuple[float, list[str]]]:
-    """Put together which weights `prune_weights` may take in one call, with their sparsity after this round."""
-    groups: dict[float, list[str]] = {}
-    for path, one in chosen.items():
-        groups.setdefault(one.sparsity(number, sparsity) if alone else one.fraction, []).append(path)
-    if alone:
-        return list(groups.items())
-    shared = []
-    for paths in groups.values():
-        sizes = [chosen[path].weight.size for path in paths]
-        each = [chosen[path].sparsity(number, sparsity) for path in paths]
-        shared.append((float(np.average(each, weights=sizes)), paths))
-    return shared
-
-
-def _drop(
-    trained: keras.Model, ticket: Ticket, groups: list[tuple[float, list[str]]], number: int, choice: dict[str, Any]
-) -> dict[str, np.ndarray]:
-    """Prune the trained weights, and note which entries that drops in this round."""
-    dropped = dict(ticket.dropped)
-    for sparsity, paths in groups:
-        names = "|".join(re.escape(trained.weights[ticket.places[path]].path) for path in paths)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NoEffectWarning)  # a small weight may have nothing to give
-            pruned = prune_weights(trained, sparsity, layers=f"^(?:{names})$", **choice)
-        for path in paths:
-            zero = pruned.weights[ticket.places[path]].numpy() == 0
-            dropped[path] = np.where((dropped[path] == 0) & zero, number, dropped[path]).astype("int16")
-    return dropped
 
 
 def _trained(model: keras.Model, train: Train, ticket: Ticket, early: "_Snapshot") -> dict[str, list[float]]:
