@@ -9,8 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.errors import KpipeError
+from kpipe.layers import unique, weights_within
 from kpipe.projections import Mask, held_on, trained_model
 from kpipe.unstructured.masked import KeepMasked
+from kpipe.unstructured.targets import _candidates
 
 SCALAR = tf.compat.v1.SummaryMetadata(
     plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars"), data_class="DATA_CLASS_SCALAR"
@@ -23,8 +25,8 @@ Scalars = dict[str, float]
 class PruningSummaries(keras.callbacks.Callback):
     """Write for every mask, as a model trains, how sparse it is and from which magnitude on weights are kept.
 
-    For a weight with the path P these are the curves `P/sparsity`, the fraction of entries that its mask drops, and
-    `P/threshold`, the smallest magnitude among those that it keeps, over the optimizer's updates
+    For a weight that `WeightPruning.report()` names P these are the curves `P/sparsity`, the fraction of entries that
+    its mask drops, and `P/threshold`, the smallest magnitude among those that it keeps, over the optimizer's updates
     (`optimizer.iterations`). It sees the masks of `WeightPruning` and those of `prune_low_magnitude`, wherever among
     the callbacks it stands. `tensorboard --logdir LOG_DIR` shows the curves; only that needs TensorBoard installed.
 
@@ -137,7 +139,7 @@ def _batches_between(update_freq: Any) -> int | None:
 
 
 def masks_of(model: keras.Model) -> Iterator[tuple[str, keras.Variable, np.ndarray]]:
-    """Give every weight of a model that a mask is held on now: its path, itself, and what is kept.
+    """Give every weight of a model that a mask is held on now: its path as in reports, itself, and what is kept.
 
     Example:
         >>> from kpipe.projections import Holder
@@ -145,9 +147,10 @@ def masks_of(model: keras.Model) -> Iterator[tuple[str, keras.Variable, np.ndarr
         >>> with Holder(net) as holder:
         ...     _ = holder.mask(net.layers[0].kernel, np.array([[True], [False]]))
         ...     [(path, keep.tolist()) for path, _, keep in masks_of(net)]
-        [('net/d/kernel', [[True], [False]])]
+        [('d/kernel', [[True], [False]])]
     """
-    names: dict[str, int] = {}
+    roles = {id(weight.variable): weight for weight in weights_within(model)}
+    names = {id(variable): path for path, _, variable, _ in _candidates(model, roles)}
     for weight in {id(variable): variable for variable in model.weights}.values():
         own, held = held_on(weight)
         keeps = [projection.numpy() for projection in held if isinstance(projection, Mask)]
@@ -155,6 +158,5 @@ def masks_of(model: keras.Model) -> Iterator[tuple[str, keras.Variable, np.ndarr
             keeps.append(own.mask.numpy())
             own = own.before
         if keeps:
-            names[weight.path] = names.get(weight.path, 0) + 1
-            number = f"#{names[weight.path]}" if names[weight.path] > 1 else ""
-            yield f"{weight.path}{number}", weight, np.logical_and.reduce(keeps)
+            path = names.setdefault(id(weight), unique(weight.path, names.values()))  # no kernel: Keras's own path
+            yield path, weight, np.logical_and.reduce(keeps)

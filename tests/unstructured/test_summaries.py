@@ -7,10 +7,11 @@ import tensorflow as tf
 
 from kpipe.errors import KpipeError
 from kpipe.schedules import ConstantSparsity, SteppedSparsity
-from kpipe.unstructured import WeightPruning
+from kpipe.unstructured import WeightPruning, find_targets
 from kpipe.unstructured.pruning_step import UpdatePruningStep
 from kpipe.unstructured.summaries import PruningSummaries
 from kpipe.unstructured.wrapping import prune_low_magnitude
+from tests.unstructured.nets import Twins
 
 X, Y = np.random.default_rng(0).normal(size=(24, 6)).astype("float32"), np.zeros((24, 2), "float32")
 STAGES = SteppedSparsity((0.25, 0.5, 0.75), (0, 3, 6))
@@ -46,7 +47,7 @@ class Watching(keras.callbacks.Callback):
 
     def look(self):
         model = self.model
-        kernels = {one.path: one.numpy() for one in model.trainable_variables if one.path.endswith("kernel")}
+        kernels = {target.path: target.variable.numpy() for target in find_targets(model)[0]}
         self.seen[int(model.optimizer.iterations.numpy())] = kernels
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -77,9 +78,9 @@ def test_each_epoch_is_written_with_weight_pruning(tmp_path, first):
     model.fit(X, Y, batch_size=8, epochs=3, verbose=0, callbacks=callbacks)
     written = events(tmp_path)
     assert set(written) == {
-        f"net/{layer}/kernel/{name}" for layer in ("first", "second") for name in ("sparsity", "threshold")
+        f"{layer}/kernel/{name}" for layer in ("first", "second") for name in ("sparsity", "threshold")
     }
-    assert written["net/first/kernel/sparsity"] == {0: 0.25, 3: 0.5, 6: 0.75, 9: 0.75}
+    assert written["first/kernel/sparsity"] == {0: 0.25, 3: 0.5, 6: 0.75, 9: 0.75}
     assert differences(written, watching.seen) == []
 
 
@@ -88,7 +89,7 @@ def test_the_comparison_finds_another_step_s_threshold(tmp_path):
     model.fit(X, Y, batch_size=8, epochs=3, verbose=0, callbacks=[told, WeightPruning(STAGES), watching])
     shifted = {step: watching.seen[{0: 0, 3: 6, 6: 6, 9: 9}[step]] for step in watching.seen}
     assert differences(events(tmp_path), shifted) == [
-        f"net/{layer}/kernel/{name} at 3" for layer in ("first", "second") for name in ("sparsity", "threshold")
+        f"{layer}/kernel/{name} at 3" for layer in ("first", "second") for name in ("sparsity", "threshold")
     ]
 
 
@@ -125,7 +126,25 @@ def test_a_training_that_is_stopped_early_is_written_to_its_end(tmp_path):
     model = net()
     callbacks = [WeightPruning(ConstantSparsity(0.5, 5)), PruningSummaries(str(tmp_path)), Stop()]
     model.fit(X, Y, batch_size=8, epochs=5, verbose=0, callbacks=callbacks)
-    assert events(tmp_path)["net/first/kernel/sparsity"] == {0: 0.0, 3: 0.0, 6: 0.5}
+    assert events(tmp_path)["first/kernel/sparsity"] == {0: 0.0, 3: 0.0, 6: 0.5}
+
+
+def test_the_curves_have_the_names_of_the_report(tmp_path):
+    """Also where Keras's paths are the same for two weights, in a nested model, and for a weight frozen meanwhile."""
+    inner = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="first")], name="inner")
+    model = keras.Sequential([keras.Input((6,)), inner, Twins(2, name="twins"), keras.layers.Dense(2, name="second")])
+    model.compile("sgd", "mse")
+
+    class Freeze(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            model.get_layer("second").trainable = False
+
+    pruning = WeightPruning(ConstantSparsity(0.5, 0))
+    model.fit(X, Y, verbose=0, callbacks=[pruning, Freeze(), PruningSummaries(tmp_path)])
+    assert len({weight.path for weight in model.weights}) < len(model.weights)
+    names = {row.path for row in pruning.report().pruned}
+    assert names == {"inner/first/kernel", "twins/kernel", "twins/kernel#2", "second/kernel"}
+    assert set(events(tmp_path)) == {f"{name}/{curve}" for name in names for curve in ("sparsity", "threshold")}
 
 
 def test_a_model_without_masks_has_an_empty_file(tmp_path):
