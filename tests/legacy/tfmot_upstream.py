@@ -7,8 +7,18 @@ the modules that hold their helpers: every other import of TFMOT is answered wit
 the tests use is lent to Keras 3 in this process. Prints JSON: file -> {"passed", "skipped", "failed"}; with --broken,
 of masks that are never brought to a sparsity.
 
-Not among the files are the tests of TFMOT's insides, of which kpipe has no like: prune_registry_test, pruning_impl_test
-and pruning_utils_test.
+Three of the files test TFMOT's insides. `tfmot_insides.py` lends them those parts of kpipe that do the same work:
+
+- prune_registry_test: TFMOT keeps a table of classes, and gives a layer a method that lists what is pruned in it. kpipe
+  has no such table to ask, so the cases ask which layers it knows, and what its wrapper masks in them.
+- pruning_impl_test: TFMOT's class that computes masks. kpipe's are held by the wrapper, so each weight of a case is the
+  weight of a wrapped layer.
+- pruning_utils_test: pure functions. The scores and the masks of blocks and of m by n are those of kpipe's patterns.
+  `weights_rearrange` and `m_by_n_sparsity_mask_prepare` have no like: they turn a kernel to the order of axes that
+  TFLite stores and a mask back, and kpipe takes groups along the axis that a kernel sums over, wherever it lies.
+  `is_pruned_m_by_n` is no part of kpipe either: it is what judges its masks in prune_integration_test, and is tested.
+
+The skips are those of the tests at commit b0eea48 of tensorflow/model-optimization.
 """
 
 import importlib.abc
@@ -23,7 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from absl import flags
 from keras.src.models.functional import Functional
@@ -32,6 +41,7 @@ from kpipe.legacy import tfmot
 from kpipe.unstructured.pruning_step import ask
 from kpipe.unstructured.wrapper import PruneLowMagnitude
 from kpipe.unstructured.wrapping import pruned_layers
+from tests.legacy import tfmot_insides
 
 TFMOT = "tensorflow_model_optimization"
 CORE = f"{TFMOT}.python.core"
@@ -41,7 +51,13 @@ EXECUTED = (f"{CORE}.keras.test_utils", f"{PRUNING}.test_utils", f"{PRUNING}.too
 
 NOT_WRAPPED = "kpipe leaves layers without kernels unwrapped, and takes those that TFMOT refuses"
 COPIED = "kpipe copies the layers of a model, so that pruning does not change the given one"
+NO_CONFIG = "kpipe copies the layers of a model; this one has no get_config, and Keras 3 cannot make it anew"
 TAKEN = "TFMOT refuses the layer or the model that holds it; kpipe knows its kernel, or leaves it alone with a warning"
+RANKS = "patterns of kpipe hold for kernels of every rank"
+TFLITE = "kpipe knows no order of axes but that of the kernel: it does not store kernels as TFLite does"
+A_CLASS = "TFMOT takes the class of a layer for a layer here, by mistake"
+IN_PART = "of a layer that kpipe knows in part it prunes that part; TFMOT refuses it"
+EDGE = "at an edge where a block is cut kpipe scores that block; TFMOT pads on both sides and scores another window"
 FORMATS = "weights of a plain model cannot be loaded into a wrapped one by halves: Keras 3 refuses a file that differs"
 
 SKIPPED: dict[str, dict[str, str]] = {
@@ -67,20 +83,32 @@ SKIPPED: dict[str, dict[str, str]] = {
         "PruneIntegrationTest.testPruneThenLoadTFWeights_DoesNotPreserveWeights": FORMATS,
         "PruneIntegrationTest.testPruneThenLoadTFWeights_DifferentInferenceWithoutTraining": FORMATS,
         "PruneIntegrationTest.testPruneCheckpoints_CheckpointsNotSparse": "checkpoints of kpipe are sparse",
-        "PruneIntegrationTest.testSparsityPruningMbyN_NonSupportedLayers": "kpipe's m by n holds for every rank",
+        "PruneIntegrationTest.testSparsityPruningMbyN_SupportedSubclassLayers": NO_CONFIG,
     },
     "pruning_policy_test": {},
     "prune_distributed_test": {},
     "tools/sparsity_tooling_test": {},
+    "prune_registry_test": {
+        "PruneRegistryTest.testSupportsLayer4 ": A_CLASS,
+        "PruneRegistryTest.testSupportsLayer13 ": A_CLASS,
+        "PruneRegistryTest.testDoesNotSupportLayer0 ": TAKEN,
+        "PruneRegistryTest.testDoesNotSupportLayer3 ": TAKEN,
+        "PruneRegistryTest.testMakePrunableRaisesErrorForKerasUnsupportedLayer": TAKEN,
+        "PruneRegistryTest.testMakePrunableRaisesErrorForCustomLayerInheritedFromPrunableLayer": TAKEN,
+        "PruneRegistryTest.testMakePrunableRaisesErrorOnRNNLayersUnsupportedCell": IN_PART,
+    },
+    "pruning_impl_test": {
+        "PruningTest.testBlockMaskingWithHigherDimensionsRaisesError": RANKS,
+        "PruningTest.testSparsityMbyNMaskingSimpleRaises_3d": RANKS,
+    },
+    "pruning_utils_test": {
+        "PruningUtilsParameterizedTest.testFactorizedAvgPool6x6": EDGE,
+        "PruningUtilsParameterizedTest.testFactorizedMaxPool6x6": EDGE,
+        "WeightsRearrangeTest.testWeights": TFLITE,
+        "MbyNSparsityMaskPrepareTest.testMbyN": TFLITE,
+    },
 }
 """File of TFMOT's tests -> what a case's name begins with -> why it is not run."""
-
-LAYERS = [
-    *(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, keras.layers.Dense, keras.layers.Embedding),
-    *(keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose),
-    *(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D),
-]
-RECURRENT = {keras.layers.RNN, keras.layers.SimpleRNN, keras.layers.LSTM, keras.layers.GRU}
 
 TEXTS = {
     "INVALID_TO_PRUNE_PARAM_ERROR": "{input}",
@@ -132,25 +160,15 @@ def gauge(_: str) -> Callable[[Callable], Callable]:
     return lambda function: function
 
 
-def is_pruned_m_by_n(weights: keras.Variable, m_by_n: tuple[int, int] = (2, 4)) -> bool:
-    """Count the zeros of each whole or ragged group along the inputs."""
-    zeros, size = m_by_n
-    kernel = np.moveaxis(weights.numpy(), -2, -1)
-    groups = [kernel[..., first : first + size] for first in range(0, kernel.shape[-1], size)]
-    return all((np.count_nonzero(group, axis=-1) <= size - zeros).all() for group in groups)
-
-
 def given() -> dict[str, dict[str, Any]]:
     """Map TFMOT's modules to the names that stand for theirs."""
     public = tfmot.sparsity.keras
-    registry = types.SimpleNamespace(_LAYERS_WEIGHTS_MAP={cls: ["kernel"] for cls in LAYERS}, _RNN_LAYERS=RECURRENT)
     names = {name: getattr(public, name) for name in public.__all__}
     compat = {"keras": tf.keras, "is_v1_apis": lambda: False, "initialize_variables": lambda case: None}
     return {
         f"{CORE}.keras.compat": compat,
         f"{CORE}.keras.metrics": {"MonitorBoolGauge": gauge},
-        f"{PRUNING}.pruning_utils": {"is_pruned_m_by_n": is_pruned_m_by_n},
-        f"{PRUNING}.prune_registry": {"PruneRegistry": registry},
+        **{f"{PRUNING}.{module}": inside for module, inside in tfmot_insides.MODULES.items()},
         f"{PRUNING}.pruning_wrapper": {
             "PruneLowMagnitude": PruneLowMagnitude,
             "collect_prunable_layers": pruned_layers,
@@ -206,13 +224,19 @@ def lend_models() -> None:
     models.save_model = lambda model, path: save(model, f"{path}.keras")
     models.load_model = lambda path: load(f"{path}.keras")
     model.save = lambda self, path: save(self, f"{path}.keras")
-    build = keras.Sequential.build
+    build, describe = keras.Sequential.build, keras.Sequential.get_config
 
     def building(self: keras.Sequential, input_shape: Any = None) -> None:
         if not self._functional:  # a built one passed over another shape
             build(self, input_shape)
 
-    keras.Sequential.build = building
+    def described(self: keras.Sequential) -> dict[str, Any]:  # how a layer was built is not among its arguments
+        config = describe(self)
+        for layer in config["layers"]:
+            layer.pop("build_config", None)
+        return config
+
+    keras.Sequential.build, keras.Sequential.get_config = building, described
 
 
 def lend_layers() -> None:
@@ -221,7 +245,11 @@ def lend_layers() -> None:
     for name in ("LocallyConnected1D", "LocallyConnected2D"):  # named in a table, gone from Keras 3
         setattr(layers, name, type(name, (keras.layers.Layer,), {}))
     layers.AveragePooling2D = lambda pool_size=(2, 2): keras.layers.AveragePooling2D(pool_size)
-    layers.Input = lambda shape: new_input(as_shape(shape))
+    layers.Input = lambda shape, **kwargs: new_input(as_shape(shape), **kwargs)
+    layers.experimental = types.SimpleNamespace(
+        SyncBatchNormalization=lambda: keras.layers.BatchNormalization(synchronized=True),
+        preprocessing=types.SimpleNamespace(Rescaling=keras.layers.Rescaling),
+    )
     keras.layers.Layer.add_weight = lambda self, shape=None, **kwargs: add_weight(self, as_shape(shape), **kwargs)
 
 
