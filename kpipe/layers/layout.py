@@ -16,7 +16,8 @@ class Layout:
     The default is that of most Keras kernels: (*positions, inputs, outputs).
 
     Args:
-        inputs: The axes that the layer multiplies with its inputs and sums over; none for a depthwise kernel.
+        inputs: The axes that the layer multiplies with its inputs and sums over; none for a depthwise kernel and for an
+            embedding.
         outputs: The axes that become the channels of the output.
 
     Example:
@@ -82,7 +83,22 @@ class Layout:
 
 
 NATURAL = Layout()
-"""Of Dense, Conv, Embedding and recurrent kernels: (*positions, inputs, outputs)."""
+"""Of Dense, Conv and recurrent kernels: (*positions, inputs, outputs)."""
 
 DEPTHWISE = Layout(inputs=(), outputs=(-2, -1))
 """Of depthwise kernels (*positions, channels, multiplier): nothing is summed over but the window."""
+
+LOOKED_UP = Layout(inputs=(), outputs=(-1,))
+"""Of embeddings (tokens, channels): a token takes one row, and neighbouring rows have nothing to do with each other."""
+
+_BY_ROLE = {"depthwise_kernel": DEPTHWISE, "embedding": LOOKED_UP}
+
+
+def layout_for(role: str, rank: int) -> Layout:
+    """Give the layout that goes without saying; the entries of a vector are outputs.
+
+    Example:
+        >>> layout_for("kernel", 4).turned_shape((3, 3, 8, 16)), layout_for("embedding", 2).turned_shape((1000, 64))
+        ((3, 3, 8, 16), (1000, 1, 64))
+    """
+    return Layout((), (-1,) * rank) if rank < 2 else _BY_ROLE.get(role, NATURAL)

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import keras
 
 from kpipe.errors import KpipeError
-from kpipe.layers.layout import DEPTHWISE, NATURAL, Layout
+from kpipe.layers.layout import NATURAL, Layout, layout_for
 from kpipe.layers.rule import KERNEL_ROLES, Role, facts_of, weight_facts_of
 
 
@@ -49,7 +49,7 @@ def weights(layer: keras.Layer) -> tuple[Weight, ...]:
         return ()
     found = {id(weight.variable): weight for weight in _with_roles(layer)}
     for variable in declared(layer) or ():
-        natural = Weight(layer, variable.name, "kernel", variable, _layout("kernel", len(variable.shape)))
+        natural = Weight(layer, variable.name, "kernel", variable, layout_for("kernel", len(variable.shape)))
         weight = found.get(id(variable), natural)
         dense = weight.role in KERNEL_ROLES and weight.role != "depthwise_kernel"
         found[id(variable)] = weight if dense else replace(weight, role="kernel")
@@ -78,7 +78,7 @@ def _with_roles(layer: keras.Layer) -> Iterator[Weight]:
         for i, variable in enumerate(value if several else [value]):
             # Low-rank adapters and quantized layers answer with a computed tensor, not with one of their variables.
             if id(variable) in own:
-                layout = layouts.get(name) or _layout(role, len(variable.shape))
+                layout = layouts.get(name) or layout_for(role, len(variable.shape))
                 _check_layout(layer, name, layout, variable.shape)
                 yield Weight(layer, f"{name}/{i}" if several else name, role, variable, layout)
 
@@ -88,13 +88,6 @@ def _check_layout(layer: keras.Layer, name: str, layout: Layout, shape: tuple[in
         layout.turned_shape(shape)
     except KpipeError as error:
         raise KpipeError(f"Weight {name!r} of layer {layer.name!r} ({type(layer).__name__}): {error}") from error
-
-
-def _layout(role: str, rank: int) -> Layout:
-    """Give the layout that goes without saying; the entries of a vector are outputs."""
-    if rank < 2:
-        return Layout((), (-1,) * rank)
-    return DEPTHWISE if role == "depthwise_kernel" else NATURAL
 
 
 def declared(layer: Any) -> tuple[keras.Variable, ...] | None:

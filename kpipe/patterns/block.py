@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 
 from kpipe.errors import KpipeError
-from kpipe.patterns.pattern import PATTERNS, Pattern, Rescale
+from kpipe.patterns.pattern import PATTERNS, Pattern, Rescale, sums_over
 
 POOLINGS = ("avg", "max")
 
@@ -110,7 +110,7 @@ class Block(Pattern):
         if len(shape) < 2:
             return f"the pattern '{self}' goes over inputs and outputs, and this weight has {len(shape)} axis"
         if self.rows > 1 and shape[-2] == 1:
-            return f"the pattern '{self}' takes {self.rows} inputs together, and it sums over 1"
+            return f"the pattern '{self}' takes {self.rows} inputs together, and {sums_over(shape)}"
         return None
 
     def __str__(self) -> str:

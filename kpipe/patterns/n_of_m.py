@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 
 from kpipe.errors import KpipeError
-from kpipe.patterns.pattern import PATTERNS, Pattern, Rescale
+from kpipe.patterns.pattern import PATTERNS, Pattern, Rescale, sums_over
 from kpipe.patterns.ranking import drop_count
 
 
@@ -84,7 +84,7 @@ class NofM(Pattern):
         if len(shape) < 2:
             return f"the pattern '{self}' goes along the inputs, and this weight has {len(shape)} axis"
         if shape[-2] <= self.n:
-            return f"the pattern '{self}' keeps {self.n} of each group, and it sums over {shape[-2]}"
+            return f"the pattern '{self}' keeps {self.n} of each group, and {sums_over(shape)}"
         return None
 
     def __str__(self) -> str:

@@ -195,6 +195,16 @@ class ByFunction(Pattern):
         return next(known, getattr(self.function, "__name__", repr(self.function)))
 
 
+def sums_over(shape: tuple[int, ...]) -> str:
+    """Say over how many inputs a weight sums, as a part of a reason.
+
+    Example:
+        >>> sums_over((3, 2, 8)), sums_over((1000, 1, 64))
+        ('it sums over 2', 'it sums over 1, as depthwise kernels and embeddings do')
+    """
+    return f"it sums over {shape[-2]}" + (", as depthwise kernels and embeddings do" if shape[-2] == 1 else "")
+
+
 def _finite(scores: np.ndarray, gone: np.ndarray) -> np.ndarray:
     """Give what is gone a finite score below all others: 0 where it can be, so that it counts as nothing in a sum."""
     refuse_nan([scores])
