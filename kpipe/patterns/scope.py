@@ -37,7 +37,8 @@ class Scope(ABC):
         """Choose what to keep.
 
         Args:
-            scores: Path -> scores, shape (*positions, inputs, outputs), -inf for what was dropped before.
+            scores: Path -> scores, shape (*positions, inputs, outputs) or, for single entries, any; -inf for what was
+                dropped before.
             sparsity: Fraction to drop of all the weights together, in [0, 1).
             pattern: What goes together.
 

@@ -21,6 +21,9 @@ from kpipe.patterns import (
 )
 from kpipe.saliency import Criterion, Evidence
 
+Masks = Mapping[str, np.ndarray]
+Scores = Mapping[str, np.ndarray]
+
 _SMALL = 8192
 
 
@@ -87,7 +90,8 @@ def drop_more(
         sparsity: Fraction of zeros, in [0, 1), counting those dropped before.
         scope: How it is shared out among the weights.
         pattern: What goes together.
-        layouts: Path -> which axes the pattern is to see as inputs and outputs; None: those of most kernels.
+        layouts: Path -> which axes a pattern of several entries is to see as inputs and outputs; None: those of most
+            kernels.
 
     Returns:
         Path -> new keep-mask; an unstructured one has exactly max(round(sparsity * n), dropped before) zeros.
@@ -101,32 +105,38 @@ def drop_more(
         [True, False, False, True]
     """
     scope, pattern = scope_of(scope), pattern_of(pattern)
-    layout = {path: (layouts or {}).get(path, NATURAL) for path in keeps}
-    alive = {path: _turned(layout[path], keep) for path, keep in keeps.items()}
-    turned = {path: _turned(layout[path], scores[path]) for path in keeps}
+    given = layouts or {}
+    layout = {path: given.get(path, NATURAL) for path in keeps}
     try:
-        chosen = _chosen(alive, turned, sparsity, scope, pattern)
+        if isinstance(pattern, Unstructured):  # single entries lie anywhere: nothing is turned for them
+            shapes = {p: given[p].turned_shape(keep.shape) if p in given else keep.shape for p, keep in keeps.items()}
+            return _drop_entries(keeps, scores, sparsity, scope, shapes)
+        alive = {path: _turned(layout[path], keep) for path, keep in keeps.items()}
+        found = _shrunk(alive, {path: _turned(layout[path], scores[path]) for path in keeps}, sparsity, scope, pattern)
     except KpipeError:
-        _refuse_nan(alive, turned)  # which says of what weight it is
+        _refuse_nan(keeps, scores)  # which says of what weight it is
         raise
-    return {path: _back(layout[path], chosen[path], keep.shape) for path, keep in keeps.items()}
+    return {path: _back(layout[path], found[path], keep.shape) for path, keep in keeps.items()}
 
 
-def _chosen(
-    alive: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray], sparsity: float, scope: Scope, pattern: Pattern
+def _drop_entries(
+    keeps: Masks, scores: Scores, sparsity: float, scope: Scope, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    shares = None
-    if isinstance(pattern, Unstructured):
-        shares = scope.sparsities({path: keep.shape for path, keep in alive.items()}, sparsity, pattern)
+    shares = scope.sparsities(shapes, sparsity, Unstructured())
     if shares is not None:
-        drops = {path: drop_count(keep.size, shares[path]) for path, keep in alive.items()}
-        return {path: drop_lowest([keep], [scores[path]], drops[path])[0] for path, keep in alive.items()}
-    if isinstance(pattern, Unstructured) and scope == Global():
-        drop = drop_count(sum(keep.size for keep in alive.values()), sparsity)
-        return dict(zip(alive, drop_lowest(list(alive.values()), list(scores.values()), drop), strict=True))
-    ranked = {p: scores[p] if keep.all() else np.where(keep, scores[p], -np.inf) for p, keep in alive.items()}
-    found = scope.keep(ranked, sparsity, pattern)
-    return {path: np.logical_and(found[path], keep) for path, keep in alive.items()}
+        drops = {path: drop_count(keep.size, shares[path]) for path, keep in keeps.items()}
+        return {path: drop_lowest([keep], [scores[path]], drops[path])[0] for path, keep in keeps.items()}
+    if scope == Global():
+        drop = drop_count(sum(keep.size for keep in keeps.values()), sparsity)
+        new = drop_lowest(list(keeps.values()), [scores[path] for path in keeps], drop)
+        return dict(zip(keeps, new, strict=True))
+    return _shrunk(keeps, scores, sparsity, scope, Unstructured())
+
+
+def _shrunk(keeps: Masks, scores: Scores, sparsity: float, scope: Scope, pattern: Pattern) -> dict[str, np.ndarray]:
+    marked = {p: scores[p] if keep.all() else np.where(keep, scores[p], -np.inf) for p, keep in keeps.items()}
+    found = scope.keep(marked, sparsity, pattern)
+    return {path: np.logical_and(found[path], keep) for path, keep in keeps.items()}
 
 
 def _turned(layout: Layout, values: np.ndarray) -> np.ndarray:
@@ -137,7 +147,7 @@ def _back(layout: Layout, values: np.ndarray, shape: tuple[int, ...]) -> np.ndar
     return values if layout == NATURAL else layout.back(values, shape)
 
 
-def _refuse_nan(keeps: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray]) -> None:
+def _refuse_nan(keeps: Masks, scores: Scores) -> None:
     for path, keep in keeps.items():
         wrong = int(np.count_nonzero(np.isnan(scores[path]) & keep))
         if wrong:

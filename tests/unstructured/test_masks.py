@@ -145,6 +145,23 @@ def test_a_layout_is_turned_for_the_pattern_and_back():
     assert (found != other).any()
 
 
+@pytest.mark.parametrize("scope", ["layer", "erk", "global", "global:mean"])
+def test_single_entries_that_are_equal_go_by_their_index_whatever_the_layout(scope):
+    keep, scores = {"a": np.ones((2, 3, 4), bool)}, {"a": np.ones((2, 3, 4))}
+    found = drop_more(keep, scores, 0.5, scope, layouts={"a": Layout(inputs=(-1,), outputs=(-2,))})["a"]
+    assert found.ravel().tolist() == [False] * 12 + [True] * 12
+
+
+def test_a_layout_shares_out_by_the_axes_that_it_names():
+    layouts = {"a": Layout(inputs=(0, 1), outputs=(2,)), "b": Layout()}
+    keeps = {"a": np.ones((10, 9, 10), bool), "b": np.ones((10, 10), bool)}
+    found = drop_more(
+        keeps, {path: RNG.random(keep.shape) for path, keep in keeps.items()}, 0.8, "erk", layouts=layouts
+    )
+    eps = 200 / (100 + 20)  # a is a matrix of 90 by 10
+    assert {path: int(keep.sum()) for path, keep in found.items()} == {"a": round(100 * eps), "b": round(20 * eps)}
+
+
 def test_a_pattern_of_another_shape_is_refused():
     with pytest.raises(KpipeError, match=r"Weight 'a': .*mask of shape \(2,\); expected \(3,\)"):
         drop_more({"a": np.ones(3, bool)}, {"a": np.ones(3)}, 0.5, "layer", lambda scores, sparsity: np.ones(2, bool))
