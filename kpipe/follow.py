@@ -39,6 +39,7 @@ class Follower(keras.callbacks.Callback, ABC):
         self._holder: Holder | None = None
         self._begun = self._asked = 0  # optimizer updates: at the beginning, at the last question
         self._calls, self._rest, self._pace = 0, 1, 1  # batches since then, until the next question; updates of each
+        self._first = False  # whether the next batch is the first of its epoch
 
     @abstractmethod
     def _begin(self, holder: Holder) -> None:
@@ -72,9 +73,19 @@ class Follower(keras.callbacks.Callback, ABC):
             self._start(first=self._step())
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begin anew when another callback has restored the weights and the optimizer meanwhile."""
-        if self._holder is not None and not 0 <= self._step() - self._asked <= self._pace * self._calls:
-            self.on_train_begin()  # whatever was held before is not to touch the restored weights
+        """Look, before the first batch, whether other callbacks have changed what is trained meanwhile."""
+        self._first = True
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begin anew when another callback has restored the weights and the optimizer."""
+        if self._first and self._holder is not None:
+            self._look_again()
+        self._first = False
+
+    def _look_again(self) -> None:
+        """Begin anew if need be; what was held before is not to touch restored weights."""
+        if not 0 <= self._step() - self._asked <= self._pace * self._calls:
+            self.on_train_begin()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Ask the schedules about every step since the last question, if one of them can be due."""
@@ -157,11 +168,11 @@ class Follower(keras.callbacks.Callback, ABC):
     def _step(self) -> int:
         return int(self._optimizer.iterations.numpy())  # NumPy: a variable that a strategy mirrors is no int
 
-    def _steps_per_epoch(self) -> int | None:
-        """Give the optimizer updates of an epoch, or None when Keras does not know how many batches there are."""
+    def _steps_per_epoch(self) -> float | None:
+        """Give the mean number of updates of an epoch, or None when Keras does not know how many batches there are."""
         batches = (self.params or {}).get("steps")
         every = inner_optimizer(self._optimizer).gradient_accumulation_steps or 1
-        return None if batches is None else max(1, batches // every)
+        return None if batches is None else batches / every
 
     @property
     def _optimizer(self) -> Any:

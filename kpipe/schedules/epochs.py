@@ -56,7 +56,7 @@ class EpochSchedule:
         return hash(repr(self))
 
     def in_steps(self, steps_per_epoch: float) -> Schedule:
-        """Give the schedule in steps, each rounded to the nearest.
+        """Give the schedule in steps: the whole updates that are done by then.
 
         Args:
             steps_per_epoch: Optimizer updates in an epoch.
@@ -173,9 +173,10 @@ def _needed(kind: type[Schedule]) -> list[str]:
 
 
 def _in_steps(epochs: Any, steps_per_epoch: float) -> Any:
+    """Give the number of updates that are done by then; where gradients are accumulated, an epoch has no whole one."""
     if isinstance(epochs, tuple):
-        return tuple(_nearest(epoch * steps_per_epoch) for epoch in epochs)
-    return _nearest(epochs * steps_per_epoch)
+        return tuple(_in_steps(epoch, steps_per_epoch) for epoch in epochs)
+    return math.floor(epochs * steps_per_epoch + 1e-6)
 
 
 def _nearest(steps: float) -> int:

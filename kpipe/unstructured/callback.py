@@ -1,25 +1,25 @@
 """Weight pruning during `fit`."""
 
 from collections.abc import Collection, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from kpipe.errors import KpipeError
 from kpipe.follow import Follower
-from kpipe.layers import weights_within
 from kpipe.patterns import MaskFunction, Pattern, Scope, check_scope, drop_count, pattern_of, scope_of
 from kpipe.projections import Holder, trained_model
-from kpipe.saliency import FROM_DATA, Criterion, Evidence, criterion_of, gather
+from kpipe.saliency import Criterion
 from kpipe.schedules import AnySchedule, last_due, resolve, schedules_of
-from kpipe.taps import FIELDS, GradientTap
-from kpipe.unstructured.masks import drop_more, due, judge
-from kpipe.unstructured.pruned import Pruned, hold, led
+from kpipe.unstructured.masks import drop_more, judge
+from kpipe.unstructured.pruned import Pruned, hold, lacks, led, pending
 from kpipe.unstructured.regrowth import GROWTHS, Regrowth, check_free, regrowth_of, replace
 from kpipe.unstructured.report import Report, make_report
+from kpipe.unstructured.sight import Sight
 from kpipe.unstructured.slots import reset_slots
 from kpipe.unstructured.suited import suited
-from kpipe.unstructured.targets import PRUNED_ROLES, LayerFilter, Skipped, find_targets
+from kpipe.unstructured.targets import PRUNED_ROLES, LayerFilter, Skipped, find_targets, trainable
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -98,25 +98,14 @@ class WeightPruning(Follower):
     ):
         super().__init__(schedules_of(schedule))
         self.pattern, self.scope, self.layers, self.roles = pattern_of(pattern), scope_of(scope), layers, roles
-        check_scope(self.scope, self.pattern)
         for one in self.schedules.values():
-            self.pattern.check(_highest(one))
-        self.criterion, facts = criterion_of(criterion)
-        self.needs, self.data, self.loss, self.seed = facts["needs"], data, loss, seed
-        # What the training itself can tell; with data, gradients of the weights as they are then are better.
-        self._tapped = [field for field in self.needs if field in FIELDS and (data is None or field not in FROM_DATA)]
-        missing = [field for field in self.needs if field not in self._tapped]
-        if missing and data is None:
-            raise KpipeError(
-                f"The criterion {criterion!r} needs data ({', '.join(missing)}). Give WeightPruning(..., data=(x, y)), "
-                "or prune at once with kpipe.prune_weights(model, sparsity, criterion, data=(x, y))."
-            )
+            check_scope(self.scope, self.pattern, resolve(one, steps_per_epoch=1000).highest)
         self.regrowth = regrowth_of(regrowth)
         if self.regrowth is not None:
             check_free(self.pattern)
+        self._sight = Sight(criterion, data, loss, seed, also=self._growth_needs)
         self._weights: dict[str, Pruned] = {}
         self._skipped: list[Skipped] = []
-        self._tap: GradientTap | None = None
         self._pending: dict[str | None, float] = {}
         self._reached: dict[str | None, float] = {}
         self._used, self._until = False, None
@@ -133,9 +122,7 @@ class WeightPruning(Follower):
         return make_report([one.target for one in self._weights.values()], self._skipped, keeps)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begin anew when a layer was frozen or unfrozen, or another callback restored weights and optimizer."""
-        if self._holder is not None and self._trainable != self._trainable_now():
-            self._begin_anew()
+        """Look at the beginning of each epoch what is trained, and until when zeros move."""
         super().on_epoch_begin(epoch, logs)
         if self._holder is not None and (until := self._end_of_moves(epoch)) != self._until:
             self._until = until
@@ -149,40 +136,32 @@ class WeightPruning(Follower):
         self._skipped += [*unled, *refused]
         self._weights = {target.path: hold(target, names[target.path], holder) for target in mine}
         self._pending, self._reached, self._used = {}, {}, False
-        self._trainable, self._until = self._trainable_now(), self._end_of_moves(epoch=0)
-        if self._tapped or self._grows_by_gradient:
-            fields = self._tapped + (["grad"] if "grad" not in self._tapped and self._grows_by_gradient else [])
-            self._tap = GradientTap(self._fit, [target.variable for target in mine], fields)
-            self._listen()
+        self._trainable, self._until = trainable(student, self.roles), self._end_of_moves(epoch=0)
+        self._sight.begin(self._fit, mine)
+        self._listen()
         if self.regrowth is not None:  # an entry that has grown and is still zero was not saved as kept
             last = {name: last_due(ask, 0, self._asked) for name, ask in self._asks.items()}
             self._pending = {name: sparsity for name, sparsity in last.items() if sparsity is not None}
 
-    def _begin_anew(self) -> None:
-        """Choose the weights anew; one that has been unfrozen is brought to what the others have reached."""
-        reached, tap = self._reached, self._tap
-        self.on_train_begin()
-        if tap is not None and self._tap is not None:
-            self._tap.take_over(tap)
-        self._update(reached)
+    def _look_again(self) -> None:
+        """Choose anew when a layer was frozen or unfrozen; one that comes in is brought to what has been reached."""
+        super()._look_again()
+        if self._trainable != trainable(trained_model(self._fit), self.roles):
+            reached, seen = self._reached, self._sight.end()
+            self.on_train_begin()
+            self._sight.take_over(seen)
+            if reached:
+                self._update(reached)
 
     def _let_go(self, restored: bool = False) -> None:
-        if self._tap is not None:
-            self._tap.release()
-            self._tap = None
+        self._sight.end()
         super()._let_go(restored)
 
     def _gone(self, name: str | None) -> int:
         return sum(one.dropped for one in self._weights.values() if one.schedule == name)
 
     def _lacks(self, name: str | None, sparsity: float) -> bool:
-        mine = self._learning(name)
-        dropped = {path: one.dropped for path, one in mine.items()}
-        return bool(due({path: one.size for path, one in mine.items()}, dropped, sparsity, self.scope))
-
-    def _trainable_now(self) -> list[bool]:
-        known = weights_within(trained_model(self._fit))
-        return [weight.variable.trainable for weight in known if weight.role in self.roles]
+        return lacks(self._learning(name), sparsity, self.scope, self.pattern)
 
     def _follow(self, first: int, last: int, beginning: bool = False) -> None:
         super()._follow(first, last, beginning)
@@ -206,10 +185,10 @@ class WeightPruning(Follower):
 
     def _update(self, asked: Mapping[str | None, float]) -> None:
         wanted = self._pending | dict(asked)
-        if self._tapped and self._tap is not None and not self._tap.count:
+        if self._sight.tapped and not self._sight.count:
             self._pending = wanted  # no batch has been seen yet
             return
-        self._pending, self._used = {}, self._used or bool(self._tapped)
+        self._pending, self._used = {}, self._used or bool(self._sight.tapped)
         for name, sparsity in wanted.items():
             reached = self._reached.get(name, -1.0)
             if sparsity > reached or (self.regrowth is not None and sparsity != reached):
@@ -218,45 +197,37 @@ class WeightPruning(Follower):
 
     def _prune(self, name: str | None, sparsity: float) -> None:
         mine = self._learning(name)
-        dropped = {path: one.dropped for path, one in mine.items()}
-        paths = due({path: one.size for path, one in mine.items()}, dropped, sparsity, self.scope)
+        paths = pending(mine, sparsity, self.scope, self.pattern)
         if paths:
             layouts = {path: mine[path].target.layout for path in paths}
-            evidence = self._evidence(paths, self.needs, self._tapped, self.seed)
+            scores = self._scores(paths)
             keeps = {path: mine[path].mask.numpy() for path in paths}
-            new = drop_more(keeps, judge(self.criterion, evidence), sparsity, self.scope, self.pattern, layouts)
+            new = drop_more(keeps, scores, sparsity, self.scope, self.pattern, layouts)
             self._write(keeps, new)
         if self.regrowth is not None:  # what a resumed model has too few of grows
-            shapes = {path: one.target.layout.turned_shape(one.target.variable.shape) for path, one in mine.items()}
+            shapes = {path: one.shape for path, one in mine.items()}
             shares = self.scope.sparsities(shapes, sparsity, self.pattern) or {}
-            self._move({p: s for p, s in shares.items() if mine[p].dropped > drop_count(mine[p].size, s)}, 0.0)
+            too_few = {p: s for p, s in shares.items() if mine[p].dropped > drop_count(prod(shapes[p]), s)}
+            self._move(too_few, 0.0)
 
     def _move(self, shares: Mapping[str, float | None], fraction: float) -> None:
         """Let zeros move; afterwards a weight has the sparsity given for it, or as many zeros as before."""
         if shares:
-            scores = judge(self.criterion, self._evidence(shares, self.needs, self._tapped, self.seed))
-            growth = self._growth(shares)
+            scores, growth = self._scores(shares), self._growth(shares)
             for path, share in shares.items():
                 layout, keep = self._weights[path].target.layout, self._weights[path].mask.numpy()
                 turned = layout.turn(keep), layout.turn(scores[path]), layout.turn(growth[path])
                 found = replace(turned[0], turned[1], turned[2], fraction, self.pattern, share)
                 self._write({path: keep}, {path: layout.back(found, keep.shape)})
 
+    def _scores(self, paths: Collection[str]) -> dict[str, np.ndarray]:
+        return judge(self._sight.criterion, self._sight.evidence([self._weights[path].target for path in paths]))
+
     def _growth(self, paths: Collection[str]) -> dict[str, np.ndarray]:
         kind = self.regrowth.kind if self.regrowth is not None and self._sees_gradients else "set"
-        needs = GROWTHS.facts(kind)["needs"]
-        # Other chances at each step: the same ones would let the same entries grow again and again.
-        evidence = self._evidence(paths, needs, needs, self.seed + self._asked)
+        targets = [self._weights[path].target for path in paths]
+        evidence = self._sight.observed(targets, GROWTHS.facts(kind)["needs"], self._asked)
         return {path: GROWTHS[kind](known) for path, known in evidence.items()}
-
-    def _evidence(
-        self, paths: Collection[str], needs: Sequence[str], tapped: Sequence[str], seed: int
-    ) -> dict[str, Evidence]:
-        targets, observed = [self._weights[path].target for path in paths], {}
-        if self._tap is not None and tapped:
-            read = self._tap.read()
-            observed = {one.path: {field: read[id(one.variable)][field] for field in tapped} for one in targets}
-        return gather(trained_model(self._fit), targets, needs, self.data, self.loss, seed, observed)
 
     def _write(self, before: Arrays, keeps: Arrays) -> None:
         for path, keep in keeps.items():
@@ -275,28 +246,21 @@ class WeightPruning(Follower):
         }
 
     @property
-    def _grows_by_gradient(self) -> bool:
-        return self.regrowth is not None and "grad" in GROWTHS.facts(self.regrowth.kind)["needs"]
+    def _growth_needs(self) -> tuple[str, ...]:
+        return GROWTHS.facts(self.regrowth.kind)["needs"] if self.regrowth is not None else ()
 
     @property
     def _sees_gradients(self) -> bool:
-        return not self._grows_by_gradient or (self._tap is not None and self._tap.count > 0)
+        return "grad" not in self._growth_needs or self._sight.count > 0
 
     def _listen(self, fields: Sequence[str] | None = None) -> None:
         """Sum gradients anew: for regrowth alone, only those shortly before the next move."""
         since = 0
-        if self.regrowth is not None and not self._tapped:
+        if self.regrowth is not None and not self._sight.tapped:
             since = self.regrowth.listens_from(self._asked, self._until)
-        if self._tap is not None:
-            self._tap.reset(fields, since)
+        self._sight.reset(fields, since)
 
     def _end_of_moves(self, epoch: int) -> int | None:
         if self.regrowth is None:
             return None
         return self.regrowth.end(self._asked, epoch, (self.params or {}).get("epochs"), self._steps_per_epoch())
-
-
-def _highest(schedule: AnySchedule) -> float:
-    """Give the highest sparsity that a schedule asks for."""
-    return resolve(schedule, steps_per_epoch=1000).highest
-

@@ -1,15 +1,16 @@
 """One weight under pruning: its schedule, its mask, and what changes with it."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from kpipe.errors import KpipeError
+from kpipe.patterns import ByFunction, Pattern, Scope
 from kpipe.projections import Holder, Mask
 from kpipe.registry import nearest
-from kpipe.unstructured.masks import first_mask
+from kpipe.unstructured.masks import drop_more, due, first_mask
 from kpipe.unstructured.targets import Skipped, Target
 
 
@@ -30,9 +31,9 @@ class Pruned:
     dropped: int
 
     @property
-    def size(self) -> int:
-        """Number of entries."""
-        return int(np.prod(self.target.variable.shape))
+    def shape(self) -> tuple[int, ...]:
+        """Of what a pattern sees: (*positions, inputs, outputs)."""
+        return self.target.layout.turned_shape(tuple(self.target.variable.shape))
 
     def change(self, before: np.ndarray, keep: np.ndarray, holder: Holder) -> np.ndarray | None:
         """Change the mask, and the weight at once.
@@ -55,6 +56,37 @@ class Pruned:
         self.mask.assign(keep)
         holder.project([self.target.variable])
         return keep & ~before
+
+
+def pending(weights: Mapping[str, Pruned], sparsity: float, scope: Scope, pattern: Pattern) -> list[str]:
+    """List the weights that have to be ranked for a sparsity: those of which counts alone say nothing; see `due`."""
+    dropped = {path: one.dropped for path, one in weights.items()}
+    return due({path: one.shape for path, one in weights.items()}, dropped, sparsity, scope, pattern)
+
+
+def lacks(weights: Mapping[str, Pruned], sparsity: float, scope: Scope, pattern: Pattern) -> bool:
+    """Tell whether fewer entries are dropped than a sparsity asks for.
+
+    A function as pattern may drop fewer than it is asked to; there it is enough that it has dropped some.
+
+    Example:
+        >>> import keras
+        >>> from kpipe.patterns import pattern_of, scope_of
+        >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+        >>> _ = net.layers[0].kernel.assign([[0.0], [3.0]])
+        >>> with Holder(net) as holder:
+        ...     held = {"d": hold(Target("d", "kernel", net.layers[0].kernel), None, holder)}
+        ...     [lacks(held, sparsity, scope_of("layer"), pattern_of("unstructured")) for sparsity in (0.5, 0.8)]
+        [False, True]
+    """
+    paths = pending(weights, sparsity, scope, pattern)
+    if not paths or isinstance(pattern, ByFunction):
+        return bool(paths) and not any(one.dropped for one in weights.values())
+    keeps = {path: weights[path].mask.numpy() for path in paths}
+    alike = {path: np.ones(keep.shape, "float32") for path, keep in keeps.items()}  # how many would go, not which
+    layouts = {path: weights[path].target.layout for path in paths}
+    wanted = drop_more(keeps, alike, sparsity, scope, pattern, layouts)
+    return any(not np.array_equal(wanted[path], keep) for path, keep in keeps.items())
 
 
 def led(

@@ -99,7 +99,7 @@ class Regrowth:
         following = self.next_due(step)
         return following - self.window if self.due(following, end) else _NEVER
 
-    def end(self, step: int, epoch: int, epochs: int | None, steps: int | None) -> int:
+    def end(self, step: int, epoch: int, epochs: int | None, steps: float | None) -> int:
         """Give the step from which on nothing moves: `end_step`, or that after three quarters of a training.
 
         Args:
@@ -118,7 +118,7 @@ class Regrowth:
                 "The length of the training is not known, so regrowth cannot end after three quarters of it. Give "
                 f"Regrowth({self.kind!r}, end_step=...)."
             )
-        return step - epoch * steps + 3 * epochs * steps // 4
+        return step - round(epoch * steps) + int(0.75 * epochs * steps)
 
 
 def regrowth_of(spec: str | Regrowth | Mapping[str, Any] | None) -> Regrowth | None:

@@ -123,6 +123,17 @@ def find_targets(
     return targets, skipped
 
 
+def trainable(model: keras.Model, roles: Sequence[str] = PRUNED_ROLES) -> list[bool]:
+    """Tell of each weight of a role whether it is trained now, in the order of the model.
+
+    Example:
+        >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(1, trainable=False)])
+        >>> trainable(net)
+        [True, False]
+    """
+    return [weight.variable.trainable for weight in weights_within(model) if weight.role in roles]
+
+
 def _check_roles(roles: Sequence[str]) -> tuple[str, ...]:
     given, known = (roles,) if isinstance(roles, str) else tuple(roles), get_args(Role)
     for role in given:

@@ -27,7 +27,7 @@ from kpipe.schedules import (
         (
             PolynomialDecay.over_epochs(initial_sparsity=0.2, final_sparsity=0.8, begin=0.5, end=2.25, power=2),
             10,
-            PolynomialDecay(0.2, 0.8, 5, 23, 2, frequency=1),  # 22.5 rounds up; 18 steps are fewer than 50 updates
+            PolynomialDecay(0.2, 0.8, 5, 22, 2, frequency=1),  # 22 of 22.5 are done; 18 steps are fewer than 50 updates
         ),
         (
             LinearSparsity.over_epochs(final_sparsity=0.8, begin=1, end=3, updates_per_epoch=4),
@@ -63,7 +63,7 @@ from kpipe.schedules import (
         (
             SteppedSparsity.over_epochs(sparsities=(0.5, 0.8), epochs=(1, 2.5)),
             7,
-            SteppedSparsity((0.5, 0.8), (7, 18)),  # 17.5 rounds up
+            SteppedSparsity((0.5, 0.8), (7, 17)),  # 17 of 17.5 are done by then
         ),
         (
             IterativeSparsity.over_epochs(final_sparsity=0.8, begin=1, end=4, stages=3),
@@ -82,8 +82,8 @@ from kpipe.schedules import (
         ),
         (
             PolynomialDecay.over_epochs(final_sparsity=0.8, begin=0, end=3),
-            3.5,  # seven batches, an update every second one
-            PolynomialDecay(0.0, 0.8, 0, 11, 3, frequency=1),
+            3.5,  # seven batches, an update every second one: ten in three epochs
+            PolynomialDecay(0.0, 0.8, 0, 10, 3, frequency=1),
         ),
     ],
     ids=lambda value: str(value) if isinstance(value, int | float) else None,

@@ -1,0 +1,100 @@
+"""What a criterion gets to see while a model trains: from the training itself, or from data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from kpipe.errors import KpipeError
+from kpipe.projections import trained_model
+from kpipe.saliency import FROM_DATA, Criterion, Evidence, Passes, check_data, criterion_of, gather
+from kpipe.taps import FIELDS, GradientTap
+from kpipe.unstructured.targets import Target
+
+
+class Sight:
+    """Gather evidence during a training.
+
+    What the training itself can tell is summed up inside the train step, by a tap on the optimizer. With data,
+    gradients of the weights as they are then are better, and only what needs the course of the training is tapped.
+
+    Args:
+        criterion: A registered name, or a function of `Evidence`.
+        data: Labelled data for a criterion that needs some.
+        loss: Loss for those; None: the one that the model is compiled with.
+        seed: Of what draws random numbers.
+        also: Fields that are wanted beside those of the criterion, all from the training.
+
+    Raises:
+        KpipeError: When the criterion needs data and there are none, or they can be gone through only once.
+
+    Example:
+        >>> Sight("taylor").tapped, Sight("taylor", data=([1.0], [0])).tapped, Sight("magnitude", also=["grad"]).tapped
+        (('grad',), (), ())
+    """
+
+    def __init__(
+        self, criterion: str | Criterion, data: Any = None, loss: Any = None, seed: int = 0, also: Sequence[str] = ()
+    ):
+        check_data(data, again="WeightPruning")
+        self.criterion, facts = criterion_of(criterion)
+        self.data, self.loss, self.seed, self.needs = data, loss, seed, facts["needs"]
+        self.tapped = tuple(f for f in self.needs if f in FIELDS and (data is None or f not in FROM_DATA))
+        missing = [field for field in self.needs if field not in self.tapped]
+        if missing and data is None:
+            raise KpipeError(
+                f"The criterion {criterion!r} needs data ({', '.join(missing)}). Give WeightPruning(..., data=(x, y)), "
+                "or prune at once with kpipe.prune_weights(model, sparsity, criterion, data=(x, y))."
+            )
+        self._fields = [*self.tapped, *(field for field in also if field not in self.tapped)]
+        self._model: Any = None
+        self._tap: GradientTap | None = None
+        self._passes = Passes()
+
+    def begin(self, model: keras.Model, targets: Sequence[Target]) -> None:
+        """Look at the training of some weights from now on."""
+        self._model = model
+        if self._fields:
+            self._tap = GradientTap(model, [target.variable for target in targets], self._fields)
+
+    def end(self) -> GradientTap | None:
+        """Look no more; give the tap with what it has summed up."""
+        tap, self._tap, self._passes = self._tap, None, Passes()
+        if tap is not None:
+            tap.release()
+        return tap
+
+    def take_over(self, tap: GradientTap | None) -> None:
+        """Go on with the sums of an earlier tap."""
+        if tap is not None and self._tap is not None:
+            self._tap.take_over(tap)
+
+    @property
+    def count(self) -> int:
+        """Batches of the training that have been seen."""
+        return self._tap.count if self._tap is not None else 0
+
+    def reset(self, fields: Sequence[str] | None = None, since: int = 0) -> None:
+        """Begin sums anew; see `GradientTap.reset`."""
+        if self._tap is not None:
+            self._tap.reset(fields, since)
+
+    def evidence(self, targets: Sequence[Target]) -> dict[str, Evidence]:
+        """Give path -> what the criterion looks at."""
+        return self._gather(targets, self.needs, self.tapped, self.seed)
+
+    def observed(self, targets: Sequence[Target], fields: Sequence[str], step: int) -> dict[str, Evidence]:
+        """Give path -> fields that the training alone tells; random numbers are others at each step.
+
+        The same ones would let the same entries grow again and again.
+        """
+        return self._gather(targets, fields, fields, self.seed + step)
+
+    def _gather(
+        self, targets: Sequence[Target], needs: Sequence[str], tapped: Sequence[str], seed: int
+    ) -> dict[str, Evidence]:
+        told = {}
+        if self._tap is not None and tapped:
+            read = self._tap.read()
+            told = {one.path: {field: read[id(one.variable)][field] for field in tapped} for one in targets}
+        return gather(trained_model(self._model), targets, needs, self.data, self.loss, seed, told, self._passes)
