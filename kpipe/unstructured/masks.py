@@ -39,7 +39,7 @@ def first_mask(weight: np.ndarray) -> np.ndarray:
 
 
 def due(
-    shapes: Mapping[str, tuple[int, ...] | int],
+    shapes: Mapping[str, tuple[int, ...]],
     dropped: Mapping[str, int],
     sparsity: float,
     scope: str | Mapping[str, Any] | Scope,
@@ -51,22 +51,22 @@ def due(
     counts other units than entries, the scores have to tell.
 
     Args:
-        shapes: Path -> shape of the scores; a number stands for one axis.
+        shapes: Path -> shape of the scores, (*positions, inputs, outputs).
         dropped: Path -> number of entries that are dropped.
         sparsity: Fraction of zeros asked for, in [0, 1).
         scope: Where it judges each weight by itself, those that lack zeros are listed; else all, if any lacks some.
         pattern: What goes together.
 
     Example:
-        >>> due({"a": 4, "b": 2}, {"a": 0, "b": 1}, 0.5, "layer"), due({"a": 4, "b": 2}, {"a": 0, "b": 1}, 0.5, "erk")
+        >>> shapes, dropped = {"a": (2, 2), "b": (2, 1)}, {"a": 0, "b": 1}
+        >>> due(shapes, dropped, 0.5, "layer"), due(shapes, dropped, 0.5, "erk")
         (['a'], ['a', 'b'])
         >>> due({"a": (5, 8)}, {"a": 24}, 0.5, "layer"), due({"a": (5, 8)}, {"a": 24}, 0.5, "layer", "block:4x1")
         ([], ['a'])
     """
     scope, pattern = scope_of(scope), pattern_of(pattern)
-    axes = {path: shape if isinstance(shape, tuple) else (shape,) for path, shape in shapes.items()}
-    sizes = {path: math.prod(shape) for path, shape in axes.items()}
-    shares = scope.sparsities(axes, sparsity, pattern)
+    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    shares = scope.sparsities(shapes, sparsity, pattern)
     if shares is None:
         reached = scope.ranks and pattern.reached(sum(sizes.values()), sum(dropped.values()), sparsity)
         return [] if reached else list(shapes)

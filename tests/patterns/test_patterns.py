@@ -1,9 +1,11 @@
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 import pytest
 
 from kpipe.errors import KpipeError
+from kpipe.layers import weights
 from kpipe.patterns import PATTERNS, Block, NofM, Unstructured, keep_masks, pattern_of, scope_of
 from tests.patterns import naive
 
@@ -161,6 +163,9 @@ def test_a_pattern_is_written_as_it_is_read(text):
         ("2:4", (8, 3), None),
         ("2:4", (3, 3), None),
         ("2:4", (3, 3, 1, 8), "keeps 2 of each group, and it sums over 1"),
+        ("2:4", (1000, 1, 64), "it sums over 1, as depthwise kernels and embeddings do"),
+        ("block:2x4", (1000, 1, 64), "it sums over 1, as depthwise kernels and embeddings do"),
+        ("block:1x4", (1000, 1, 64), None),
         ("2:4", (2, 3), "sums over 2"),
         ("2:4", (8,), "1 axis"),
         ("block:4x1", (3, 3, 1, 8), "takes 4 inputs together, and it sums over 1"),
@@ -172,6 +177,18 @@ def test_a_pattern_is_written_as_it_is_read(text):
 def test_what_cannot_have_a_pattern_is_told(text, shape, reason):
     found = pattern_of(text).refuses(shape)
     assert found is None if reason is None else reason in found
+
+
+def test_an_embedding_has_no_inputs_that_could_be_grouped():
+    table, dense = keras.layers.Embedding(8, 8), keras.layers.Dense(8)
+    table.build()
+    dense.build((None, 8))
+    shapes = [one.layout.turned_shape(one.variable.shape) for layer in (table, dense) for one in weights(layer)[:1]]
+    refused = {text: [pattern_of(text).refuses(shape) is not None for shape in shapes] for text in EVERY}
+    assert {text for text, (embedding, _) in refused.items() if embedding} == {
+        *CASES["n:m"], "block:4x1", "block:4x1:max", "block:2x2", "block:20x20"
+    }  # fmt: skip
+    assert not any(kernel for _, kernel in refused.values())
 
 
 def columns(scores, sparsity):

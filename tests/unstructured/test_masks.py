@@ -34,7 +34,7 @@ def test_ranking_anew_would_let_entries_grow_again():
 
 
 def test_nothing_is_due_where_the_count_is_reached():
-    sizes = {"a": 10, "b": 10}
+    sizes = {"a": (10,), "b": (10,)}
     assert due(sizes, {"a": 5, "b": 4}, 0.5, "layer") == ["b"]
     assert due(sizes, {"a": 6, "b": 4}, 0.5, "global") == []
     assert due(sizes, {"a": 6, "b": 3}, 0.5, "global") == ["a", "b"]
