@@ -157,8 +157,7 @@ class Follower(keras.callbacks.Callback, ABC):
 
     def _tell(self, name: str | None, schedule: Schedule) -> None:
         """Warn of what the training did less than the schedule asks for."""
-        last = self._asked if schedule.settled_step is None else schedule.settled_step
-        lacks = self._lacks(name, schedule.sparsity(last))
+        lacks = self._lacks(name, schedule.sparsity(schedule.settled_step))
         found = shortfall(schedule, Training(self._begun, self._asked, self._before[name], self._gone(name), lacks))
         if found is not None:
             what = type(self).__name__ + ("" if name is None else f" ({name!r})")

@@ -67,8 +67,8 @@ def shortfall(ask: Schedule, training: Training) -> Shortfall | None:
         >>> print(short.text)
         training ended at step 40, before begin_step=100. Train longer, or begin earlier.
     """
-    begun, ended = training.begun, training.ended
-    last = ended if ask.settled_step is None else ask.settled_step  # one without an end asks for what it asked for last
+    begun, ended, last = training.begun, training.ended, ask.settled_step
+    over = max(ask.end_step, last)
     if not training.lacks:
         if training.after:
             return None
@@ -88,9 +88,9 @@ def shortfall(ask: Schedule, training: Training) -> Shortfall | None:
         )
     elif ended < ask.begin_step:
         text = f"training ended at step {ended}, before begin_step={ask.begin_step}. Train longer, or begin earlier."
-    elif max(ask.end_step, last) < begun:
+    elif over < begun:
         text = (
-            f"the schedule ended at step {max(ask.end_step, last)} and this training began at step {begun}; the optimizer counts its "
+            f"the schedule ended at step {over} and this training began at step {begun}; the optimizer counts its "
             "steps over all fits. Compile the model anew, or give a schedule that ends later."
         )
     else:

@@ -1,17 +1,16 @@
 """Weight pruning during `fit`."""
 
 from collections.abc import Collection, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
 
 from kpipe.errors import KpipeError
 from kpipe.follow import Follower
-from kpipe.patterns import MaskFunction, Pattern, Scope, check_scope, drop_count, pattern_of, scope_of
+from kpipe.patterns import MaskFunction, Pattern, Scope, check_scope, pattern_of, scope_of
 from kpipe.projections import Holder, trained_model
 from kpipe.saliency import Criterion
-from kpipe.schedules import AnySchedule, last_due, resolve, schedules_of
+from kpipe.schedules import AnySchedule, last_due, schedules_of
 from kpipe.unstructured.masks import drop_more, judge
 from kpipe.unstructured.pruned import Pruned, hold, lacks, led, pending
 from kpipe.unstructured.regrowth import GROWTHS, Regrowth, check_free, regrowth_of, replace
@@ -99,7 +98,7 @@ class WeightPruning(Follower):
         super().__init__(schedules_of(schedule))
         self.pattern, self.scope, self.layers, self.roles = pattern_of(pattern), scope_of(scope), layers, roles
         for one in self.schedules.values():
-            check_scope(self.scope, self.pattern, resolve(one, steps_per_epoch=1000).highest)
+            check_scope(self.scope, self.pattern, one.highest)
         self.regrowth = regrowth_of(regrowth)
         if self.regrowth is not None:
             check_free(self.pattern)
@@ -207,8 +206,7 @@ class WeightPruning(Follower):
         if self.regrowth is not None:  # what a resumed model has too few of grows
             shapes = {path: one.shape for path, one in mine.items()}
             shares = self.scope.sparsities(shapes, sparsity, self.pattern) or {}
-            too_few = {p: s for p, s in shares.items() if mine[p].dropped > drop_count(prod(shapes[p]), s)}
-            self._move(too_few, 0.0)
+            self._move({p: share for p, share in shares.items() if mine[p].has_too_few(self.pattern, share)}, 0.0)
 
     def _move(self, shares: Mapping[str, float | None], fraction: float) -> None:
         """Let zeros move; afterwards a weight has the sparsity given for it, or as many zeros as before."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kpipe.errors import KpipeError
-from kpipe.patterns import ByFunction, Pattern, Scope
+from kpipe.patterns import ByFunction, Pattern, Scope, drop_count
 from kpipe.projections import Holder, Mask
 from kpipe.registry import nearest
 from kpipe.unstructured.masks import drop_more, due, first_mask
@@ -34,6 +34,12 @@ class Pruned:
     def shape(self) -> tuple[int, ...]:
         """Of what a pattern sees: (*positions, inputs, outputs)."""
         return self.target.layout.turned_shape(tuple(self.target.variable.shape))
+
+    def has_too_few(self, pattern: Pattern, sparsity: float) -> bool:
+        """Tell whether more units are dropped than a sparsity asks for."""
+        keep = self.target.layout.turn(self.mask.numpy())
+        units = pattern.pool(np.where(keep, np.float32(0), -np.inf))
+        return int(np.count_nonzero(units == -np.inf)) > drop_count(units.size, sparsity)
 
     def change(self, before: np.ndarray, keep: np.ndarray, holder: Holder) -> np.ndarray | None:
         """Change the mask, and the weight at once.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kpipe.errors import KpipeError
-from kpipe.patterns import MaskFunction, Pattern, drop_count, keep_highest, pattern_of
+from kpipe.patterns import ByFunction, MaskFunction, Pattern, drop_count, keep_highest, pattern_of
 from kpipe.registry import Registry
 from kpipe.saliency import Evidence
 
@@ -194,10 +194,10 @@ def check_free(pattern: Pattern) -> None:
     """Refuse a pattern whose units cannot move one by one.
 
     Raises:
-        KpipeError: When it bounds the sparsity.
+        KpipeError: When it bounds the sparsity, or is a function.
     """
-    if pattern.limit < 1:
+    if pattern.limit < 1 or isinstance(pattern, ByFunction):
         raise KpipeError(
-            f"The pattern '{pattern}' bounds which weights may go, so none can grow freely. Use regrowth with "
+            f"The pattern '{pattern}' says which weights may go, so none can grow freely. Use regrowth with "
             "'unstructured' or 'block:RxC', or leave it out."
         )
