@@ -72,7 +72,10 @@ def copy_layer(
         config = layer.get_config()
         twin: Any = type(layer).from_config(config if without is None else _unwrapped(config, _registered(without)))
         if without is not None and any(isinstance(one, without) for one in twin._flatten_layers()):
-            raise ValueError(f"It makes a {without.__name__} by itself, whatever its configuration says.")
+            raise KpipeError(
+                f"The layer {layer.name!r} ({type(layer).__name__}) makes a {without.__name__} in its own __init__, so "
+                "that every copy has it again: let it take the layer that it wraps as an argument."
+            )
         _build_like(twin, layer, called, without)
         _check_parted(twin, layer)
         take_weights(twin, layer, without)
@@ -161,6 +164,8 @@ def naming(layer: keras.Layer) -> Iterator[None]:
     """
     try:
         yield
+    except KpipeError:
+        raise
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         model = isinstance(layer, keras.Model)
         said = " ".join(str(error).partition("Example:")[0].split())  # Keras adds a class for example, over many lines

@@ -12,8 +12,9 @@ from kpipe.copies import refuse_keras2
 from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.projections import Holder, inner_optimizer, trained_model
 from kpipe.schedules import EpochSchedule, Schedule, last_due, resolve
+from kpipe.unstructured.arguments import PruningSchedule
 from kpipe.unstructured.masked import masked
-from kpipe.unstructured.wrapper import PruneLowMagnitude, PruningSchedule
+from kpipe.unstructured.wrapper import PruneLowMagnitude
 from kpipe.unstructured.wrapping import pruned_layers
 
 _HORIZON = 1000

@@ -87,7 +87,7 @@ def _rebuilt(model: keras.Model, convert: Replace) -> keras.Model:
         twin = kind(inputs, outputs, name=model.name)
     if not issubclass(kind, type(model)):
         text = f"{model.name!r} is a {type(model).__name__}; its copy is a {kind.__name__}, without methods of its own."
-        warnings.warn(text, UserWarning, stacklevel=2)
+        warnings.warn(text, UserWarning, stacklevel=4)
     twin._trainable = model._trainable  # of itself alone: its layers bring their own
     return twin
 

@@ -1,6 +1,5 @@
 """A layer round a layer, which holds masks on its kernels: TFMOT's wrapper on Keras 3."""
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,16 +10,11 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from kpipe.copies import refuse_keras2
 from kpipe.errors import KpipeError
-from kpipe.layers import Weight
-from kpipe.patterns import Block, NofM, Pattern, Unstructured
+from kpipe.layers import Weight, layers_within
 from kpipe.schedules import ConstantSparsity
+from kpipe.unstructured.arguments import PruningSchedule, pattern_for, refuse_schedule
 from kpipe.unstructured.masked import KeepMasked, MaskedWeight
 from kpipe.unstructured.prunable import kernels_of, prunability
-
-PruningSchedule = Callable[[Any], tuple[Any, Any]]
-"""step -> (update now, sparsity): a `Schedule` or `EpochSchedule` of kpipe, or one of TFMOT's, with `get_config`."""
-
-POOLINGS = ("AVG", "MAX")
 
 
 @keras.saving.register_keras_serializable(package="kpipe")
@@ -78,18 +72,25 @@ class PruneLowMagnitude(L.Wrapper):
         self.block_size, self.block_pooling_type = tuple(block_size), block_pooling_type
         self.sparsity_m_by_n = tuple(sparsity_m_by_n) if sparsity_m_by_n else None
         self.steps = -1  # as the callback counts them
+        self.first_call: tuple[Any, Any] | None = None
         self.masked: tuple[MaskedWeight, ...] = ()
         self.left_dense: tuple[tuple[str, str], ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Let Keras build the layer by what it is called with, of which the wrapper's own build sees but a shape."""
-        if not self.layer.built:
-            keras.Operation.compute_output_spec(self, *args, **kwargs)
+        if not self.built:
+            first: Any = keras.tree.map_structure(_spec, (args, kwargs))
+            self.first_call = first
+            if not self.layer.built:
+                self._trace(*first)
         return super().__call__(*args, **kwargs)
+
+    def _trace(self, args: Any, kwargs: Any) -> None:
+        keras.Operation.compute_output_spec(self, *args, **kwargs)
 
     def build(self, input_shape: Any = None) -> None:
         """Build the layer, and make a mask for each of its kernels that can have the pattern."""
-        if not self.layer.built:
+        if not all(inside.built for inside in layers_within(self.layer)):
             self._build_layer(input_shape)
         masks, left_dense = [], []
         for weight in kernels_of(self.layer):
@@ -109,12 +110,31 @@ class PruneLowMagnitude(L.Wrapper):
 
     def _build_layer(self, input_shape: Any) -> None:
         try:
-            super().build(input_shape)
+            if type(self.layer).build is keras.Layer.build:  # Keras builds what is inside it by a call
+                spec = keras.tree.map_shape_structure(
+                    lambda one: keras.KerasTensor(one, self.compute_dtype), input_shape
+                )
+                self._trace((spec,), {})
+            else:
+                super().build(input_shape)
         except TypeError as error:
             raise KpipeError(
                 f"Layer {self.layer.name!r} ({type(self.layer).__name__}) cannot be built from the shape of its first "
                 f"input alone: {error}. Call it once before you wrap it."
             ) from error
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        """Give what the layer is built by: the shape of its first input, and its first call where it takes one."""
+        config: dict[str, Any] | None = super().get_build_config()
+        if config and self.first_call and type(self.layer).build is keras.Layer.build:
+            config["first_call"] = keras.saving.serialize_keras_object(self.first_call)
+        return config
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Build the layer and its masks by what `get_build_config` gave."""
+        if config and "first_call" in config:
+            self._trace(*keras.saving.deserialize_keras_object(config["first_call"]))
+        super().build_from_config(config)
 
     def _masked(self, weight: Weight, suffix: str) -> MaskedWeight:
         variable = weight.variable
@@ -216,48 +236,8 @@ class PruneLowMagnitude(L.Wrapper):
         return cls(**config)
 
 
-def pattern_for(block_size: Any, block_pooling_type: Any, sparsity_m_by_n: Any) -> Pattern:
-    """Make a pattern from TFMOT's arguments.
-
-    Raises:
-        KpipeError: For arguments that do not fit, or that ask for blocks and m by n at once.
-
-    Example:
-        >>> str(pattern_for((1, 1), "AVG", None)), str(pattern_for((4, 1), "MAX", None))
-        ('unstructured', 'block:4x1:max')
-        >>> str(pattern_for((1, 1), "AVG", (3, 4)))
-        '1:4'
-    """
-    if block_pooling_type not in POOLINGS:
-        raise KpipeError(f"block_pooling_type is {block_pooling_type!r}; expected 'AVG' or 'MAX'.")
-    rows, columns = two_whole("block_size", block_size)
-    if not sparsity_m_by_n:
-        return Unstructured() if (rows, columns) == (1, 1) else Block(rows, columns, block_pooling_type.lower())
-    if (rows, columns) != (1, 1):
-        raise KpipeError(
-            f"block_size is {block_size!r} and sparsity_m_by_n {sparsity_m_by_n!r}; expected one of them, or "
-            "block_size=(1, 1)."
-        )
-    zeros, group = two_whole("sparsity_m_by_n", sparsity_m_by_n)
-    if not 1 <= zeros < group:
-        raise KpipeError(
-            f"sparsity_m_by_n is {sparsity_m_by_n!r}; expected (m, n) with 1 <= m < n: m zeros in each n, such as "
-            "(2, 4)."
-        )
-    return NofM(group - zeros, group)
-
-
-def two_whole(name: str, value: Any) -> tuple[int, int]:
-    """Give two whole numbers as a tuple, or say what is wrong with them."""
-    pair = tuple(value) if isinstance(value, list | tuple) else ()
-    if len(pair) != 2 or not all(isinstance(part, int) and not isinstance(part, bool) for part in pair):
-        raise KpipeError(f"{name} is {value!r}; expected two whole numbers, such as (2, 4).")
-    return pair
-
-
-def refuse_schedule(schedule: Any) -> None:
-    """Refuse what cannot be asked and saved as a schedule."""
-    if isinstance(schedule, type) or not callable(getattr(schedule, "get_config", None)):
-        raise KpipeError(
-            f"pruning_schedule is {schedule!r}; expected a schedule, such as kpipe.schedules.ConstantSparsity(0.5, 0)."
-        )
+def _spec(value: Any) -> Any:
+    """Give the shape and type of an array or a tensor; anything else as it is."""
+    if not isinstance(value, np.ndarray | keras.KerasTensor) and not keras.ops.is_tensor(value):
+        return value
+    return keras.KerasTensor(value.shape, keras.backend.standardize_dtype(value.dtype))

@@ -9,10 +9,11 @@ from kpipe.copies import copy_layer, pairs, refuse_keras2
 from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.layers import own_variables
 from kpipe.schedules import ConstantSparsity
+from kpipe.unstructured.arguments import PruningSchedule
 from kpipe.unstructured.masked import masked
 from kpipe.unstructured.prunable import prunability
 from kpipe.unstructured.rebuild import is_graph, rebuild
-from kpipe.unstructured.wrapper import PruneLowMagnitude, PruningSchedule
+from kpipe.unstructured.wrapper import PruneLowMagnitude
 
 
 def prune_low_magnitude(
@@ -75,7 +76,7 @@ def prune_low_magnitude(
     if isinstance(to_prune, list | tuple):
         pruned = [wrap.layer(layer) for layer in to_prune]
     elif isinstance(to_prune, keras.Model):
-        refuse_subclassed("prune_low_magnitude", to_prune)
+        refuse_subclassed("prune_low_magnitude", to_prune, "Or wrap the layers that it holds one by one.")
         if pruning_policy is not None:
             pruning_policy.ensure_model_supports_pruning(to_prune)
         pruned = rebuild(to_prune, wrap.copy)
@@ -195,11 +196,11 @@ def pruned_layers(model: keras.Layer) -> list[PruneLowMagnitude]:
     return list({id(layer): layer for layer in found}.values())
 
 
-def refuse_subclassed(what: str, model: keras.Model) -> None:
+def refuse_subclassed(what: str, model: keras.Model, or_else: str = "") -> None:
     """Refuse a model whose graph cannot be read."""
     if not is_graph(model):
         raise KpipeError(
             f"{what} received {model.name!r} ({type(model).__name__}), a subclassed model; expected a Sequential or "
             "Functional one. If its call is made of layers, turn it into a graph: x = keras.Input(...); "
-            "keras.Model(x, model.call(x)). Or wrap the layers that it holds one by one."
+            f"keras.Model(x, model.call(x)). {or_else}".rstrip()
         )

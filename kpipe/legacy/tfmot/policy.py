@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import layers as L
 
+from kpipe.copies import refuse_keras2
 from kpipe.errors import KpipeError
 from kpipe.graph import Flow, Site, sites
 from kpipe.unstructured.rebuild import is_graph
@@ -73,6 +74,7 @@ class PruneForLatencyOnXNNPack(PruningPolicy):
         Args:
             model: A built Sequential or Functional model, nested ones too; wrapped layers are looked into.
         """
+        refuse_keras2(model)
         if not is_graph(model) or not model.built:
             raise KpipeError(
                 f"PruneForLatencyOnXNNPack received {model.name!r} ({type(model).__name__}): unbuilt and subclassed "
