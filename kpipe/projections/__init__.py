@@ -4,7 +4,7 @@ from kpipe.projections.averages import average_of, inner_optimizer
 from kpipe.projections.holder import Holder, held_on
 from kpipe.projections.host import put, view
 from kpipe.projections.mask import Mask, Projection, chain
-from kpipe.projections.zeros import hold_zeros, kernels, trained_model
+from kpipe.projections.zeros import first_mask, hold_zeros, kernels, trained_model
 
 __all__ = [
     "Holder",
@@ -12,6 +12,7 @@ __all__ = [
     "Projection",
     "average_of",
     "chain",
+    "first_mask",
     "held_on",
     "hold_zeros",
     "inner_optimizer",

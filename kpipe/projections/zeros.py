@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import keras
+import numpy as np
 
 from kpipe.layers import KERNEL_ROLES, weights_within
 from kpipe.projections.holder import Holder
@@ -21,7 +22,6 @@ def hold_zeros(model: keras.Model, variables: Iterable[keras.Variable] | None = 
         A `Holder`; call its `release` after training, or use it in a `with` statement.
 
     Example:
-        >>> import numpy as np
         >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> _ = net.layers[0].kernel.assign([[0.0], [1.0]])
         >>> net.compile("sgd", "mse")
@@ -32,10 +32,21 @@ def hold_zeros(model: keras.Model, variables: Iterable[keras.Variable] | None = 
     """
     holder = Holder(model)
     for variable in kernels(trained_model(model)) if variables is None else variables:
-        keep = variable.numpy() != 0
-        if keep.any() and not keep.all():
+        keep = first_mask(variable.numpy())
+        if not keep.all():
             holder.mask(variable, keep)
     return holder
+
+
+def first_mask(weight: np.ndarray) -> np.ndarray:
+    """Keep what is not zero: a weight that is sparse already stays so. All zeros is no pruning: keep all.
+
+    Example:
+        >>> first_mask(np.array([0.0, 2.0])).tolist(), first_mask(np.zeros(2)).tolist()
+        ([False, True], [True, True])
+    """
+    keep = weight != 0
+    return keep if keep.any() else ~keep
 
 
 def kernels(model: keras.Model) -> list[keras.Variable]:

@@ -30,12 +30,13 @@ class WeightPruning(Follower):
     first batch, then after each. When an update is due, the lowest scores are dropped until the count is exact: a mask
     at sparsity s over n entries has exactly round(s * n) zeros. The zeros stand after every step: a projection on
     `variable.constraint` holds them inside the compiled train step, after a constraint of one's own. What is dropped
-    stays dropped, a weight that is sparser than asked for keeps its zeros, and a second `fit` goes on where the first
-    one ended. At the end of `fit` every constraint is given back.
+    stays dropped, a weight that is sparser than asked for keeps its zeros (also those of an identity that it begins
+    as), and a second `fit` goes on where the first one ended. At the end of `fit` every constraint is given back; a
+    `fit` that breaks off holds the zeros until `on_train_end()`, or until the next `fit` with a pruning callback.
 
-    A layer that is frozen when an epoch begins is left as it is, one that is unfrozen is pruned from then on. A
-    callback that writes weights when training ends, such as `EarlyStopping(restore_best_weights=True)`, belongs before
-    this one in the list.
+    A layer that is frozen when an epoch begins is left as it is; one that is unfrozen is brought to what the others
+    have reached. Weights and an optimizer that another callback restores are taken as they are. A callback that writes
+    weights when training ends, such as `EarlyStopping(restore_best_weights=True)`, belongs before this one in the list.
 
     A file that another callback saves is sparse too; one that is saved at the very step of an update, by a callback
     that stands before this one, has the zeros of the update before.

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from kpipe.layers import Layout
 from kpipe.patterns import Pattern
-from kpipe.projections import Projection, chain, put, view
-from kpipe.unstructured.masks import drop_more, first_mask
+from kpipe.projections import Projection, chain, first_mask, put, view
+from kpipe.unstructured.masks import drop_more
 
 
 @dataclass(frozen=True)

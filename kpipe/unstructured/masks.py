@@ -27,17 +27,6 @@ Scores = Mapping[str, np.ndarray]
 _SMALL = 8192
 
 
-def first_mask(weight: np.ndarray) -> np.ndarray:
-    """Keep what is not zero: a weight that is sparse already stays so. All zeros is no pruning: keep all.
-
-    Example:
-        >>> first_mask(np.array([0.0, 2.0])).tolist(), first_mask(np.zeros(2)).tolist()
-        ([False, True], [True, True])
-    """
-    keep = weight != 0
-    return keep if keep.any() else ~keep
-
-
 def due(
     shapes: Mapping[str, tuple[int, ...]],
     dropped: Mapping[str, int],

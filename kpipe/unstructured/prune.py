@@ -10,8 +10,9 @@ import numpy as np
 from kpipe.copies import copy_model
 from kpipe.errors import NoEffectWarning
 from kpipe.patterns import MaskFunction, Pattern, Scope, pattern_of, scope_of
+from kpipe.projections import first_mask
 from kpipe.saliency import Criterion, criterion_of, gather
-from kpipe.unstructured.masks import drop_more, first_mask, judge
+from kpipe.unstructured.masks import drop_more, judge
 from kpipe.unstructured.selection import LayerFilter
 from kpipe.unstructured.suited import suited
 from kpipe.unstructured.targets import PRUNED_ROLES, Target, find_targets

@@ -8,9 +8,9 @@ import numpy as np
 
 from kpipe.errors import KpipeError
 from kpipe.patterns import ByFunction, Pattern, Scope, drop_count
-from kpipe.projections import Holder, Mask
+from kpipe.projections import Holder, Mask, first_mask
 from kpipe.registry import nearest
-from kpipe.unstructured.masks import drop_more, due, first_mask
+from kpipe.unstructured.masks import drop_more, due
 from kpipe.unstructured.targets import Skipped, Target
 
 

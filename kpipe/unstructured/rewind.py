@@ -9,9 +9,8 @@ import numpy as np
 
 from kpipe.errors import KpipeError
 from kpipe.patterns import MaskFunction, Pattern, pattern_of, scope_of
-from kpipe.projections import trained_model
+from kpipe.projections import first_mask, trained_model
 from kpipe.saliency import Criterion, criterion_of
-from kpipe.unstructured.masks import first_mask
 from kpipe.unstructured.rounds import Judging, PerRound, ScopeChoice, choose, count_rounds, note_gone, share_out
 from kpipe.unstructured.selection import LayerFilter
 from kpipe.unstructured.suited import suited

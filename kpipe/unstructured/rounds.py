@@ -11,9 +11,10 @@ import numpy as np
 
 from kpipe.errors import KpipeError
 from kpipe.patterns import MaskFunction, Pattern, Scope
+from kpipe.projections import first_mask
 from kpipe.registry import nearest
 from kpipe.saliency import FROM_DATA, Criterion, check_data, criterion_of, gather
-from kpipe.unstructured.masks import drop_more, first_mask, judge
+from kpipe.unstructured.masks import drop_more, judge
 from kpipe.unstructured.targets import Skipped, Target
 
 PerRound = float | Mapping[str, float]
