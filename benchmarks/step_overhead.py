@@ -1,10 +1,10 @@
 """What weight pruning costs in each train step, and in memory, beside TFMOT.
 
 Two nets on random images, batch 128, Adam: LeNet-5 of Caffe's size (431,080 weights), and a net of three dense layers
-with 10 million weights, of which each is used once a sample: there pruning costs most beside the step itself. In one
-process all runs of a net take turns, one window of steps after the other, with a plain `fit` before them and one after
-them as the control that says how far the figures can be trusted. What is compared is the CPU time of the process. The
-schedule rises over the whole run, so that every update has something to rank.
+with 10 million weights, of which each is used once a sample: there pruning costs most beside the step itself. For each
+kind of pruning a process of its own lets the frequencies take turns, one window of steps after the other, with a plain
+`fit` before them and one after them as the control that says how far the figures can be trusted. What is compared is
+the CPU time of the process. The schedule rises over the whole run, so that every update has something to rank.
 
 - frequency 100, 10, 1: unstructured, each layer by itself. Bars on LeNet-5: at most 1.02 of a plain step at 100, 1.15
   at 1; memory at most 1.25 of the weights.
@@ -12,8 +12,7 @@ schedule rises over the whole run, so that every update has something to rank.
 - RigL: constant sparsity, zeros move at the same frequencies.
 
 Memory is the bytes of the weights and of what pruning keeps beside them from step to step, over those of the weights.
-RigL keeps one sum of gradients for each weight. TFMOT does unstructured and 2:4 (of which it makes the mask once, at
-the first step) on tf_keras in a process of its own, beside its own plain fit.
+RigL keeps one sum of gradients for each weight. TFMOT, on tf_keras, does unstructured, and 2:4 with one mask for good.
 
 What made the difference, see `mask_update.py`: what is dropped stays dropped, so an update looks only at the few
 entries below a sampled bound (`drop_lowest`), in NumPy, where one pass over a weight takes less than a call of the
@@ -39,6 +38,7 @@ RESULTS = Path(__file__).parent / "results" / "step_overhead.json"
 WARM_UP = 10
 BATCH = 128
 FREQUENCIES = (100, 10, 1)
+KINDS = {"unstructured": ("kpipe", "TFMOT"), "2:4": ("kpipe", "TFMOT"), "global": ("kpipe",), "rigl": ("kpipe",)}
 SIZES = {"lenet5": (8, 100), "dense 10M": (4, 30)}  # rounds, measured steps a window
 QUICK = {"lenet5": (2, 30), "dense 10M": (2, 10)}
 
@@ -107,7 +107,7 @@ def take_turns(keras, runs, rounds, steps):
             model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[*callbacks, stopwatch])
             if number:  # the first round compiles and fills caches
                 found[name].append(stopwatch.milliseconds())
-        print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
+        print(f"{list(runs)[1]} and so on: round {number} of {rounds}", file=sys.stderr, flush=True)
     return found
 
 
@@ -141,7 +141,7 @@ def held_bytes(callback):
 
 
 def in_training(keras, model, callback):
-    """Measure what a callback keeps while a model trains."""
+    """Give the bytes of a model's weights and of what a callback keeps while it trains, over those of the weights."""
     found = []
 
     class Look(keras.callbacks.Callback):
@@ -150,73 +150,69 @@ def in_training(keras, model, callback):
 
     x, y = data(2)
     model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[callback, Look()])
-    return max(found)
+    return 1 + max(found) / sum(weight.nbytes for weight in model.get_weights())
 
 
-def measure_kpipe(net, rounds, steps, only):
+def measure_kpipe(net, kind, rounds, steps):
     """Measure plain fit and kpipe's callback."""
     import warnings
 
     import keras
 
     from kpipe.schedules import ConstantSparsity, PolynomialDecay
-    from kpipe.unstructured import WeightPruning
-    from kpipe.unstructured.regrowth import Regrowth
+    from kpipe.unstructured import Regrowth, WeightPruning
 
     warnings.filterwarnings("ignore", message="WeightPruning (ended|pruned)")  # each window is a fit of its own
     end = (rounds + 1) * (WARM_UP + steps)
 
-    def pruning(kind, frequency):
+    def pruning(frequency):
         if kind == "rigl":
             return WeightPruning(ConstantSparsity(0.9, 0), regrowth=Regrowth("rigl", 0.3, frequency, 2 * end))
         schedule = PolynomialDecay(0.0, 0.5 if kind == "2:4" else 0.9, 0, end, frequency=frequency)
         scope = "global" if kind == "global" else "layer"
         return WeightPruning(schedule, pattern="2:4" if kind == "2:4" else "unstructured", scope=scope)
 
-    make, memory = NETS[net], {}
-    runs = {"plain": (compiled(keras, make(keras)), [])}
-    for kind in ("unstructured", "2:4", "global", "rigl"):
-        for frequency in FREQUENCIES:
-            name = f"{kind}, frequency {frequency}"
-            if only in name:
-                runs[name] = (compiled(keras, make(keras)), [pruning(kind, frequency)])
-                size = sum(weight.nbytes for weight in runs[name][0].get_weights())
-                memory[name] = 1 + in_training(keras, compiled(keras, make(keras)), pruning(kind, frequency)) / size
-    runs["plain again"] = (compiled(keras, make(keras)), [])
+    def model():
+        return compiled(keras, NETS[net](keras))
+
+    runs = {"plain": (model(), [])}
+    runs |= {f"{kind}, frequency {frequency}": (model(), [pruning(frequency)]) for frequency in FREQUENCIES}
+    memory = dict.fromkeys(list(runs)[1:], in_training(keras, model(), pruning(1)))
+    runs["plain again"] = (model(), [])
     return take_turns(keras, runs, rounds, steps), memory
 
 
-def measure_tfmot(net, rounds, steps, only):
+def measure_tfmot(net, kind, rounds, steps):
     """Measure plain fit and TFMOT's wrappers on tf_keras."""
     import tensorflow_model_optimization as tfmot
     import tf_keras
 
     sparsity, end = tfmot.sparsity.keras, (rounds + 1) * (WARM_UP + steps)
 
-    def pruned(kind, frequency):
-        schedule = sparsity.PolynomialDecay(0.0, 0.9, 0, end, frequency=frequency)
-        options = {"sparsity_m_by_n": (2, 4)} if kind == "2:4" else {}
-        return compiled(tf_keras, sparsity.prune_low_magnitude(NETS[net](tf_keras), schedule, **options))
+    def model(frequency=None):
+        made = NETS[net](tf_keras)
+        if frequency is not None:
+            schedule = sparsity.PolynomialDecay(0.0, 0.9, 0, end, frequency=frequency)
+            options = {"sparsity_m_by_n": (2, 4)} if kind == "2:4" else {}
+            made = sparsity.prune_low_magnitude(made, schedule, **options)
+        return compiled(tf_keras, made)
 
     def size(model):
         return sum(weight.shape.num_elements() * weight.dtype.size for weight in model.weights)
 
-    runs = {"plain": (compiled(tf_keras, NETS[net](tf_keras)), [])}
-    for kind, frequencies in (("unstructured", FREQUENCIES), ("2:4", (100,))):
-        for frequency in frequencies:
-            name = f"{kind}, frequency {frequency}"
-            if only in name:
-                runs[name] = (pruned(kind, frequency), [sparsity.UpdatePruningStep()])
-    memory = {name: size(model) / size(runs["plain"][0]) for name, (model, _) in runs.items()}
-    runs["plain again"] = (compiled(tf_keras, NETS[net](tf_keras)), [])
+    runs = {"plain": (model(), [])}
+    for frequency in FREQUENCIES if kind == "unstructured" else (100,):
+        runs[f"{kind}, frequency {frequency}"] = (model(frequency), [sparsity.UpdatePruningStep()])
+    memory = {name: size(one) / size(runs["plain"][0]) for name, (one, _) in runs.items() if name != "plain"}
+    runs["plain again"] = (model(), [])
     return take_turns(tf_keras, runs, rounds, steps), memory
 
 
-def in_own_process(net, rounds, steps, only):
-    """Run this file again for TFMOT, with legacy Keras, and read its figures."""
-    command = [sys.executable, __file__, "--only-tfmot", net, "--rounds", str(rounds), "--steps", str(steps)]
-    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1"}
-    done = subprocess.run([*command, "--only", only], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+def in_own_process(library, net, kind, rounds, steps):
+    """Run this file again for one library, net and kind, and read its figures."""
+    command = [sys.executable, __file__, "--one", library, net, kind, str(rounds), str(steps)]
+    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1" if library == "TFMOT" else "0"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -241,59 +237,61 @@ def ratios(windows, memory):
     return rows
 
 
-def show(results):
-    """Print one table for each net."""
+def show(net, libraries):
+    """Print one table for a net."""
     from rich.console import Console
     from rich.table import Table
 
+    table = Table(title=f"CPU time of one train step, {net}, batch {BATCH}")
     columns = ("library", "run", "ms a step", "over plain", "median", "lowest..highest window", "memory")
-    for net, libraries in results.items():
-        table = Table(title=f"CPU time of one train step, {net}, batch {BATCH}")
-        for column in columns:
-            table.add_column(column, justify="left" if column in columns[:2] else "right", no_wrap=True)
-        for library, rows in libraries.items():
+    for column in columns:
+        table.add_column(column, justify="left" if column in columns[:2] else "right", no_wrap=True)
+    for library, kinds in libraries.items():
+        for rows in kinds.values():
             for name, row in rows.items():
                 spread = f"{row['lowest']:.3f}..{row['highest']:.3f}"
                 ratio = "1" if name == "plain" else f"{row['ratio']:.3f}"
                 memory = "" if row["memory"] is None else f"{row['memory']:.2f}"
                 milliseconds, median = f"{row['milliseconds']:.2f}", f"{row['median_ratio']:.3f}"
                 table.add_row(library, name, milliseconds, ratio, median, spread, memory)
-        Console(width=120).print(table)
-        control = libraries["kpipe"]["plain again"]["ratio"]
-        if abs(control - 1) > 0.01:
-            print(
-                f"The control is off by {abs(control - 1):.3f}, more than 0.01: quiet the machine or take more rounds."
-            )
+            table.add_section()
+    Console(width=120).print(table)
+    controls = [abs(rows["plain again"]["ratio"] - 1) for kinds in libraries.values() for rows in kinds.values()]
+    if max(controls) > 0.01:
+        print(f"A control is off by {max(controls):.3f}, over 0.01: quiet the machine or take more rounds.")
 
 
 def main():
     """Read the arguments, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", choices=[*NETS, "both"], default="both")
-    parser.add_argument("--only", default="", help="only runs whose name has this in it, such as unstructured")
+    parser.add_argument("--only", choices=list(KINDS), help="one kind of pruning")
     parser.add_argument("--rounds", type=int, help="windows of each run")
     parser.add_argument("--steps", type=int, help="measured steps a window")
     parser.add_argument("--quick", action="store_true", help="few and short windows: not more than a look")
     parser.add_argument("--no-tfmot", action="store_true", help="leave TFMOT out")
-    parser.add_argument("--only-tfmot", choices=list(NETS), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.only_tfmot:
-        print(json.dumps(measure_tfmot(arguments.only_tfmot, arguments.rounds, arguments.steps, arguments.only)))
+    if arguments.one:
+        library, net, kind, rounds, steps = arguments.one
+        measure = measure_tfmot if library == "TFMOT" else measure_kpipe
+        print(json.dumps(measure(net, kind, int(rounds), int(steps))))
         return
-    windows, results = {}, {}
+    record = {"cores": os.cpu_count(), "nets": {}}
     for net in NETS if arguments.net == "both" else [arguments.net]:
         rounds, steps = (QUICK if arguments.quick else SIZES)[net]
-        size = (net, arguments.rounds or rounds, arguments.steps or steps, arguments.only)
-        found = {"kpipe": measure_kpipe(*size)}
-        if not arguments.no_tfmot:
-            found["TFMOT on tf_keras"] = in_own_process(*size)
-        windows[net] = {
-            library: {"rounds": size[1], "steps": size[2], "windows": w} for library, (w, _) in found.items()
-        }
-        results[net] = {library: ratios(*one) for library, one in found.items()}
-    show(results)
+        rounds, steps = arguments.rounds or rounds, arguments.steps or steps
+        results, windows = {"kpipe": {}, "TFMOT": {}}, {"kpipe": {}, "TFMOT": {}}
+        for kind, libraries in KINDS.items():
+            if arguments.only not in (None, kind):
+                continue
+            for library in libraries[:1] if arguments.no_tfmot else libraries:
+                windows[library][kind], memory = in_own_process(library, net, kind, rounds, steps)
+                results[library][kind] = ratios(windows[library][kind], memory)
+        show(net, results)
+        record["nets"][net] = {"rounds": rounds, "steps": steps, "results": results, "windows": windows}
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"cores": os.cpu_count(), "results": results, "windows": windows}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     print(f"Written to {RESULTS}")
 
 
