@@ -11,7 +11,7 @@ from keras.src.saving.serialization_lib import ObjectSharingScope
 
 from kpipe.copies.checks import check_built
 from kpipe.copies.reference import by_reference
-from kpipe.copies.state import bare, freeze_like, own_weights, take_weights
+from kpipe.copies.state import bare, freeze_like, own_weights, pairs, take_weights
 from kpipe.errors import KpipeError
 
 
@@ -39,6 +39,8 @@ def copy_model(model: keras.Model) -> keras.Model:
     check_built(model)
     with naming(model), by_reference(model), ObjectSharingScope():  # a layer inside two others stays one
         twin = remake(model, model.get_config())
+        for new, old in pairs(twin, model):
+            _build_inside(new, old, old)
         _check_parted(twin, model)
         take_weights(twin, model)
         freeze_like(twin, model)
@@ -68,7 +70,7 @@ def copy_layer(
     called = called or layer
     if without is not None and isinstance(layer, without):
         return copy_layer(layer.layer, called, without)
-    with naming(layer), by_reference(layer):
+    with naming(layer), by_reference(layer), _lazily():
         config = layer.get_config()
         twin: Any = type(layer).from_config(config if without is None else _unwrapped(config, _registered(without)))
         if without is not None and any(isinstance(one, without) for one in twin._flatten_layers()):
@@ -76,7 +78,7 @@ def copy_layer(
                 f"The layer {layer.name!r} ({type(layer).__name__}) makes a {without.__name__} in its own __init__, so "
                 "that every copy has it again: let it take the layer that it wraps as an argument."
             )
-        _build_like(twin, layer, called, without)
+        _build(twin, layer, called, without)
         _check_parted(twin, layer)
         take_weights(twin, layer, without)
         freeze_like(twin, layer, without)
@@ -125,14 +127,18 @@ def _unwrapped(config: Any, name: str) -> Any:
     return {key: _unwrapped(item, name) for key, item in config.items()}
 
 
-def _build_like(twin: keras.Layer, layer: keras.Layer, called: keras.Layer, without: Any) -> None:
-    """Build a layer as another is built; where Keras builds what is inside it by a call, by such a call."""
-    if not layer.built:
-        return
-    if not twin.built:
-        with _lazily():
-            twin.build_from_config(layer.get_build_config() or {})
+def _build(twin: keras.Layer, layer: keras.Layer, called: keras.Layer, without: type[L.Wrapper] | None) -> None:
+    """Build a layer as another is built."""
+    if layer.built and not twin.built:
+        twin.build_from_config(layer.get_build_config() or {})
         twin.built = True
+    _build_inside(twin, layer, called, without)
+
+
+def _build_inside(
+    twin: keras.Layer, layer: keras.Layer, called: keras.Layer, without: type[L.Wrapper] | None = None
+) -> None:
+    """Build what is inside a layer by a call where Keras has left that to a call, though it calls the layer built."""
     has, wanted = (sum(len(own_weights(one)) for one in ones) for ones in (bare(twin), bare(layer, without)))
     if has < wanted and called._inbound_nodes:
         arguments = called._inbound_nodes[0].arguments

@@ -41,10 +41,8 @@ def by_reference(layer: keras.Layer) -> Iterator[None]:
     """
     layers = list(layer._flatten_layers())
     with _LOCK, ExitStack() as undo:
-        known: dict[str, Any] = {}
         for name, value, holder in [found for one in layers for found in _nameless(one)]:
-            known[stand_in := f"{type(value).__name__}_{next(_NUMBERS)}"] = value
-            holder.__dict__[name] = _delegate(value, stand_in)
+            holder.__dict__[name] = _stand_in(value)
             undo.callback(holder.__dict__.__setitem__, name, value)
         for one in layers:
             if isinstance(one, keras.Model) and "get_compile_config" not in vars(one):
@@ -55,7 +53,7 @@ def by_reference(layer: keras.Layer) -> Iterator[None]:
         for function in _mistakable(functions.values()):
             undo.callback(setattr, function, "__name__", function.__name__)
             function.__name__ = f"function_{next(_NUMBERS)}"
-        known |= {function.__name__: function for function in functions.values()}
+        known = {function.__name__: getattr(function, "stands_for", function) for function in functions.values()}
         undo.enter_context(keras.saving.custom_object_scope({**own_classes(layer), **known}))
         yield
 
@@ -124,13 +122,14 @@ def _nameless(layer: keras.Layer) -> list[tuple[str, Any, keras.Layer]]:
     ]
 
 
-def _delegate(value: Callable, name: str) -> Callable:
-    """Give a function that does what a callable object does."""
+def _stand_in(value: Callable) -> Callable:
+    """Give a function that does what a callable object does, and tells which it stands for."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return value(*args, **kwargs)
 
-    call.__name__ = name
+    call.__name__ = f"{type(value).__name__}_{next(_NUMBERS)}"
+    call.__dict__["stands_for"] = value
     return call
 
 

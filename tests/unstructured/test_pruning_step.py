@@ -1,4 +1,4 @@
-"""Wrapped layers while a model trains: exact zeros at every step, steps that are saved, and loops of one's own."""
+"""Wrapped layers while a model trains: exact zeros at every step, at the steps at which a schedule says so."""
 
 import keras
 import numpy as np
@@ -12,55 +12,8 @@ from kpipe.legacy import tfmot
 from kpipe.projections import average_of
 from kpipe.schedules import ConstantSparsity, PolynomialDecay
 from kpipe.unstructured.pruning_step import UpdatePruningStep
-from kpipe.unstructured.wrapping import prune_low_magnitude, pruned_layers, strip_pruning
-
-RAMP = PolynomialDecay(0.0, 0.8, begin_step=2, end_step=9, frequency=3)  # updates at 2, 5, 8 and 9
-RNG = np.random.default_rng(0)
-X, Y = RNG.normal(size=(96, 6)).astype("float32"), RNG.normal(size=(96, 4)).astype("float32")
-
-
-class Watch(keras.callbacks.Callback):
-    """Note the zeros of every masked weight after each batch, and that no entry that was zero comes back."""
-
-    def __init__(self):
-        super().__init__()
-        self.zeros, self.gone = [], {}
-
-    def on_train_batch_end(self, batch, logs=None):
-        row = []
-        for known in (known for layer in pruned_layers(self.model) for known in layer.masked):
-            zero = known.weight.numpy() == 0
-            assert zero[self.gone.get(known.weight.path, np.zeros_like(zero))].all(), known.weight.path
-            assert not known.weight.numpy()[~known.mask.numpy()].any()
-            self.gone[known.weight.path] = zero
-            row.append(int(zero.sum()))
-        self.zeros.append(row)
-
-
-def network(schedule=RAMP, optimizer="sgd", policy="float32", seed=0, **compiled):
-    keras.utils.set_random_seed(seed)
-    layers = [L.Dense(16, "relu", dtype=policy), L.Dense(4, dtype=policy)]
-    model = prune_low_magnitude(keras.Sequential([keras.Input((6,)), *layers]), schedule)
-    model.compile(O.get(optimizer), "mse", **compiled)
-    return model
-
-
-def fit(model, epochs=1, batch=8, callbacks=()):
-    watch = Watch()
-    given = [UpdatePruningStep(), watch, *callbacks]
-    model.fit(X, Y, batch_size=batch, epochs=epochs, shuffle=False, verbose=0, callbacks=given)
-    return watch.zeros
-
-
-def asked(schedule, steps, sizes=(96, 64)):
-    """Count by the formula of TFMOT what is dropped after each training step, from 1 on."""
-    rows, sparsity = [], 0.0
-    for step in range(1, steps + 1):
-        due, now = schedule(step)
-        sparsity = now if due else sparsity
-        rows.append([size - max(int(np.round(size * np.float32(1 - np.float32(sparsity)))), 1) for size in sizes])
-    return rows
-
+from kpipe.unstructured.wrapping import prune_low_magnitude
+from tests.unstructured.wrapped_training import RAMP, X, Y, asked, fit, network
 
 # ---- every step ------------------------------------------------------------------------------------------------------
 
@@ -119,11 +72,42 @@ def test_zeros_hold_without_the_callback_once_it_has_begun():
         assert not known.weight.numpy()[~keep].any()
 
 
-def test_an_unbuilt_model_is_pruned_from_its_first_step_on():
-    model = prune_low_magnitude(keras.Sequential([L.Dense(16), L.Dense(4)]), ConstantSparsity(0.5, 0, frequency=1))
-    model.compile("sgd", "mse")
-    assert fit(model) == [[48, 32]] * 12
-    assert [int(layer.pruning_step) for layer in model.layers] == [12, 12]
+@pytest.mark.parametrize("use_ema", [False, True], ids=["", "averages"])
+@pytest.mark.parametrize("executed", [1, 4, 5])
+def test_an_unbuilt_model_is_pruned_from_its_first_step_on(executed, use_ema):
+    schedule = PolynomialDecay(0.0, 0.8, begin_step=1, end_step=20, frequency=2)
+    model = prune_low_magnitude(keras.Sequential([L.Dense(16), L.Dense(4)]), schedule)
+    model.compile(O.SGD(0.1, use_ema=use_ema, ema_overwrite_frequency=None), "mse", steps_per_execution=executed)
+    ends = [first + end for first in (0, 12) for end in (*range(executed, 12, executed), 12)]
+    expected = asked(schedule, 24)
+    assert fit(model, epochs=2) == [expected[end - 1] for end in ends]
+    for layer in model.layers:
+        assert int(layer.pruning_step) == 24
+        for known in layer.masked if use_ema else ():
+            assert not average_of(model.optimizer, known.weight).numpy()[~known.mask.numpy()].any()
+
+
+def test_a_layer_that_is_built_in_the_midst_goes_on_at_the_step_of_the_others():
+    class Growing(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = (prune_low_magnitude(L.Dense(4), ConstantSparsity(0.5, 2, frequency=5)) for _ in "12")
+            self.one.build((None, 6))
+
+    model, callback, seen = Growing(), UpdatePruningStep(), []
+    callback.set_model(model)
+    callback.on_train_begin()
+    for batch in range(12):
+        callback.on_train_batch_begin(batch)
+        if batch == 8:
+            model.two.build((None, 4))
+        callback.on_train_batch_end(batch)
+        seen.append([known.dropped for layer in (model.one, model.two) for known in layer.masked])
+    assert seen == [[0]] + [[12]] * 7 + [[12, 8]] * 4  # its first update was due at step 2
+    assert [int(layer.pruning_step) for layer in (model.one, model.two)] == [12, 12]
+    callback.on_epoch_begin(1)
+    callback.on_train_batch_begin(0)
+    assert [int(layer.pruning_step) for layer in (model.one, model.two)] == [13, 13]
 
 
 def test_layers_wrapped_in_a_subclassed_model():
@@ -215,119 +199,44 @@ def test_a_frozen_layer_is_left_until_it_thaws():
     assert fit(model)[-1] == [48, 32]
 
 
-# ---- going on --------------------------------------------------------------------------------------------------------
+def test_a_schedule_is_asked_about_steps_that_there_are():
+    class Logarithmic(tfmot.PruningSchedule):
+        """Its formula holds from step 1 on; it has no end."""
+
+        def __call__(self, step):
+            assert int(step) >= 1
+            return True, 0.1 * float(np.log(float(step)))
+
+        def get_config(self):
+            return {"class_name": "Logarithmic", "config": {}}
+
+    model = network(Logarithmic())
+    sizes = (96, 64)
+    assert fit(model)[-1] == [size - round(size * (1 - 0.1 * float(np.log(12)))) for size in sizes]
 
 
-def masks(model):
-    return [known.mask.numpy() for layer in pruned_layers(model) for known in layer.masked]
+def test_a_schedule_is_looked_through_once_for_all_layers_that_have_it(monkeypatch):
+    steps = []
 
+    class Never(tfmot.PruningSchedule):
+        """Equal to every other, as those are that were loaded for each layer from a file."""
 
-def test_a_loaded_model_goes_on_as_if_it_had_never_stopped(tmp_path):
-    whole, halves = network(optimizer="adam"), network(optimizer="adam")
-    fit(whole, batch=8)
-    part = {"batch_size": 8, "shuffle": False, "verbose": 0}
-    with pytest.warns(UserWarning, match="ended at step 6"):
-        halves.fit(X[:48], Y[:48], callbacks=[UpdatePruningStep()], **part)
-    halves.save(tmp_path / "m.keras")
-    loaded = keras.models.load_model(tmp_path / "m.keras")
-    assert [int(layer.pruning_step) for layer in loaded.layers] == [6, 6]
-    loaded.fit(X[48:], Y[48:], callbacks=[UpdatePruningStep()], **part)
-    for ours, theirs in zip(loaded.get_weights(), whole.get_weights(), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
-    for ours, theirs in zip(masks(loaded), masks(whole), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+        def __call__(self, step):
+            steps.append(int(step))
+            return False, 0.5
 
+        def __eq__(self, other):
+            return isinstance(other, Never)
 
-def test_a_fit_after_a_fit_goes_on():
-    schedule = PolynomialDecay(0.0, 0.8, begin_step=2, end_step=20, frequency=3)
-    model = network(schedule)
-    with pytest.warns(UserWarning, match="ended at step 12"):
-        first = fit(model)
-    assert first + fit(model) == asked(schedule, 24)
+        __hash__ = None
 
+        def get_config(self):
+            return {"class_name": "Never", "config": {}}
 
-def test_a_backup_that_another_callback_restores_is_gone_on_from(tmp_path):
-    class Stop(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                raise InterruptedError
-
-    schedule = PolynomialDecay(0.0, 0.8, begin_step=2, end_step=20, frequency=3)
-    backup = lambda: keras.callbacks.BackupAndRestore(tmp_path / "backup")  # noqa: E731
-    with pytest.raises(InterruptedError):
-        fit(network(schedule), epochs=2, callbacks=[backup(), Stop()])
-    again = network(schedule, seed=1)
-    zeros = fit(again, epochs=2, callbacks=[backup()])
-    assert zeros[-1] == asked(schedule, 24)[-1] and len(zeros) == 12
-    assert [int(layer.pruning_step) for layer in again.layers] == [24, 24]
-
-
-@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
-def test_checkpoints_are_sparse_wherever_the_callback_stands(first, tmp_path):
-    model = network(ConstantSparsity(0.5, 0, frequency=1))
-    keep = keras.callbacks.ModelCheckpoint(tmp_path / "{batch}.keras", save_freq=5)
-    pair = [keep, UpdatePruningStep()] if first else [UpdatePruningStep(), keep]
-    model.fit(X, Y, batch_size=8, verbose=0, callbacks=pair)
-    files = sorted(tmp_path.glob("*.keras"))
-    assert len(files) == 2
-    for file in files:
-        plain = strip_pruning(keras.models.load_model(file))
-        assert [int((weight == 0).sum()) for weight in plain.get_weights()[::2]] == [48, 32]
-
-
-# ---- loops of one's own ----------------------------------------------------------------------------------------------
-
-
-def step(model, optimizer):
-    """Train a step by hand."""
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_mean((model(X, training=True) - Y) ** 2)
-    variables = model.trainable_variables
-    optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
-
-
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "tf.function"])
-def test_a_loop_of_ones_own(compiled):
-    model, optimizer, callback = network(), O.Adam(0.01), UpdatePruningStep()
-    model.optimizer = optimizer
-    optimizer.build(model.trainable_variables)
-    callback.set_model(model)
-    callback.on_train_begin()
-    take = tf.function(step) if compiled else step
-    zeros = []
-    for batch in range(12):
-        callback.on_train_batch_begin(batch)
-        take(model, optimizer)
-        zeros.append([int((layer.layer.kernel.numpy() == 0).sum()) for layer in model.layers])
-    callback.on_epoch_end(batch=0)
-    assert zeros == asked(RAMP, 12)
-
-
-@pytest.mark.parametrize("begun", [False, True], ids=["not begun", "no step"])
-def test_a_training_call_without_the_callback_fails_and_says_what_to_do(begun):
-    model = network()
-    if begun:
-        callback = UpdatePruningStep()
-        callback.set_model(model)
-        callback.on_train_begin()
-    compiled = network(jit_compile=True)
-    calls = [lambda: model(X, training=True), lambda: model.fit(X, Y, verbose=0), lambda: compiled.fit(X, Y, verbose=0)]
-    for call in calls:
-        with pytest.raises(tf.errors.InvalidArgumentError, match=r"prune_low_magnitude_dense.*UpdatePruningStep\(\)"):
-            call()
-    model.evaluate(X, Y, verbose=0)
-    keras.Model(x := keras.Input((6,)), model(x, training=True))
-
-
-def test_the_callback_without_a_model_says_so():
-    with pytest.raises(KpipeError, match="has no model yet"):
-        UpdatePruningStep().on_train_begin()
-
-
-def test_a_distillers_student_is_pruned():
-    teacher = keras.Sequential([keras.Input((6,)), L.Dense(4)])
-    student = prune_low_magnitude(keras.Sequential([keras.Input((6,)), L.Dense(4)]), RAMP)
-    distiller = keras.distillation.Distiller(teacher, student, keras.distillation.LogitsDistillation())
-    distiller.compile("sgd", "mse")
-    distiller.fit(X, Y, batch_size=8, verbose=0, callbacks=[UpdatePruningStep()])
-    assert student.layers[0].masked[0].dropped == asked(RAMP, 12, (24,))[-1][0]
+    monkeypatch.setattr("kpipe.unstructured.pruning_step._HORIZON", 50)
+    model = keras.Sequential([prune_low_magnitude(L.Dense(2), Never()) for _ in range(4)])
+    model.compile("sgd", "mse")
+    model.build((None, 6))
+    with pytest.warns(NoEffectWarning, match="from step 1 to 12, none follows soon"):
+        model.fit(X, Y[:, :2], batch_size=8, verbose=0, callbacks=[UpdatePruningStep()])
+    assert steps == list(range(1, 63))

@@ -6,9 +6,9 @@
 Then `tfmot.sparsity.keras.prune_low_magnitude(...)` and all other public names of `tfmot.sparsity.keras` are there, on
 Keras 3. For short, `tfmot.prune_low_magnitude(...)` is the same.
 
-From TensorFlow 2.16 on TFMOT runs on tf_keras, which is Keras 2: a script of that time sets `TF_USE_LEGACY_KERAS=1`, or
-imports `tf_keras as keras`. That has to go too. Keras 3 is `import keras`, and `tf.keras` where the variable is not set;
-what is of tf_keras is refused. Saved models of Keras 2, with TFMOT's wrappers or without, are brought over by
+From TensorFlow 2.16 on TFMOT runs on tf_keras, which is Keras 2: such a script sets `TF_USE_LEGACY_KERAS=1`, or imports
+`tf_keras as keras`. That has to go too. Keras 3 is `import keras`, and `tf.keras` where the variable is not set; models
+and layers of tf_keras are refused. Saved models of Keras 2, with TFMOT's wrappers or without, are brought over by
 `kpipe.legacy.load(path)`.
 
 What differs from TFMOT 0.8.1, on purpose:
@@ -33,8 +33,8 @@ What differs from TFMOT 0.8.1, on purpose:
   same layers. So layers need a `get_config`; functions and classes need not be registered. A layer that is given by
   itself or in a list is held as it is, as in TFMOT; Keras 3 lets nobody put it in another's place in a subclassed model
   that is built.
-- `strip_pruning` copies as well and applies the masks; the wrapped model can be trained on. Wrappers inside other layers,
-  as in `TimeDistributed(prune_low_magnitude(...))`, come out too; TFMOT leaves them there.
+- `strip_pruning` copies as well and applies the masks; the wrapped model can be trained on. Wrappers inside another
+  layer, as in `TimeDistributed(prune_low_magnitude(...))`, come out too; TFMOT leaves them there.
 - A policy holds for lists and single layers too; TFMOT asks it for models alone. `block_size` together with
   `sparsity_m_by_n`, and keyword arguments that only a single layer takes, are refused; TFMOT passes over them.
 - `UpdatePruningStep` counts the steps, in `on_train_batch_begin`, and every layer once a step however often it is
