@@ -168,6 +168,9 @@ class _Adder:
         try:
             for part in _chunks(x, vectors, chunk):
                 with _quiet():
+                    self.together = not _is_unsafe(self.many.get_concrete_function(*part).graph)
+                    if not self.together:
+                        return None
                     found = [a + b for a, b in zip(found, self.many(*part), strict=True)]
         except (NotImplementedError, TypeError, ValueError, tf.errors.OpError):
             self.together = False
@@ -211,6 +214,20 @@ class _Adder:
             return [tf.square(tf.cast(gradient, "float32")) for gradient in found]
 
         return squares
+
+
+def _is_unsafe(graph: tf.Graph) -> bool:
+    """Say whether a graph holds a product that TensorFlow 2.21 computes beyond its memory on CPUs with AVX-512.
+
+    It is that of a batch with an axis of one, as single samples have, by a matrix that is the same for all of them, as
+    EinsumDense and attention have: https://github.com/tensorflow/tensorflow/issues/117700
+    """
+    products = [op.inputs for op in graph.get_operations() if op.type == "BatchMatMulV2"]
+    return any(
+        left.shape.rank is None
+        or (left.shape.rank > 3 and left.shape[-3] in (1, None) and left.shape[:-2] != right.shape[:-2])
+        for left, right in products
+    )
 
 
 def _count_to(number: tf.Tensor, step: Callable[[tf.Tensor], tf.Tensor]) -> None:

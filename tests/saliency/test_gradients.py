@@ -33,6 +33,14 @@ def attention() -> keras.Model:
     return keras.Model(inputs, L.Dense(4)(L.Flatten()(x)))
 
 
+def einsum() -> keras.Model:
+    """Products of a sequence with one matrix."""
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((3, 4))
+    x = L.EinsumDense("abc,cd->abd", output_shape=(3, 5), bias_axes="d", activation="tanh")(inputs)
+    return keras.Model(inputs, L.Dense(4)(L.Flatten()(x)))
+
+
 class Twice(keras.Model):
     """A model of a class of its own that uses one layer twice."""
 
@@ -56,8 +64,8 @@ def case(name: str) -> tuple[keras.Model, Any, np.ndarray]:
     rng = np.random.default_rng(0)
     if name == "words":
         return words(), rng.integers(0, 7, (2, 3)), np.arange(2)
-    if name == "attention":
-        return attention(), rng.normal(size=(3, 3, 4)).astype("float32"), np.arange(3)
+    if name in ("attention", "einsum"):
+        return globals()[name](), rng.normal(size=(6, 3, 4)).astype("float32"), np.arange(6) % 4
     if name == "twice":
         return twice(), rng.normal(size=(6, 6)).astype("float32"), np.arange(6) % 4
     model = build(name)
@@ -79,7 +87,10 @@ def naive(model: keras.Model, variables: list, x: Any, y: Any, loss: Any) -> lis
 
 @pytest.mark.parametrize(
     ("name", "at_once"),
-    [("conv_bn", 2**22), ("nested", 1), ("words", 2**22), ("attention", 1), ("twice", 2**22), ("twice", 1)],
+    [
+        *(("conv_bn", 2**22), ("nested", 1), ("words", 2**22), ("twice", 2**22), ("twice", 1)),
+        *(("attention", 1), ("attention", 2**22), ("einsum", 2**22)),
+    ],
 )
 def test_squares_are_those_of_single_samples(name, at_once, monkeypatch):
     monkeypatch.setattr(samples, "AT_ONCE", at_once)
@@ -104,6 +115,23 @@ def test_an_operation_that_cannot_be_done_for_samples_together_is_done_one_by_on
     monkeypatch.setattr(tf, "vectorized_map", refuse)
     for a, b in zip(mean_squared_gradients(model, model.trainable_variables, LOGITS)((x, y)), wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "unsafe"),
+    [
+        ((4, 1, 6, 8), (8, 8), True),
+        ((None, 1, 6, 8), (8, 8), True),
+        ((4, 1, 6, 8), (1, 1, 8, 8), True),
+        ((4, 1, 6, 8), (4, 1, 8, 8), False),
+        ((4, 6, 8), (8, 8), False),
+        ((4, 2, 6, 8), (8, 8), False),
+    ],
+)
+def test_a_product_that_crashes_tensorflow_is_seen_before_it_runs(left, right, unsafe):
+    function = tf.function(lambda a, b: tf.raw_ops.BatchMatMulV2(x=a, y=b))
+    graph = function.get_concrete_function(tf.TensorSpec(left), tf.TensorSpec(right)).graph
+    assert samples._is_unsafe(graph) == unsafe
 
 
 def siamese() -> tuple[keras.Model, dict[str, np.ndarray], dict[str, np.ndarray]]:
