@@ -8,22 +8,21 @@ import keras
 import numpy as np
 
 from kpipe.errors import KpipeError
-from kpipe.legacy.keras2.thin import thinned
+from kpipe.legacy.keras2.arrays import plain_array, thinned
+from kpipe.legacy.keras2.graph import forget_states
+from kpipe.legacy.precision import tolerances
 from kpipe.legacy.rebuild import Rebuild, filled, paired
-
-HALF = {"float16": 4 * 2.0**-10, "bfloat16": 4 * 2.0**-7}
-"""What is allowed where a layer computes in half precision: four units in the last place of 1."""
 
 
 def check_equal(model: keras.Model, making: Rebuild, tolerance: float) -> list[str]:
     """Run a converted model on the inputs that the old one ran on; it must give the same, and so must every layer.
 
     The difference allowed of the model's outputs is `tolerance` · max(1, the largest absolute value of the old output),
-    and ten times as much of those of a layer, for rounding grows and shrinks again on its way. In a model with layers
-    that compute in half precision it is `HALF` instead of `tolerance` where that is more. So that a layer of tiny
-    outputs does not pass whatever it does, it is allowed at most a hundredth of the largest of them, or a millionth of
-    the largest value that it was called on, as subtraction leaves no more. What a mask of the old model hides is not
-    held against it; what is made of it further on is.
+    and ten times as much of those of a layer, for rounding grows and shrinks again on its way. From the first layer on
+    that computes in half precision more is allowed, see `tolerances`. So that a layer of tiny outputs does not pass
+    whatever it does, it is allowed at most a hundredth of the largest of them, or a millionth of the largest value that
+    it was called on, as subtraction leaves no more. What a mask of the old model hides is not held against it; what is
+    made of it further on is.
 
     Args:
         model: The converted model.
@@ -37,15 +36,15 @@ def check_equal(model: keras.Model, making: Rebuild, tolerance: float) -> list[s
         KpipeError: With the first layer that differs.
     """
     graph, probe = making.reading.graph, making.reading.probe
-    kinds = {layer.compute_dtype for layer in model._flatten_layers()}
-    truth = _Truth(probe, max([tolerance, *(HALF[kind] for kind in kinds & HALF.keys())]))
+    allowed, allowed_outputs = tolerances(making, tolerance)
+    truth = _Truth(probe)
 
     def watch(place: str, layer: str, inputs: list[Any], outputs: list[Any]) -> None:
-        noise = 1e-6 * max([0.0, *(largest(_array(one)) for one in inputs if keras.ops.is_tensor(one))])
+        noise = 1e-6 * max([0.0, *(largest(plain_array(one)) for one in inputs if keras.ops.is_tensor(one))])
         for number, output in enumerate(outputs):
             name = f"call:{place}:{number}"
             if name in probe and not isinstance(output, tuple):  # a tuple is a shape, known as numbers
-                truth.check_layer(layer, name, thinned(_array(output)), noise)
+                truth.check_layer(layer, name, thinned(plain_array(output)), noise, allowed[place])
 
     with keras.device("cpu:0"):
         tensors = {
@@ -57,10 +56,8 @@ def check_equal(model: keras.Model, making: Rebuild, tolerance: float) -> list[s
         forget_states(model)
         outputs = model(filled(graph["inputs"], tensors), training=False)
         forget_states(model)
-    hidden = [
-        truth.check_output(number, _array(output))
-        for number, (_, output) in enumerate(paired(graph["outputs"], outputs, model.name))
-    ]
+    got = [plain_array(output) for _, output in paired(graph["outputs"], outputs, model.name)]
+    hidden = [truth.check_output(number, *one) for number, one in enumerate(zip(got, allowed_outputs, strict=True))]
     return [_NOTE.format(max(hidden))] if any(hidden) else []
 
 
@@ -72,27 +69,26 @@ _NOTE = (
 
 @dataclass
 class _Truth:
-    """What the old model gave, what difference from it is allowed, and where it was first passed."""
+    """What the old model gave, and where a layer first differed from it by more than is allowed of outputs."""
 
     probe: Mapping[str, np.ndarray]
-    tolerance: float
     first: str = ""
 
-    def check_layer(self, layer: str, name: str, got: np.ndarray, noise: float) -> None:
+    def check_layer(self, layer: str, name: str, got: np.ndarray, noise: float, tolerance: float) -> None:
         """Compare an output of a layer, of which `noise` may be rounding alone.
 
         Raises:
             KpipeError: When it differs by ten times what is allowed of an output.
         """
         expected = self.probe[name]
-        strict = min(self.tolerance * max(1.0, largest(expected)), max(noise, largest(expected) / 100))
+        strict = min(tolerance * max(1.0, largest(expected)), max(noise, largest(expected) / 100))
         found, _ = self._found(name, got)
         if found > strict and not self.first:
             self.first = f"first at layer {layer}: {_numbers(found, strict, expected)}"
         if found > min(10 * strict, max(strict, largest(expected) / 100)):
             self._refuse(self.first)
 
-    def check_output(self, number: int, got: np.ndarray) -> float:
+    def check_output(self, number: int, got: np.ndarray, tolerance: float) -> float:
         """Compare an output of the model; give by how much it differs where a mask hides it, if that is too much.
 
         Raises:
@@ -103,7 +99,7 @@ class _Truth:
             raise KpipeError(
                 "The old model gives no finite number on these inputs; pass some that it is for: samples=."
             )
-        allowed = self.tolerance * max(1.0, largest(expected))
+        allowed = tolerance * max(1.0, largest(expected))
         found, hidden = self._found(f"output:{number}", got)
         if found > allowed:
             numbers = _numbers(found, allowed, expected)
@@ -126,13 +122,6 @@ class _Truth:
 
 def _numbers(found: float, allowed: float, expected: np.ndarray) -> str:
     return f"by {found:.3g}, allowed {allowed:.1g} (values up to {largest(expected):.3g})"
-
-
-def forget_states(model: keras.Model) -> None:
-    """Set the states of stateful layers to zero."""
-    for layer in model._flatten_layers():
-        if getattr(layer, "stateful", False) and callable(getattr(layer, "reset_states", None)):
-            layer.reset_states()
 
 
 def largest(values: np.ndarray) -> float:
@@ -164,10 +153,3 @@ def largest_difference(expected: np.ndarray, got: np.ndarray) -> float:
     apart = ~((expected == got) | (np.isnan(expected) & np.isnan(got)))
     differences = np.abs(expected[apart] - got[apart])
     return float(np.nan_to_num(differences, nan=np.inf, posinf=np.inf).max(initial=0.0))
-
-
-def _array(tensor: Any) -> np.ndarray:
-    array = np.asarray(keras.ops.convert_to_numpy(tensor))
-    if array.dtype == object:
-        return array.astype(bytes)  # strings
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array

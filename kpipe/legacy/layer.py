@@ -1,6 +1,9 @@
 """Make a Keras 3 layer of a Keras 2 one, and give it its weights."""
 
+import builtins
+import dis
 from collections.abc import Iterator, Mapping, Sequence
+from types import CodeType
 from typing import Any
 
 import keras
@@ -56,17 +59,35 @@ def make_layer(entry: Mapping[str, Any], config: dict[str, Any], classes: Mappin
 def _lambda_layer(entry: Mapping[str, Any], config: dict[str, Any]) -> keras.Layer:
     """Make a Lambda of the function given for the layer's name, or of the code in the file.
 
-    tf_keras has read such code only if that was asked for.
+    tf_keras has read such code only if that was asked for, and no mask. The shape of the output is left to Keras, which
+    finds it by calling the function.
     """
-    plain = {"name": plain_name(entry["name"]), "arguments": config["arguments"]}
+    plain = {key: translated_value(key, config[key]) for key in ("arguments", "dtype")}
+    plain["name"] = plain_name(entry["name"])
     function = keras.saving.get_registered_object(entry["name"])
     if function is None and isinstance(config["function"], str):
         function = keras.saving.get_registered_object(config["function"])
     if function is not None:
         return keras.layers.Lambda(function, **plain)
+    advice = f"pass the function: custom_objects={{{entry['name']!r}: function}}."
+    if isinstance(config["function"], str):
+        raise KpipeError(f"Layer {entry['name']!r} is a Lambda of {config['function']!r}, which is not known; {advice}")
     code, defaults, closure = config["function"]
     stored = {"class_name": "__lambda__", "config": {"code": code, "defaults": defaults, "closure": closure}}
-    return keras.layers.Lambda.from_config({**plain, "function": stored}, safe_mode=False)
+    layer: Any = keras.layers.Lambda.from_config({**plain, "function": stored}, safe_mode=False)
+    missing = _names_in(layer.function.__code__) - vars(builtins).keys() - layer.function.__globals__.keys()
+    if missing:
+        raise KpipeError(
+            f"Layer {entry['name']!r} is a Lambda, whose code calls for {', '.join(sorted(missing))} of the module it "
+            f"was written in, which no file keeps; {advice}"
+        )
+    return layer
+
+
+def _names_in(code: CodeType) -> set[str]:
+    """Name the globals that code uses, with those of the functions in it."""
+    found = {str(one.argval) for one in dis.get_instructions(code) if one.opname == "LOAD_GLOBAL"}
+    return found.union(*(_names_in(one) for one in code.co_consts if isinstance(one, CodeType)))
 
 
 def _given_class(entry: Mapping[str, Any]) -> Any:

@@ -41,8 +41,8 @@ def load(
     inputs (numbers, indices that its embeddings have, words that its tables have); the new one must give the same, and
     so must each of its layers, or there is an error that names the first layer that differs. The largest difference
     allowed is `tolerance` · max(1, the largest absolute output), ten times that inside the model, and four units in the
-    last place of 1 for models that compute in half precision. Steps that a mask hides are not compared; if they differ
-    in the outputs, a warning tells.
+    last place of 1 from the first layer on that computes in half precision. Steps that a mask hides are not compared;
+    if they differ in the outputs, a warning tells.
 
     Names of layers stay; a slash in them, which Keras 3 does not take, becomes an underscore. The model is not
     compiled, and the state of its optimizer is dropped. Two things have no equal in Keras 3 and become kpipe's:
@@ -52,13 +52,15 @@ def load(
     Args:
         path: The file, or the folder of a SavedModel.
         custom_objects: Name in the file -> class or function for Keras 3; also the name of a Lambda layer -> its
-            function. What is registered by `keras.saving.register_keras_serializable` is found without it.
+            function. Classes and functions that are registered with `keras.saving` under their name in the file are
+            found without it.
         originals: Name in the file -> "module:name" of the same for tf_keras. Without it the object's own module is
             imported again where `tensorflow.keras` and `keras` are tf_keras, which serves for modules that are written
             for both.
         samples: Inputs to compare on, an array for each input, where random ones do not do.
         tolerance: The largest difference allowed of outputs up to 1.
-        safe_mode: Whether Lambda layers are refused whose function is stored as code, which would be run.
+        safe_mode: Whether functions that are stored as code, as those of Lambda layers are, are refused; else the code
+            is run.
 
     Returns:
         The Keras 3 model.
@@ -142,11 +144,7 @@ def _loaded_by_keras_3(file: OldFile, safe_mode: bool) -> keras.Model:
 
 def _places(file: OldFile, given: Mapping[str, Any], originals: Mapping[str, str]) -> dict[str, str]:
     """Say for each object that is not Keras's own where tf_keras finds it."""
-    registered = {
-        name: value
-        for name, value in keras.saving.get_custom_objects().items()
-        if name.rpartition(">")[2] in file.classes and not value.__module__.startswith("kpipe.")
-    }
+    registered = {name: value for name, value in keras.saving.get_custom_objects().items() if file.names(name)}
     found = {**registered, **given}
     return {**{name: _place(name, value) for name, value in found.items() if name not in originals}, **originals}
 

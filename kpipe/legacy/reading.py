@@ -15,7 +15,15 @@ import numpy as np
 from kpipe.errors import KpipeError
 from kpipe.legacy.source import OldFile
 
-_PROGRAM = "import sys; sys.path.append({home!r}); import keras2; sys.path.pop(); keras2.main({job!r})"
+_PROGRAM = """
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("kpipe_keras2", {home!r} + "/__init__.py", submodule_search_locations=[{home!r}])
+sys.modules[spec.name] = module_from_spec(spec)
+spec.loader.exec_module(sys.modules[spec.name])
+sys.modules[spec.name].main({job!r})
+"""
+"""Loads the package by its place, so that no module of the user's can come before it."""
 _NOISE = {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
 
 
@@ -74,10 +82,10 @@ def read_files(requests: Sequence[Request], workplace: Path) -> list[Reading | K
     job = workplace / "job.json"
     jobs = [_job(request, folder) for request, folder in zip(requests, folders, strict=True)]
     job.write_text(json.dumps(jobs), encoding="utf-8")
-    program = _PROGRAM.format(home=str(Path(__file__).parent), job=str(job))
-    places = os.pathsep.join(place for place in sys.path if place)
+    program = _PROGRAM.format(home=str(Path(__file__).with_name("keras2")), job=str(job))
+    places = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
     process = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-P", "-c", program],  # -P: only what is on this process's own path is imported
         env={**os.environ, **_NOISE, "PYTHONPATH": places},
         capture_output=True,
         text=True,

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from kpipe.errors import KpipeError
+from kpipe.legacy.keras2.refusal import shortened
 from kpipe.legacy.layer import make_layer, set_weights
 from kpipe.legacy.operations import operation_named
 from kpipe.legacy.reading import Reading
@@ -218,8 +219,11 @@ def _called(layer: Any, entry: Mapping[str, Any], args: list[Any], kwargs: dict[
             kwargs.setdefault("training", False)
         return layer(*args, **kwargs)
     except (TypeError, ValueError, NotImplementedError, AttributeError, NameError) as error:
-        what = entry["config"].get("function", entry["class"]) if "config" in entry else "model"
-        raise KpipeError(f"Layer {entry['name']!r} ({what}) cannot be called in Keras 3: {error}") from error
+        what = entry.get("class", "model")
+        what = entry["config"]["function"] if what in OPERATION_LAYERS else what
+        raise KpipeError(
+            f"Layer {entry['name']!r} ({what}) cannot be called in Keras 3: {shortened(error)}."
+        ) from error
 
 
 def paired(structure: Any, values: Any, name: str) -> Iterator[tuple[str, Any]]:

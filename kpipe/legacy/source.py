@@ -1,9 +1,9 @@
-"""Look at an old file before it is loaded: what kind it is, who wrote it, which classes it names."""
+"""Look at an old file before it is loaded: what kind it is, who wrote it, what it names."""
 
 import json
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -37,13 +37,13 @@ class OldFile:
         path: Where it is.
         kind: How it is built.
         version: The version of Keras that wrote it, "" where the file does not say.
-        classes: The names of all classes in it, packages left out.
+        config: The text that says what the model is made of.
     """
 
     path: Path
     kind: Kind
     version: str
-    classes: frozenset[str]
+    config: str = field(repr=False)
 
     @property
     def is_keras_3(self) -> bool:
@@ -53,7 +53,11 @@ class OldFile:
     @property
     def is_wrapped(self) -> bool:
         """Tell whether TFMOT's wrappers are in it."""
-        return bool(self.classes & TFMOT)
+        return any(name.rpartition(">")[2] in TFMOT for name in _CLASS.findall(self.config))
+
+    def names(self, name: str) -> bool:
+        """Tell whether a class or a function is called for by a name."""
+        return json.dumps(name) in self.config
 
 
 def look_at(path: str | Path) -> OldFile:
@@ -87,7 +91,7 @@ def _h5(path: Path) -> OldFile:
             f"{path} holds no model config: it is a file of weights alone, or not one of Keras. Build the model in "
             "Keras and call model.load_weights(path)."
         )
-    return _seen(path, "h5", str(_text(version)), str(_text(config)))
+    return OldFile(path, "h5", str(_text(version)), str(_text(config)))
 
 
 def _keras(path: Path) -> OldFile:
@@ -96,7 +100,7 @@ def _keras(path: Path) -> OldFile:
             raise KpipeError(f"{path} is a zip archive without a Keras config; expected a .keras file.")
         config = archive.read("config.json").decode("utf-8")
         version = json.loads(archive.read("metadata.json")).get("keras_version", "")
-    return _seen(path, "keras", version, config)
+    return OldFile(path, "keras", version, config)
 
 
 def _saved_model(path: Path) -> OldFile:
@@ -112,12 +116,7 @@ def _saved_model(path: Path) -> OldFile:
             "keras.layers.TFSMLayer(path, call_endpoint='serving_default'). To convert it, build its layers in Keras "
             "and set their weights from tf.saved_model.load(path).variables, or save it anew with model.save."
         )
-    return _seen(path, "saved_model", "", text)
-
-
-def _seen(path: Path, kind: Kind, version: str, text: str) -> OldFile:
-    classes = frozenset(name.rpartition(">")[2] for name in _CLASS.findall(text))
-    return OldFile(path, kind, version, classes)
+    return OldFile(path, "saved_model", "", text)
 
 
 def _text(value: object) -> object:

@@ -5,9 +5,10 @@ from functools import partial
 
 import numpy as np
 
-from tests.legacy.old_models import Builders, _small_net, _trained, prepare, saved_as, write
+from tests.legacy.old_wrapped_models import small_net, trained
+from tests.legacy.old_writing import Builder, prepare, saved_as, write
 
-MODELS: Builders = {}
+MODELS: dict[str, Builder] = {}
 SIZES = {
     "ConvNeXtTiny": 64,
     "DenseNet121": 64,
@@ -44,10 +45,10 @@ def _moved(rng, weight):
     return (weight * rng.uniform(0.8, 1.2, weight.shape) + rng.uniform(0.0, 0.2, weight.shape)).astype(weight.dtype)
 
 
-MODELS.update({name: (("h5",), partial(application, name)) for name in SIZES})
+MODELS.update({name: Builder(("h5",), partial(application, name), as_built=True) for name in SIZES})
 
 
-@saved_as("h5", among=MODELS)
+@saved_as("h5", as_built=True, among=MODELS)
 def films():
     from tf_keras import Sequential
     from tf_keras import layers as L
@@ -55,12 +56,12 @@ def films():
     return Sequential([L.ConvLSTM2D(3, 3, input_shape=(4, 6, 6, 2), return_sequences=True), L.ConvLSTM2D(2, 2)])
 
 
-@saved_as("tf", among=MODELS)
+@saved_as("tf", as_built=True, among=MODELS)
 def pruned():
     import tensorflow_model_optimization as tfmot
 
     schedule = tfmot.sparsity.keras.ConstantSparsity(0.5, 0, frequency=1)
-    return _trained(tfmot.sparsity.keras.prune_low_magnitude(_small_net(), schedule, sparsity_m_by_n=None))
+    return trained(tfmot.sparsity.keras.prune_low_magnitude(small_net(), schedule, sparsity_m_by_n=None))
 
 
 def _attention():
@@ -71,7 +72,7 @@ def _attention():
     return Model(steps, L.Dense(3)(L.Flatten()(L.MultiHeadAttention(2, 4, name="mha")(steps, steps))))
 
 
-@saved_as("keras", "tf", among=MODELS)
+@saved_as("keras", "tf", as_built=True, among=MODELS)
 def pruned_attention():
     import tensorflow_model_optimization as tfmot
 
@@ -79,7 +80,7 @@ def pruned_attention():
     return _fitted(tfmot.sparsity.keras.prune_low_magnitude(_attention(), schedule))
 
 
-@saved_as("h5", "keras", among=MODELS)
+@saved_as("h5", "keras", as_built=True, among=MODELS)
 def clustered_attention():
     import tensorflow_model_optimization as tfmot
 
@@ -87,7 +88,7 @@ def clustered_attention():
     return _fitted(tfmot.clustering.keras.cluster_weights(_attention(), 4, linear))
 
 
-@saved_as("h5", among=MODELS)
+@saved_as("h5", as_built=True, among=MODELS)
 def clustered_recurrent():
     import tensorflow_model_optimization as tfmot
     from tf_keras import Sequential
@@ -115,30 +116,30 @@ def _quantized(plain, scheme=None):
     return tfmot.quantization.keras.quantize_apply(annotated, *([scheme] if scheme else [])), plain
 
 
-@saved_as("tf", among=MODELS)
+@saved_as("tf", as_built=True, among=MODELS)
 def quantized():
-    return _quantized(_small_net())
+    return _quantized(small_net())
 
 
-@saved_as("h5", "keras", among=MODELS)
+@saved_as("h5", "keras", as_built=True, among=MODELS)
 def quantized_with_zeros():
     import tensorflow_model_optimization as tfmot
 
-    pruned = _trained(tfmot.sparsity.keras.prune_low_magnitude(_small_net()))
+    pruned = trained(tfmot.sparsity.keras.prune_low_magnitude(small_net()))
     scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
     return _quantized(tfmot.sparsity.keras.strip_pruning(pruned), scheme)
 
 
-@saved_as("tf", among=MODELS)
+@saved_as("tf", as_built=True, among=MODELS)
 def quantized_with_clusters():
     import tensorflow_model_optimization as tfmot
 
     linear = tfmot.clustering.keras.CentroidInitialization.LINEAR
-    clustered = _trained(tfmot.clustering.keras.cluster_weights(_small_net(), 4, linear))
+    clustered = trained(tfmot.clustering.keras.cluster_weights(small_net(), 4, linear))
     scheme = tfmot.experimental.combine.Default8BitClusterPreserveQuantizeScheme()
     return _quantized(tfmot.clustering.keras.strip_clustering(clustered), scheme)
 
 
 if __name__ == "__main__":
     prepare()
-    write(MODELS, sys.argv[1], as_built=MODELS)
+    write(MODELS, sys.argv[1])

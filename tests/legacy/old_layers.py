@@ -32,6 +32,29 @@ class Shift(keras.layers.Layer):
         return inputs + self.by
 
 
+@keras.saving.register_keras_serializable(package="Old")
+class Clip(keras.constraints.Constraint):
+    """Keep weights below a bound."""
+
+    def __init__(self, bound=9.0):
+        self.bound = bound
+
+    def __call__(self, w):
+        return tf.minimum(w, self.bound)
+
+    def get_config(self):
+        return {"bound": self.bound}
+
+
+@keras.saving.register_keras_serializable(package="Old")
+def bent(x):
+    return tf.abs(x) - 1.0
+
+
+def distance(pair):
+    return tf.abs(pair[0] - pair[1])
+
+
 def squash(x):
     return tf.nn.sigmoid(x) * 2.0
 

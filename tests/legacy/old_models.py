@@ -1,29 +1,12 @@
-"""Models of Keras 2, written to files by tf_keras in a process of its own: `python old_models.py FOLDER`.
+"""Models of Keras 2, written to files by tf_keras in a process of its own: `python old_models.py FOLDER`."""
 
-Each is saved with random weights, its inputs and what tf_keras gives on them.
-"""
-
-import os
 import sys
-from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 
-Builders = dict[str, tuple[tuple[str, ...], Callable]]
-MODELS: Builders = {}
-"""Name -> how the model is saved, and the function that builds it, or it and another with the outputs to be met."""
-AS_BUILT = ("pruned", "pruned_after_masks", "clustered", "quantized", "quantized_graph", "text")
-"""Models whose weights are left as they are built: wrappers keep some of their own among them, tables are no arrays."""
-FORMATS = {"h5": ".h5", "keras": ".keras", "tf": ""}
-
-
-def saved_as(*forms: str, among: Builders = MODELS) -> Callable:
-    def register(build: Callable) -> Callable:
-        among[build.__name__] = (forms, build)
-        return build
-
-    return register
+from tests.legacy import old_special_models, old_wrapped_models  # noqa: F401 they add their models to MODELS
+from tests.legacy.old_writing import MODELS, prepare, saved_as, shaken, write
 
 
 @saved_as("h5")
@@ -242,24 +225,6 @@ def operations():
     )
 
 
-@saved_as("h5", "keras", "tf")
-def own_classes():
-    """A layer, an activation and the function of a Lambda of the user's own."""
-    from tf_keras import Sequential
-    from tf_keras import layers as L
-
-    from tests.legacy import old_layers
-
-    return Sequential(
-        [
-            L.Dense(4, old_layers.squash, input_shape=(3,)),
-            old_layers.Scale(2.0, name="scale"),
-            old_layers.Shift(name="shift"),
-            L.Lambda(old_layers.double, arguments={"times": 3.0}, name="thrice"),
-        ]
-    )
-
-
 @saved_as("keras")
 def padded():
     """A transformer over padded words whose sums take no masks, as they are operations and no layers."""
@@ -274,7 +239,7 @@ def padded():
     return Model(words, [L.Dense(3, "softmax")(pooled), scores])
 
 
-@saved_as("keras")
+@saved_as("keras", as_built=True)
 def text():
     """Words that are looked up, alone and in sentences."""
     import tensorflow as tf
@@ -312,237 +277,15 @@ def features():
     )
 
 
-@saved_as("h5")
-def called_at_inference():
-    """A base that is kept at inference while what stands on it is trained."""
-    from tf_keras import Input, Model, Sequential
-    from tf_keras import layers as L
-
-    base = Sequential([L.Dense(4, input_shape=(4,)), L.BatchNormalization()], name="base")
-    x = Input((4,))
-    return Model(x, L.Dense(2)(base(x, training=False)))
-
-
-@saved_as("h5")
-def called_in_training():
-    from tf_keras import Input, Model
-    from tf_keras import layers as L
-
-    x = Input((4,))
-    return Model(x, L.Dropout(0.5, name="always")(x, training=True))
-
-
-@saved_as("h5")
-def stateful():
-    from tf_keras import Input, Model
-    from tf_keras import layers as L
-
-    steps = Input(batch_shape=(3, 5, 2), name="steps")
-    return Model(steps, L.GRU(3, stateful=True)(L.LSTM(4, stateful=True, return_sequences=True)(steps)))
-
-
-@saved_as("h5")
-def half_precision():
-    import tf_keras
-    from tf_keras import layers as L
-
-    tf_keras.mixed_precision.set_global_policy("mixed_float16")
-    model = tf_keras.Sequential([L.Dense(32, "relu", input_shape=(16,)), L.Dense(3, dtype="float32")])
-    tf_keras.mixed_precision.set_global_policy("float32")
-    return model
-
-
-@saved_as("h5")
-def unknown_to_keras_3():
-    from tf_keras import Sequential
-    from tf_keras import layers as L
-
-    return Sequential([L.LocallyConnected1D(2, 3, name="local", input_shape=(6, 2))])
-
-
-@saved_as("h5")
-def unknown_operation():
-    import tensorflow as tf
-    from tf_keras import Input, Model
-
-    x = Input((4,))
-    return Model(x, tf.math.bessel_i0(x))
-
-
-@saved_as("tf")
-def subclassed():
-    import tf_keras
-
-    class Own(tf_keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense = tf_keras.layers.Dense(2)
-
-        def call(self, x):
-            return self.dense(x)
-
-    model = Own()
-    model(np.zeros((1, 3), "float32"))
-    return model
-
-
-def _small_net():
-    from tf_keras import Input, Sequential
-    from tf_keras import layers as L
-
-    return _shaken(
-        Sequential(
-            [
-                Input((8, 8, 3)),
-                L.Conv2D(8, 3, name="conv", padding="same"),
-                L.BatchNormalization(),
-                L.ReLU(),
-                L.SeparableConv2D(8, 3, name="separable"),
-                L.Flatten(),
-                L.Dense(6, "relu"),
-                L.Dense(3, "softmax", name="classes"),
-            ]
-        )
-    )
-
-
-def _residual_net():
-    from tf_keras import Input, Model
-    from tf_keras import layers as L
-
-    image = Input((8, 8, 3), name="image")
-    x = L.BatchNormalization()(L.Conv2D(4, 3, padding="same", name="first")(image))
-    x = L.Add()([L.Conv2D(4, 1, activation="relu", name="second")(L.ReLU(6.0)(x)), x])
-    return _shaken(Model(image, L.Dense(3, "tanh", name="last")(L.GlobalAveragePooling2D()(x))))
-
-
-def _trained(model):
-    """Train a little, so that masks and codebooks are what training makes them."""
-    import tensorflow_model_optimization as tfmot
-
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(16, 8, 8, 3)).astype("float32"), rng.integers(0, 3, 16)
-    model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
-    model.fit(x, y, batch_size=8, verbose=0, callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
-    return model
-
-
-@saved_as("h5", "keras")
-def pruned():
-    """Pruned, and dense again by a last update after which no mask has been applied."""
-    import tensorflow_model_optimization as tfmot
-
-    schedule = tfmot.sparsity.keras.ConstantSparsity(0.75, 0, frequency=1)
-    model = _trained(tfmot.sparsity.keras.prune_low_magnitude(_small_net(), schedule))
-    for layer in model.layers:
-        layer.layer.set_weights([weight + 0.01 for weight in layer.layer.get_weights()])
-    return model
-
-
-@saved_as("keras")
-def pruned_after_masks():
-    """Pruned layers behind an embedding whose mask the wrappers do not pass on."""
-    import tensorflow_model_optimization as tfmot
-    from tf_keras import Input, Model
-    from tf_keras import layers as L
-
-    words = Input((6,), dtype="int32", name="words")
-    x = L.SimpleRNN(3)(L.Embedding(9, 4, mask_zero=True)(words))
-    return tfmot.sparsity.keras.prune_low_magnitude(Model(words, L.Dense(2)(x)))
-
-
-@saved_as("h5")
-def clustered():
-    import tensorflow_model_optimization as tfmot
-
-    linear = tfmot.clustering.keras.CentroidInitialization.LINEAR
-    return _trained(tfmot.clustering.keras.cluster_weights(_small_net(), 4, linear))
-
-
-@saved_as("h5")
-def quantized():
-    import tensorflow_model_optimization as tfmot
-
-    plain = _small_net()
-    return tfmot.quantization.keras.quantize_model(plain), plain
-
-
-@saved_as("keras")
-def quantized_graph():
-    import tensorflow_model_optimization as tfmot
-
-    plain = _residual_net()
-    return tfmot.quantization.keras.quantize_model(plain), plain
-
-
 def main(folder: str) -> None:
     prepare()
     import tensorflow as tf
     import tf_keras
 
-    weights = _shaken(tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))]))
+    weights = shaken(tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))]))
     weights.save_weights(Path(folder) / "weights_alone.h5")
     tf.saved_model.save(tf.Module(), str(Path(folder) / "without_keras"))
     write(MODELS, folder)
-
-
-def prepare() -> None:
-    """Let Keras be tf_keras in this process."""
-    os.environ.update({"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"})
-    import tf_keras
-
-    sys.modules["keras"] = tf_keras
-
-
-def write(models: Builders, folder: str, as_built: Collection[str] = AS_BUILT) -> None:
-    """Build models, save them, and save inputs and outputs beside them."""
-    import tensorflow as tf
-    import tf_keras
-
-    for name, (forms, build) in models.items():
-        tf_keras.utils.set_random_seed(1)
-        built = build()
-        model, truth = built if isinstance(built, tuple) else (built, built)
-        if name not in as_built:
-            _shaken(model)
-        for form in forms:
-            model.save(Path(folder) / (name + FORMATS[form]), save_format=form)
-        rng = np.random.default_rng(2)
-        if not isinstance(model, tf_keras.Sequential) and not model._is_graph_network:
-            continue
-        inputs = [_sample(rng, tensor) for tensor in tf.nest.flatten(model.input)]
-        tensors = [tf.constant(array) for array in inputs]
-        outputs = tf.nest.flatten(truth(tf.nest.pack_sequence_as(truth.input, tensors), training=False))
-        arrays = {f"input_{number:02d}": array for number, array in enumerate(inputs)}
-        arrays.update({f"output_{number:02d}": _array(output) for number, output in enumerate(outputs)})
-        np.savez(Path(folder) / f"{name}.npz", **arrays)
-
-
-def _array(tensor):
-    array = tensor.numpy()
-    return array.astype(bytes) if array.dtype == object else array
-
-
-def _shaken(model):
-    """Move all weights, so that no bias, mean or variance is what it starts as; variances stay positive."""
-    rng = np.random.default_rng(3)
-    model.set_weights([_near(rng, weight) for weight in model.get_weights()])
-    return model
-
-
-def _near(rng, weight):
-    if weight.dtype.kind != "f":
-        return weight
-    return (weight * rng.uniform(0.8, 1.2, weight.shape) + rng.uniform(0.0, 0.3, weight.shape)).astype(weight.dtype)
-
-
-def _sample(rng, tensor):
-    shape = [3, *(5 if size is None else size for size in tensor.shape[1:])]
-    if tensor.dtype.name == "string":
-        return rng.choice(["cat", "the dog", "dog", "nobody"], shape)
-    if tensor.dtype.is_integer or tensor.name.startswith("words"):
-        return rng.integers(1, 5, shape).astype(tensor.dtype.as_numpy_dtype)
-    return rng.normal(size=shape).astype(tensor.dtype.as_numpy_dtype)
 
 
 if __name__ == "__main__":

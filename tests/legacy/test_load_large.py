@@ -14,11 +14,11 @@ from kpipe.legacy.load import _places, converted
 from kpipe.legacy.reading import Request, read_files
 from kpipe.legacy.source import look_at
 from tests.legacy.old_large_models import MODELS, SIZES
-from tests.legacy.old_models import FORMATS
+from tests.legacy.old_writing import FORMATS
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-FILES = [name + FORMATS[form] for name, (forms, _) in MODELS.items() for form in forms]
+FILES = [name + FORMATS[form] for name, builder in MODELS.items() for form in builder.forms]
 
 
 @pytest.fixture(scope="module")

@@ -41,13 +41,13 @@ def _describe(file: dict[str, Any]) -> None:
     from .strip import check_stripped, strip
 
     folder = Path(file["folder"])
-    model = read(file)
+    model, notes = read(file)
     inputs = find_inputs(model, file["samples"])
-    stripped, notes = strip(model, inputs.values)
+    stripped, differences = strip(model, inputs.values)
     outputs = inputs.outputs if stripped is model else run(stripped, inputs.values)
-    if not notes:
+    if not differences:
         check_stripped(inputs.outputs, outputs)
-    describe(stripped).save(folder, notes)
+    describe(stripped).save(folder, [*notes, *differences])
     save(folder, {**arrays_of(inputs, outputs), **calls_of(stripped, inputs)})
 
 

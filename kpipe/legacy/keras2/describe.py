@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .graph import is_graph, is_rounding, is_symbolic, nodes_of, tensor_key
+from .arrays import plain_array
+from .graph import flat, is_graph, is_rounding, is_symbolic, nodes_of, tensor_key
 from .lookup import lookup_config, lookup_of
 from .mend import attention_parts
 from .refusal import Refusal
@@ -49,14 +50,6 @@ def describe(model: Any) -> Description:
     return description
 
 
-def plain_array(value: Any) -> np.ndarray:
-    """Give a tensor as an array that any NumPy can store."""
-    array = np.asarray(value)
-    if array.dtype == object:
-        return array.astype(bytes)  # strings
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
-
-
 def _graph(description: Description, model: Any) -> dict[str, Any]:
     """Describe the calls of a model, in an order in which they can be made."""
     nodes = nodes_of(model)
@@ -83,16 +76,10 @@ def _graph(description: Description, model: Any) -> dict[str, Any]:
         "sequential": isinstance(model, tf_keras.Sequential),
         "trainable": bool(model._trainable),
         "inputs": encode(model._nested_inputs),
-        "specs": {tensor_key(tensor): _input(tensor) for tensor in _flat(model._nested_inputs)},
+        "specs": {tensor_key(tensor): _input(tensor) for tensor in flat(model._nested_inputs)},
         "calls": calls,
         "outputs": encode(model._nested_outputs),
     }
-
-
-def _flat(structure: Any) -> list[Any]:
-    import tensorflow as tf
-
-    return tf.nest.flatten(structure)
 
 
 def _input(tensor: Any) -> dict[str, Any]:

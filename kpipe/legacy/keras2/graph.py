@@ -27,6 +27,13 @@ def tensor_key(tensor: Any) -> str:
     return f"{history.layer.name}:{history.node_index}:{history.tensor_index}"
 
 
+def flat(structure: Any) -> list[Any]:
+    """List the tensors of a structure, those of a dict by its sorted keys."""
+    import tensorflow as tf
+
+    return tf.nest.flatten(structure)
+
+
 def run(model: Any, inputs: Any) -> Any:
     """Run a model at inference, its states at zero."""
     forget_states(model)

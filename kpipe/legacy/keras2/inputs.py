@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .graph import nodes_of, run, tensor_key
+from .graph import flat, nodes_of, run, tensor_key
 from .lookup import words_of
 from .refusal import Refusal, shortened
 
@@ -42,7 +42,7 @@ def find_inputs(model: Any, samples: str | None) -> Inputs:
     """
     import tensorflow as tf
 
-    symbolic = tf.nest.flatten(model._nested_inputs)
+    symbolic = flat(model._nested_inputs)
     failure: Exception | None = None
     for arrays in _candidates(model, symbolic, samples):
         tensors = [
@@ -55,8 +55,8 @@ def find_inputs(model: Any, samples: str | None) -> Inputs:
         except Exception as error:  # a size or an index that this model does not take
             failure = failure or error
             continue
-        flat = {tensor_key(tensor): array for tensor, array in zip(symbolic, arrays, strict=True)}
-        return Inputs(values, flat, outputs)
+        by_key = {tensor_key(tensor): array for tensor, array in zip(symbolic, arrays, strict=True)}
+        return Inputs(values, by_key, outputs)
     reason = shortened(failure) if failure else "nothing was tried"
     raise Refusal(f"the model does not run on {'random inputs' if samples is None else 'the given samples'}: {reason}")
 
@@ -119,16 +119,10 @@ def index_bounds(model: Any) -> dict[str, int]:
     bounds: dict[str, int] = {}
     for node in nodes_of(model):
         feeding = set().union(*(reached.get(key, {key}) for key in map(tensor_key, node.keras_inputs)))
-        for tensor in _outputs(node):
+        for tensor in flat(node.outputs):
             reached[tensor_key(tensor)] = feeding
         for layer in node.layer._flatten_layers():
             if isinstance(layer, layers.Embedding):
                 rows = int(layer.input_dim)
                 bounds.update({key: min(rows, bounds.get(key, rows)) for key in feeding})
     return bounds
-
-
-def _outputs(node: Any) -> list[Any]:
-    import tensorflow as tf
-
-    return tf.nest.flatten(node.outputs)

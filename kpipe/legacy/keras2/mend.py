@@ -5,27 +5,70 @@ from typing import Any
 
 from .refusal import Refusal
 
+KNOWN = frozenset({"builtins", "keras", "tensorflow", "tensorflow_model_optimization", "tf_keras"})
+"""The packages from which what a file names is imported; all else comes from the user."""
+_HARM = "to run code out of a file can do harm"
 _UNMENDED: dict[str, Callable[..., Any]] = {}
 """What was there before."""
 
 
 def mend(file: Mapping[str, Any], objects: Mapping[str, Any]) -> None:
-    """Do all that a file needs.
+    """Do all that is to be done before a file is loaded.
 
     Args:
         file: The job.
         objects: What the user gave, by its name in the file.
     """
-    guard_lambda(objects, file["safe_mode"])
-    mend_functions()
+    guard_code(file["safe_mode"])
+    guard_imports()
+    mend_lambda(objects, file["safe_mode"])
+    mend_names()
     if file["tfmot"]:
         mend_wrapped_attention()
     if file["tfmot"] and file["kind"] == "keras":
         mend_quantize_wrappers()
 
 
-def guard_lambda(objects: Mapping[str, Any], safe_mode: bool) -> None:
-    """Let no Lambda layer run code out of a file, whatever the format, unless that has been asked for.
+def guard_code(safe_mode: bool) -> None:
+    """Let no code out of a file run, wherever tf_keras would unpack it, unless that has been asked for."""
+    from tf_keras.src.utils import generic_utils
+
+    unguarded = _UNMENDED.setdefault("code", generic_utils.func_load)
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise Refusal(f"a function in it is stored as Python code; {_HARM}. Pass safe_mode=False if you trust the file")
+
+    generic_utils.func_load = refuse if safe_mode else unguarded
+
+
+def guard_imports() -> None:
+    """Let a file name classes and functions of Keras and TFMOT alone; no other module is imported for it.
+
+    A layer whose class is not found is said to be unknown; tf_keras would take the name of its class for the layer.
+    """
+    from tf_keras.src.saving import serialization_lib
+
+    unguarded = _UNMENDED.setdefault("imports", serialization_lib._retrieve_class_or_fn)
+    deserialize = _UNMENDED.setdefault("deserialize", serialization_lib.deserialize_keras_object)
+
+    def retrieve(name: str, registered_name: str, module: str | None, **kwargs: Any) -> Any:
+        is_known = module is not None and module.partition(".")[0] in KNOWN
+        return unguarded(name, registered_name, module if is_known else None, **kwargs)
+
+    def deserialize_or_refuse(config: Any, *args: Any, **kwargs: Any) -> Any:
+        found = deserialize(config, *args, **kwargs)
+        if isinstance(config, dict) and isinstance(found, str) and found == config.get("class_name"):
+            raise TypeError(f"Could not locate class '{found}'.")
+        return found
+
+    serialization_lib._retrieve_class_or_fn = retrieve
+    serialization_lib.deserialize_keras_object = deserialize_or_refuse
+
+
+def mend_lambda(objects: Mapping[str, Any], safe_mode: bool) -> None:
+    """Let a Lambda layer have the function that the user gave for its name.
+
+    The shape that it is told to give is left out: both versions of Keras find it by calling the function.
 
     Args:
         objects: Functions by the name of the layer that they are for.
@@ -33,26 +76,31 @@ def guard_lambda(objects: Mapping[str, Any], safe_mode: bool) -> None:
     """
     from tf_keras.layers import Lambda
 
-    unguarded = _UNMENDED.setdefault("lambda", Lambda.from_config.__func__)
+    unmended = _UNMENDED.setdefault("lambda", Lambda.from_config.__func__)
 
     def from_config(kind: Any, config: dict[str, Any], custom_objects: Any = None) -> Any:
-        function = objects.get(config["name"])
-        if function is not None:
-            plain = {key: config[key] for key in ("name", "trainable", "dtype", "arguments") if key in config}
-            return kind(function, **plain)
-        if safe_mode and config["function_type"] != "function":
+        name, function = config["name"], objects.get(config["name"])
+        if config.get("mask") is not None:
             raise Refusal(
-                f"layer {config['name']!r} is a Lambda, whose function is stored as Python code; to run code out of a "
-                f"file can do harm. Pass the function, custom_objects={{{config['name']!r}: function}}, or "
-                "safe_mode=False if you trust the file"
+                f"layer {name!r} is a Lambda with a mask of its own, which Keras 3 cannot save. Write a layer that does"
+                " both under tf_keras, save the model anew, and pass the layer's class as custom_objects"
             )
-        return unguarded(kind, config, custom_objects)
+        config = {key: value for key, value in config.items() if not key.startswith(("mask", "output_shape"))}
+        config.update(output_shape=None, output_shape_type="raw")
+        if function is not None:
+            config.update(function=function, function_type="raw")
+        elif safe_mode and config.get("function_type") != "function":
+            raise Refusal(
+                f"layer {name!r} is a Lambda, whose function is stored as Python code; {_HARM}. Pass the function, "
+                f"custom_objects={{{name!r}: function}}, or safe_mode=False if you trust the file"
+            )
+        return unmended(kind, config, custom_objects)
 
     Lambda.from_config = classmethod(from_config)
 
 
-def mend_functions() -> None:
-    """Let an `.h5` file have functions of the user's own as activations: tf_keras 2.21 misreads how it writes them."""
+def mend_names() -> None:
+    """Let an `.h5` file have functions and parts of the user's own: tf_keras 2.21 misreads how it writes them."""
     from tf_keras.src.saving.legacy.saved_model import json_utils
 
     unmended = _UNMENDED.setdefault("decode", json_utils.decode)
@@ -60,16 +108,19 @@ def mend_functions() -> None:
 
 
 def by_name(value: Any) -> Any:
-    """Write functions in a configuration as their names alone.
+    """Write functions in a configuration as their names alone, and classes by the names they are registered under.
 
     Example:
         >>> by_name({"activation": {"class_name": "function", "config": "squash"}, "units": 2})
         {'activation': 'squash', 'units': 2}
+        >>> by_name({"class_name": "Clip", "config": {}, "registered_name": "My>Clip"})["class_name"]
+        'My>Clip'
     """
     if isinstance(value, dict):
         if value.get("class_name") == "function" and isinstance(value.get("config"), str):
             return value["config"]
-        return {name: by_name(one) for name, one in value.items()}
+        found = {name: by_name(one) for name, one in value.items()}
+        return {**found, "class_name": value["registered_name"]} if ">" in str(value.get("registered_name")) else found
     return [by_name(one) for one in value] if isinstance(value, list) else value
 
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .describe import plain_array
-from .graph import forget_states, is_graph, is_rounding, is_symbolic, nodes_of, tensor_key
+from .arrays import plain_array, thinned
+from .graph import flat, forget_states, is_graph, is_rounding, is_symbolic, nodes_of, tensor_key
 from .inputs import Inputs
-from .thin import thinned
 
 
 def arrays_of(inputs: Inputs, outputs: Any) -> dict[str, np.ndarray]:
@@ -20,7 +19,7 @@ def arrays_of(inputs: Inputs, outputs: Any) -> dict[str, np.ndarray]:
         what it shows.
     """
     found = {f"input:{key}": array for key, array in inputs.flat.items()}
-    for number, output in enumerate(_flat(outputs)):
+    for number, output in enumerate(flat(outputs)):
         found[f"output:{number}"] = plain_array(output)
         found.update(_hidden(f"output:{number}", output, lambda array: array))
     return found
@@ -35,7 +34,7 @@ def calls_of(model: Any, inputs: Inputs) -> dict[str, np.ndarray]:
     """
     forget_states(model)
     found: dict[str, np.ndarray] = {}
-    tensors = zip(map(tensor_key, _flat(model._nested_inputs)), _flat(inputs.values), strict=True)
+    tensors = zip(map(tensor_key, flat(model._nested_inputs)), flat(inputs.values), strict=True)
     _run(model, dict(tensors), "", found)
     return found
 
@@ -43,12 +42,6 @@ def calls_of(model: Any, inputs: Inputs) -> dict[str, np.ndarray]:
 def save(folder: Path, arrays: Mapping[str, Any]) -> None:
     """Write `probe.npz`."""
     np.savez(folder / "probe.npz", **arrays)
-
-
-def _flat(structure: Any) -> list[Any]:
-    import tensorflow as tf
-
-    return tf.nest.flatten(structure)
 
 
 def _run(model: Any, tensors: Mapping[str, Any], place: str, found: dict[str, np.ndarray]) -> Any:
@@ -67,11 +60,11 @@ def _run(model: Any, tensors: Mapping[str, Any], place: str, found: dict[str, np
             outputs = _run(node.layer, _arguments(node.layer, args[0]), f"{here}.", found)
         else:
             outputs = node.layer(*args, **_at_inference(node.layer, kwargs))
-        known.update(zip(map(tensor_key, _flat(node.outputs)), _flat(outputs), strict=True))
+        known.update(zip(map(tensor_key, flat(node.outputs)), flat(outputs), strict=True))
         if is_rounding(node.layer):
             continue
         number += 1
-        for index, output in enumerate(_flat(outputs)):
+        for index, output in enumerate(flat(outputs)):
             if tf.is_tensor(output):
                 found[f"call:{here}:{index}"] = thinned(plain_array(output))
                 found.update(_hidden(f"call:{here}:{index}", output, thinned))
@@ -90,10 +83,10 @@ def _hidden(name: str, output: Any, thin: Callable[[np.ndarray], np.ndarray]) ->
 
 def _arguments(model: Any, values: Any) -> dict[str, Any]:
     """Match what a nested model is called on with its inputs."""
-    flat = model._flatten_to_reference_inputs(values)
+    given = model._flatten_to_reference_inputs(values)
     return {
         tensor_key(symbol): model._conform_to_reference_input(value, ref_input=symbol)
-        for symbol, value in zip(model.inputs, flat, strict=True)
+        for symbol, value in zip(model.inputs, given, strict=True)
     }
 
 

@@ -12,16 +12,17 @@ from .graph import is_graph
 from .mend import mend
 from .refusal import Refusal, shortened
 from .wrappers import wrappers
+from .zeros import find_zeros
 
 
-def read(file: Mapping[str, Any]) -> Any:
+def read(file: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """Load a model as tf_keras saved it, wrappers included.
 
     Args:
         file: The job: where it is, what kind it is, which classes it needs.
 
     Returns:
-        A Functional or Sequential model of tf_keras.
+        A Functional or Sequential model of tf_keras, and what the user is to know of it.
 
     Raises:
         Refusal: When it is no graph of layers that are known here.
@@ -32,9 +33,17 @@ def read(file: Mapping[str, Any]) -> Any:
     mend(file, objects)
     unlisted = {"SpectralNormalization": tf_keras.layers.SpectralNormalization}  # tf_keras does not know it by name
     scope = {**unlisted, **(wrappers() if file["tfmot"] else {}), **objects}
+    with tf_keras.saving.custom_object_scope(scope):
+        model = _loaded(file)
+        check(model)
+    return model, find_zeros(model) if file["tfmot"] else []
+
+
+def _loaded(file: Mapping[str, Any]) -> Any:
+    from tf_keras.models import load_model
+
     try:
-        with tf_keras.saving.custom_object_scope(scope):
-            model = tf_keras.models.load_model(_named_as_it_is(file), compile=False, safe_mode=file["safe_mode"])
+        return load_model(_named_as_it_is(file), compile=False, safe_mode=file["safe_mode"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if not file["tfmot"]:
             raise
@@ -42,8 +51,6 @@ def read(file: Mapping[str, Any]) -> Any:
             f"{shortened(error)}. TFMOT 0.8.1 cannot load all that it saves; where the model still is, strip it with "
             "TFMOT (strip_pruning, strip_clustering, strip_clustering_cqat) and save that"
         ) from error
-    check(model)
-    return model
 
 
 def check(model: Any) -> None:
@@ -56,16 +63,29 @@ def check(model: Any) -> None:
 
     for layer in model._flatten_layers(include_self=False):
         if isinstance(layer, (RevivedLayer, RevivedInputLayer, RevivedNetwork)):
-            raise Refusal(
-                f"layer {layer.name!r} is of the class {type(layer).__name__!r}, which tf_keras does not know; pass "
-                "its class in custom_objects"
-            )
+            raise Refusal(_why_revived(layer))
     if not is_graph(model):
         raise Refusal(
             f"the model {model.name!r} is of the class {type(model).__name__!r}, whose call is code; only models made "
             "of a graph of layers (Functional, or Sequential with a known input shape) can be converted. Under "
             "tf_keras, make one with keras.Model(inputs, model.call(inputs)) and save that"
         )
+
+
+def _why_revived(layer: Any) -> str:
+    """Say why a SavedModel's layer was not made of its class."""
+    from tf_keras import layers
+
+    kind = type(layer).__name__
+    known = getattr(layers, kind, None)
+    if known is None:
+        return f"layer {layer.name!r} is of the class {kind!r}, which tf_keras does not know; pass it in custom_objects"
+    try:
+        known.from_config(dict(layer.get_config()))
+        reason = "its class takes it, but then cannot be built"
+    except Exception as error:  # what tf_keras passed over
+        reason = shortened(error)
+    return f"layer {layer.name!r} ({kind}) cannot be made of its configuration: {reason}"
 
 
 def found(name: str, place: str) -> Any:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from .graph import flat
 from .refusal import Refusal
 
 PRUNED = {"PruneLowMagnitude"}
@@ -50,9 +51,7 @@ def strip(model: Any, inputs: Any) -> tuple[Any, list[str]]:
 
 def _moved(rounded: Any, plain: Any) -> float:
     """Give the largest difference of two models' outputs."""
-    import tensorflow as tf
-
-    pairs = zip(tf.nest.flatten(rounded), tf.nest.flatten(plain), strict=True)
+    pairs = zip(flat(rounded), flat(plain), strict=True)
     return max(float(np.max(np.abs(np.asarray(a, float) - np.asarray(b, float)))) for a, b in pairs)
 
 
@@ -66,11 +65,9 @@ def check_stripped(wrapped: Any, plain: Any) -> None:
     Raises:
         Refusal: When they differ.
     """
-    import tensorflow as tf
-
     if wrapped is plain:
         return
-    scale = max(1.0, *(float(np.max(np.abs(np.asarray(one, float)), initial=0.0)) for one in tf.nest.flatten(wrapped)))
+    scale = max(1.0, *(float(np.max(np.abs(np.asarray(one, float)), initial=0.0)) for one in flat(wrapped)))
     moved = _moved(wrapped, plain)
     if not moved <= EQUAL * scale:
         raise Refusal(

@@ -1,0 +1,69 @@
+"""Processes that run once in a run of the suite, however many workers share it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+QUIET = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
+PATIENCE = 600
+"""Seconds for which a worker waits for another's work."""
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Give `once(name, work)`: a folder of that name on which one worker does the work, and the others wait for it."""
+    base = tmp_path_factory.getbasetemp()
+    return partial(_done_once, base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
+
+
+def _done_once(home: Path, name: str, work: Callable[[Path], None]) -> Path:
+    place = home / name
+    try:
+        place.mkdir()
+    except FileExistsError:
+        return _awaited(place)
+    try:
+        work(place)
+    except BaseException:
+        (place / "failed").touch()
+        raise
+    (place / "done").touch()
+    return place
+
+
+def _awaited(place: Path) -> Path:
+    end = time.monotonic() + PATIENCE
+    while not (place / "done").exists():
+        assert not (place / "failed").exists(), f"{place.name}: see the worker that did it"
+        assert time.monotonic() < end, f"{place.name} is not done after {PATIENCE} s"
+        time.sleep(0.2)
+    return place
+
+
+@pytest.fixture(scope="session")
+def written(once) -> Callable[[str], Path]:
+    """Give `written(script)`: the folder into which a script of `tests` has written, in a process of its own."""
+
+    def run(script: str, folder: Path) -> None:
+        command = [sys.executable, str(ROOT / "tests" / script), str(folder)]
+        done = subprocess.run(
+            command, env={**os.environ, **QUIET}, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return lambda script: once(Path(script).stem, partial(run, script))
+
+
+@pytest.fixture(scope="session")
+def oracle(written) -> dict[str, np.ndarray]:
+    """Give what TFMOT says on tf_keras: see `tests/legacy/tfmot_oracle.py`."""
+    with np.load(written("legacy/tfmot_oracle.py") / "answers.npz") as found:
+        return dict(found)
