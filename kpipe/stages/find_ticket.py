@@ -9,13 +9,23 @@ from pydantic import Field, model_validator
 
 from kpipe.copies import copy_model
 from kpipe.errors import KpipeError
-from kpipe.patterns import pattern_of
+from kpipe.patterns import check_scope
 from kpipe.pipeline import STAGES, Context, FloatModel
 from kpipe.pipeline.task import loss_for
 from kpipe.projections import kernels
-from kpipe.stages.fields import CriterionName, Expression, PatternName, Remaining, Roles, ScopeSpec, TrainingEpochs
+from kpipe.stages.fields import (
+    CriterionName,
+    Expression,
+    PatternName,
+    PerRound,
+    Remaining,
+    Roles,
+    ScopeSpec,
+    TrainingEpochs,
+)
 from kpipe.stages.training import TrainingStage, evidence, train
 from kpipe.unstructured.rewind import check_choice, find_ticket
+from kpipe.unstructured.rounds import fractions_of
 from kpipe.unstructured.targets import PRUNED_ROLES
 from kpipe.unstructured.ticket import Ticket, draw_anew
 
@@ -50,7 +60,7 @@ class FindTicket(TrainingStage):
     leaves_zeros = True
     rounds: Annotated[int, Field(ge=1)] | None = None
     sparsity: Remaining | None = None
-    per_round: Remaining | Annotated[dict[Expression, Remaining], Field(min_length=1)] = 0.2
+    per_round: PerRound = 0.2
     rewind_to: Annotated[int, Field(ge=0)] = 0
     start: Literal["anew", "model"] = "anew"
     criterion: CriterionName = "magnitude"
@@ -65,9 +75,8 @@ class FindTicket(TrainingStage):
         if (self.rounds is None) == (self.sparsity is None):
             raise KpipeError("give exactly one of rounds and sparsity")
         check_choice(self.criterion, self.pattern, self.scope)
-        fractions = self.per_round.values() if isinstance(self.per_round, dict) else [self.per_round]
-        reached = 1 - (1 - max(fractions)) ** (self.rounds or math.inf)
-        pattern_of(self.pattern).check(self.sparsity or reached)
+        reached = 1 - (1 - max(fractions_of(self.per_round).values())) ** (self.rounds or math.inf)
+        check_scope(self.scope, self.pattern, self.sparsity or reached)
         return self
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:

@@ -96,8 +96,7 @@ class PruneWeights(PruningStage):
         if self.epochs:
             self._pruning({name: resolve(one, TRIED) for name, one in self.schedules(TRIED).items()}, data=())
         else:
-            check_scope(self.scope, self.pattern)
-            pattern_of(self.pattern).check(self.sparsity or 0.0)
+            check_scope(self.scope, self.pattern, self.sparsity)
         return self
 
     def _pruning(self, schedules: Mapping[str | None, Schedule], **evidence: Any) -> WeightPruning:

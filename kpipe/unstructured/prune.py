@@ -66,8 +66,7 @@ def prune_weights(
         [[0.0, 0.0], [3.0, -4.0]]
     """
     chosen, sharing, (function, facts) = pattern_of(pattern), scope_of(scope), criterion_of(criterion)
-    sharing.check(chosen)
-    chosen.check(sparsity)
+    sharing.check(chosen, sparsity)
     targets, refused = suited(find_targets(model, layers, roles)[0], chosen)
     evidence = gather(model, targets, facts["needs"], data, loss, seed)
     before = {path: first_mask(known.weight) for path, known in evidence.items()}

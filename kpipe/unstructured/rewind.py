@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from kpipe.errors import KpipeError
-from kpipe.patterns import MaskFunction, Pattern, pattern_of, scope_of
+from kpipe.patterns import MaskFunction, Pattern, check_scope, pattern_of, scope_of
 from kpipe.projections import first_mask, trained_model
 from kpipe.saliency import Criterion, criterion_of
 from kpipe.unstructured.rounds import Judging, PerRound, ScopeChoice, choose, count_rounds, note_gone, share_out
@@ -91,7 +91,7 @@ def find_ticket(
     found, skipped = find_targets(model, layers, roles)
     chosen = choose(model, suited(found, pattern_of(pattern))[0], skipped, per_round)
     last = count_rounds(chosen, rounds, sparsity)
-    pattern_of(pattern).check(max(one.sparsity(last, sparsity) for one in chosen.values()))
+    check_scope(scope, pattern, max(one.sparsity(last, sparsity) for one in chosen.values()))
     dropped = {path: np.where(first_mask(one.weight), 0, -1).astype("int16") for path, one in chosen.items()}
     places = {path: one.place for path, one in chosen.items()}
     ticket = Ticket(model, tuple(model.get_weights()), dropped, places, ()).renewed()
@@ -119,7 +119,7 @@ def check_choice(criterion: str | Criterion, pattern: str | Pattern | MaskFuncti
         ...
         kpipe.errors.KpipeError: The criterion 'movement' follows the weights through a training; choose another one.
     """
-    scope_of(scope).check(pattern_of(pattern))
+    check_scope(scope, pattern)
     if "movement" in criterion_of(criterion)[1]["needs"]:
         raise KpipeError(f"The criterion {criterion!r} follows the weights through a training; choose another one.")
 
