@@ -16,6 +16,7 @@ from kpipe.registry import nearest
 from kpipe.saliency import CRITERIA
 from kpipe.schedules import schedule, schedules_of
 from kpipe.unstructured.regrowth import regrowth_of
+from kpipe.unstructured.rounds import fractions_of
 
 OPTIMIZERS = {
     "adam": "Adam",
@@ -92,6 +93,7 @@ SchedulesSpec = Annotated[dict[str, Any], _taken_by(lambda spec: schedules_of(sp
 PatternName = Annotated[str, _taken_by(pattern_of, (str, int), "text, such as '2:4'")]
 ScopeSpec = Annotated[str | dict[str, Any], _taken_by(scope_of, (str, dict), "text, such as 'global', or a mapping")]
 RegrowthSpec = Annotated[str | dict[str, Any], _taken_by(regrowth_of, (str, dict), "'rigl', 'set' or a mapping")]
+PerRound = Annotated[float | dict[str, float], _taken_by(fractions_of, (int, float, dict), "a fraction, such as 0.2")]
 ChannelScope = Annotated[str, _one_of("scope", ("layer", "global"))]
 Expression = Annotated[str, AfterValidator(_expression)]
 

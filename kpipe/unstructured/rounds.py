@@ -71,10 +71,7 @@ def choose(model: keras.Model, targets: list[Target], skipped: list[Skipped], pe
     Raises:
         KpipeError: When a fraction or an expression does not fit, or one is found nowhere.
     """
-    fractions = per_round if isinstance(per_round, Mapping) else {"": per_round}
-    for fraction in fractions.values():
-        if not isinstance(fraction, int | float) or not 0 < fraction < 1:
-            raise KpipeError(f"per_round is {per_round!r}; expected fractions in (0, 1), such as 0.2.")
+    fractions = fractions_of(per_round)
     names = {target.path: (target.path, target.variable.path) for target in targets}
     known = [*names.values(), *((row.path,) for row in skipped)]
     for wanted in fractions:
@@ -92,16 +89,38 @@ def choose(model: keras.Model, targets: list[Target], skipped: list[Skipped], pe
     return found
 
 
+def fractions_of(per_round: PerRound) -> Mapping[str, float]:
+    """Give the fractions by expressions; the empty one is found in every path.
+
+    Raises:
+        KpipeError: When there are none, one is no fraction, or an expression is none.
+
+    Example:
+        >>> fractions_of(0.2), fractions_of({"conv": 0.1})
+        ({'': 0.2}, {'conv': 0.1})
+    """
+    fractions = per_round if isinstance(per_round, Mapping) else {"": per_round}
+    numbers = [value for value in fractions.values() if isinstance(value, int | float) and not isinstance(value, bool)]
+    if not fractions or len(numbers) < len(fractions) or not all(0 < value < 1 for value in numbers):
+        raise KpipeError(
+            f"per_round is {per_round!r}; expected a fraction in (0, 1), such as 0.2, or a mapping of expressions to "
+            "such."
+        )
+    for expression in fractions:
+        try:
+            re.compile(expression)
+        except (re.error, TypeError) as error:
+            raise KpipeError(f"per_round has {expression!r}, which is no regular expression: {error}.") from error
+    return fractions
+
+
 def _listed(targets: Sequence[Target]) -> str:
     names = [target.path for target in targets]
     return f"The weights to prune: {', '.join(names[:8])}{', ...' if len(names) > 8 else '.'}"
 
 
 def _is_found(expression: str, paths: Sequence[str]) -> bool:
-    try:
-        return any(re.search(expression, path) for path in paths)
-    except re.error as error:
-        raise KpipeError(f"per_round has {expression!r}, which is no regular expression: {error}.") from error
+    return any(re.search(expression, path) for path in paths)
 
 
 def count_rounds(chosen: Mapping[str, Chosen], rounds: int | None, sparsity: float | None) -> int:

@@ -6,7 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from kpipe.data import Dataset
+from kpipe.errors import RecipeError
 from kpipe.pipeline import Context, FloatModel
+from kpipe.recipe.check import parse_recipe
 from kpipe.stages import FindTicket, Train
 from kpipe.stages.fields import Optimizer
 
@@ -95,6 +97,26 @@ def test_it_learns_and_tells_of_each_round(data, tmp_path):
 def test_what_cannot_work_is_refused_when_the_recipe_is_read(fields):
     with pytest.raises(ValidationError):
         FindTicket(**fields)
+
+
+@pytest.mark.parametrize(
+    ("per_round", "fault"),
+    [
+        ("x", "stages[0].per_round: received 'x'; expected a fraction, such as 0.2"),
+        (1.5, "stages[0].per_round: per_round is 1.5; expected a fraction in (0, 1)"),
+        (True, "stages[0].per_round: per_round is True"),
+        ({}, "stages[0].per_round: per_round is {}; expected a fraction in (0, 1), such as 0.2, or a mapping"),
+        ({"conv": 2}, "stages[0].per_round: per_round is {'conv': 2}"),
+        ({"a(": 0.2}, "stages[0].per_round: per_round has 'a(', which is no regular expression"),
+    ],
+    ids=str,
+)
+def test_a_fraction_that_is_none_is_one_fault_in_plain_words(per_round, fault):
+    stage = {"stage": "find_ticket", "rounds": 1, "per_round": per_round}
+    head = {"name": "a", "data": {"source": "digits"}, "model": {"factory": "kpipe.models:digits_cnn"}}
+    with pytest.raises(RecipeError) as told:
+        parse_recipe({**head, "stages": [stage]})
+    assert str(told.value).strip().startswith(fault) and "\n" not in str(told.value).strip()
 
 
 def test_a_ticket_may_have_a_pattern():
