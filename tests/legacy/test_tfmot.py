@@ -1,10 +1,8 @@
 """TFMOT's names on Keras 3, with TFMOT itself as the oracle: names, schedules, masks, policies, a user's script."""
 
 import importlib
-import os
+import json
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -16,24 +14,19 @@ from kpipe.errors import KpipeError
 from kpipe.legacy import tfmot
 from kpipe.unstructured.wrapper import PruneLowMagnitude
 from tests.legacy.policy_models import MODELS, chain
-from tests.legacy.tfmot_oracle import CASES, SCHEDULES, STEPS
-from tests.unstructured import tfmot_process
+from tests.legacy.tfmot_oracle import SCHEDULES, STEPS
+from tests.unstructured import tfmot_cases
+from tests.unstructured.tfmot_cases import APART, SAME
 
-HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 PUBLIC = tfmot.sparsity.keras
-
-
-@pytest.fixture(scope="module")
-def oracle(tmp_path_factory):
-    """Ask TFMOT once, on tf_keras, in a process of its own."""
-    file = tmp_path_factory.mktemp("tfmot") / "answers.npz"
-    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "PYTHONPATH": str(ROOT)}
-    environment |= {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, HERE / "tfmot_oracle.py", file]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    with np.load(file) as found:
-        return dict(found)
+CASES = {
+    name: (SAME | APART)[name]
+    for name in (
+        *("dense, constant", "convolution, polynomial", "2x2 AVG, polynomial", "4x1 MAX, constant", "2x2 AVG, ragged"),
+        *("2:4 dense", "2:4 convolution", "1:4 dense", "an odd number of entries, half of them", "equal weights"),
+    )
+}
+"""Those in which the wrapper's masks are compared."""
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
@@ -53,19 +46,32 @@ def test_every_public_name_of_tfmot_is_there_both_ways(oracle):
 @pytest.fixture
 def script(tmp_path):
     """Give a user's script with its one import changed, and nothing else."""
-    text = (HERE / "tfmot_script.py").read_text()
+    text = Path(__file__).with_name("tfmot_script.py").read_text()
     before, after = "import tensorflow_model_optimization as tfmot\n", "from kpipe.legacy import tfmot\n"
     assert text.count(before) == 1
     (tmp_path / "script.py").write_text(text.replace(before, after))
-    return tmp_path / "script.py"
+    return runpy.run_path(str(tmp_path / "script.py"))
 
 
 def test_a_script_moves_by_one_import_to_the_same_weights(script, oracle, tmp_path):
-    ours = runpy.run_path(str(script))["run"](str(tmp_path))
+    ours = script["run"](str(tmp_path))
     theirs = [oracle[f"script: {i}"] for i in range(5)]
     assert [round(float((kernel == 0).mean()), 3) for kernel in ours] == [0.75, 0.75, 0.5, 0.5, 0.0]
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_the_script_keeps_exact_zeros_while_an_optimizer_moves_the_weights(script):
+    still, moved = (
+        [weight for weight in script["trained"](rate).get_weights() if weight.dtype == np.float32 and weight.ndim > 1]
+        for rate in (0.0, 0.01)
+    )
+    counts = [round(share * kernel.size) for share, kernel in zip([0.75, 0.75, 0.5, 0.5, 0.0], moved, strict=True)]
+    assert [int((kernel == 0).sum()) for kernel in moved] == counts
+    dense = moved[3].reshape(4, 4, 8)  # (inputs, outputs) -> (groups, 4 inputs, outputs)
+    assert ((dense == 0).sum(axis=1) == 2).all()
+    for before, after in zip(still, moved, strict=True):
+        assert (before != after)[(before != 0) & (after != 0)].mean() > 0.4, "the optimizer moves what is left"
 
 
 # ---- schedules -------------------------------------------------------------------------------------------------------
@@ -127,7 +133,7 @@ def test_schedules_that_do_not_fit_are_refused(make, text):
 
 def our_masks(case, roll=0):
     """Follow a case's schedule for TFMOT's steps with our wrapper and callback; no weight is trained."""
-    kind, arguments = tfmot_process.SCHEDULES[case.schedule]
+    kind, arguments = tfmot_cases.SCHEDULES[case.schedule]
     dense = len(case.shape) == 2
     layer = L.Dense(case.shape[-1]) if dense else L.Conv2D(case.shape[-1], case.shape[:2])
     wrapped = PUBLIC.prune_low_magnitude(
@@ -143,7 +149,7 @@ def our_masks(case, roll=0):
     callback.set_model(model)
     callback.on_train_begin()
     found = []
-    for step in range(tfmot_process.STEPS):
+    for step in range(tfmot_cases.STEPS):
         callback.on_train_batch_begin(step)
         ((_, mask, _),) = wrapped.pruning_vars
         found.append(mask.numpy())
@@ -206,13 +212,26 @@ def test_a_policy_refuses_models_without_a_graph(model):
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_models_are_loaded_in_and_without_the_scope(tmp_path):
-    schedule = PUBLIC.ConstantSparsity(0.5, 2)
-    model = PUBLIC.prune_low_magnitude(keras.Sequential([keras.Input((4,)), L.Dense(2)]), schedule)
-    model.save(tmp_path / "m.keras")
-    plain = keras.models.load_model(tmp_path / "m.keras")
+@pytest.fixture
+def wrapped():
+    net = keras.Sequential([keras.Input((4,)), L.Dense(2)])
+    return PUBLIC.prune_low_magnitude(net, PUBLIC.ConstantSparsity(0.5, 2))
+
+
+def test_models_are_loaded_without_the_scope(wrapped, tmp_path):
+    wrapped.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert isinstance(loaded.layers[0], PruneLowMagnitude)
+    assert loaded.layers[0].pruning_schedule == PUBLIC.ConstantSparsity(0.5, 2)
+
+
+def test_the_scope_knows_the_wrapper_by_tfmots_name(wrapped):
+    config = json.loads(wrapped.to_json())
+    layer = config["config"]["layers"][1]
+    del layer["module"], layer["registered_name"]
+    assert layer["class_name"] == "PruneLowMagnitude"
     with PUBLIC.prune_scope():
-        scoped = keras.models.load_model(tmp_path / "m.keras")
-    for loaded in (plain, scoped):
-        assert isinstance(loaded.layers[0], PruneLowMagnitude)
-        assert loaded.layers[0].pruning_schedule == schedule
+        loaded = keras.models.model_from_json(json.dumps(config))
+    assert isinstance(loaded.layers[0], PruneLowMagnitude)
+    with pytest.raises(ValueError, match="Unknown layer: 'PruneLowMagnitude'"):
+        keras.models.model_from_json(json.dumps(config))

@@ -1,26 +1,21 @@
-"""What TFMOT itself says and does, on tf_keras; run in a process of its own with TF_USE_LEGACY_KERAS=1.
+"""What TFMOT itself says and does, on tf_keras; run in a process of its own.
 
-`python tfmot_oracle.py FILE` writes the answers with NumPy: its public names, masks at every step, the values of
-schedules, its verdicts on networks, and what is left after a user's script.
+`python tfmot_oracle.py FOLDER` writes `answers.npz`: its public names, its masks (one array of shape (STEPS, *shape) a
+case, whose row t is the mask after the forward pass of step t + 1), the values of schedules, its verdicts on networks,
+and what is left after a user's script.
 """
 
+import os
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tests.legacy.policy_models import MODELS
-from tests.unstructured.tfmot_process import APART, SAME, masks
-
-CASES = {
-    name: (SAME | APART)[name]
-    for name in (
-        *("dense, constant", "convolution, polynomial", "2x2 AVG, polynomial", "4x1 MAX, constant", "2x2 AVG, ragged"),
-        *("2:4 dense", "2:4 convolution", "1:4 dense", "an odd number of entries, half of them", "equal weights"),
-    )
-}
-"""Those whose masks are compared, among the cases of `kpipe.patterns`."""
+from tests.unstructured import tfmot_cases
+from tests.unstructured.tfmot_cases import APART, SAME, Case
 
 SCHEDULES = {
     "constant": ("ConstantSparsity", (0.7, 3, 18, 5)),
@@ -44,7 +39,7 @@ def answers() -> dict[str, Any]:
 
     public = tfmot.sparsity.keras
     found: dict[str, Any] = {"names": [name for name in dir(public) if not name.startswith("_")]}
-    for name, case in CASES.items():
+    for name, case in (SAME | APART).items():
         found[f"mask: {name}"] = masks(case)
     for name, (kind, arguments) in SCHEDULES.items():
         schedule = getattr(public, kind)(*arguments)
@@ -61,5 +56,36 @@ def answers() -> dict[str, Any]:
     return found
 
 
+def masks(case: Case) -> np.ndarray:
+    """Give TFMOT's mask after each step."""
+    import tensorflow_model_optimization as tfmot
+    import tf_keras
+
+    kind, arguments = tfmot_cases.SCHEDULES[case.schedule]
+    weight = case.weight()
+    if len(case.shape) == 2:
+        layer = tf_keras.layers.Dense(case.shape[-1], use_bias=False)
+    else:
+        layer = tf_keras.layers.Conv2D(case.shape[-1], case.shape[:2], use_bias=False)
+    wrapped = tfmot.sparsity.keras.prune_low_magnitude(
+        layer,
+        getattr(tfmot.sparsity.keras, kind)(**arguments),
+        block_size=case.block,
+        block_pooling_type=case.pooling,
+        sparsity_m_by_n=case.zeros_of,
+    )
+    inputs = np.zeros((1, *case.shape[:-1]), "float32")
+    wrapped.build(inputs.shape)
+    layer.kernel.assign(weight)
+    wrapped.pruning_step.assign(0)
+    found = []
+    for _ in range(tfmot_cases.STEPS):
+        wrapped(inputs, training=True)
+        ((_, mask, _),) = wrapped.pruning_vars
+        found.append(mask.numpy() != 0)
+    return np.stack(found)
+
+
 if __name__ == "__main__":
-    np.savez(sys.argv[1], **answers())
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    np.savez(Path(sys.argv[1]) / "answers.npz", **answers())

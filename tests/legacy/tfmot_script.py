@@ -41,8 +41,8 @@ def filled(layer, seed):
     layer.set_weights([rng.normal(size=weight.shape).astype("float32") for weight in layer.get_weights()])
 
 
-def run(folder):
-    """Prune a model, save and load it, strip it; give the kernels that are left and how sparse they are."""
+def trained(rate):
+    """Prune a model while an optimizer with momentum moves it at a rate."""
     ramp = tfmot.sparsity.keras.PolynomialDecay(
         initial_sparsity=0.2, final_sparsity=0.75, begin_step=1, end_step=9, power=3, frequency=4
     )
@@ -63,11 +63,16 @@ def run(folder):
     )
     for seed, layer in enumerate(layer for layer in model.layers if layer.get_weights()):
         filled(layer, seed)
-    model.compile(optimizer=keras.optimizers.SGD(0.0), loss="mse")
+    model.compile(optimizer=keras.optimizers.Adam(rate), loss="mse")
     data = np.ones((10, 6, 6, 4), "float32"), np.ones((10, 2), "float32")
     callbacks = [tfmot.sparsity.keras.UpdatePruningStep()]
     model.fit(*data, batch_size=1, epochs=1, verbose=0, callbacks=callbacks)
+    return model
 
+
+def run(folder):
+    """Prune a model that stands still, save and load it, strip it; give the kernels that are left."""
+    model = trained(0.0)
     model.save(folder + "/model.h5", include_optimizer=False)
     with (
         tfmot.sparsity.keras.prune_scope(),

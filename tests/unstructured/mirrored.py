@@ -1,6 +1,8 @@
-"""Prune on two mirrored devices; print what came of it as JSON. Run in a process of its own by `test_mirrored.py`."""
+"""Prune on two mirrored devices: `python mirrored.py FOLDER` writes what came of it to `found.json`."""
 
 import json
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,7 +12,7 @@ from kpipe.projections import average_of, kernels
 from kpipe.schedules import ConstantSparsity, PolynomialDecay
 from kpipe.structured import FilterPruning
 from kpipe.taps import GradientTap
-from kpipe.unstructured import WeightPruning
+from kpipe.unstructured import UpdatePruningStep, WeightPruning, prune_low_magnitude
 from kpipe.unstructured.regrowth import Regrowth
 
 O = keras.optimizers  # noqa: E741
@@ -32,11 +34,12 @@ class Watch(keras.callbacks.Callback):
         self.zeros.append([int((one == 0).sum()) for one, _ in both])
 
 
-def compiled(strategy, make):
+def compiled(strategy, make, wrap=lambda model: model):
     """Make a model under the strategy."""
     keras.utils.set_random_seed(0)
     with strategy.scope():
         model = keras.Sequential([keras.Input((12,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(4)])
+        model = wrap(model)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(make(), loss, jit_compile=False)
     return model
@@ -72,7 +75,7 @@ def filters(strategy):
     return found | {"units": small.layers[0].units, "error": float(np.abs(small(X) - model(X)).max())}
 
 
-def main():
+def main(folder):
     """Run every case."""
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -83,11 +86,16 @@ def main():
         "scaled": fit(compiled(strategy, lambda: O.LossScaleOptimizer(O.SGD(0.1, 0.9))), WeightPruning(SCHEDULE)),
         "taylor": fit(compiled(strategy, lambda: O.Adam(0.01)), WeightPruning(SCHEDULE, "taylor")),
         "rigl": fit(compiled(strategy, lambda: O.Adam(0.01)), WeightPruning(ConstantSparsity(0.6, 0), regrowth=moves)),
+        "wrapped": fit(
+            compiled(strategy, lambda: O.Adam(0.01), lambda model: prune_low_magnitude(model, SCHEDULE)),
+            UpdatePruningStep(),
+        ),
         "gradient": mean_gradient(strategy),
         "filters": filters(strategy),
     }
-    print(json.dumps({"replicas": strategy.num_replicas_in_sync, **found}))
+    found["replicas"] = strategy.num_replicas_in_sync
+    (Path(folder) / "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -1,28 +1,17 @@
 """TFMOT as the oracle: the same weights and the same schedule give the same masks at every step."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from kpipe import schedules
 from kpipe.patterns import keep_masks
-from tests.unstructured.tfmot_process import APART, SAME, SCHEDULES, STEPS, Case
+from tests.unstructured.tfmot_cases import APART, SAME, SCHEDULES, STEPS, Case
 
 
 @pytest.fixture(scope="module")
-def tfmot(tmp_path_factory):
-    """Run TFMOT once, on tf_keras, in a process of its own: case -> its masks, shape (STEPS, *shape)."""
-    file = tmp_path_factory.mktemp("tfmot") / "masks.npz"
-    script = Path(__file__).with_name("tfmot_process.py")
-    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run([sys.executable, script, file], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    with np.load(file) as found:
-        return dict(found)
+def tfmot(oracle):
+    """Give TFMOT's masks of each case, of shape (STEPS, *shape)."""
+    return {name: oracle[f"mask: {name}"] for name in SAME | APART}
 
 
 def schedule_of(case: Case):

@@ -1,10 +1,5 @@
-"""What TFMOT's masks are at every step, for weights that no optimizer changes; run in a process of its own.
+"""Weights and schedules for which TFMOT's masks are compared with kpipe's, step by step; no optimizer changes them."""
 
-TFMOT needs Keras 2 (TF_USE_LEGACY_KERAS=1). `python tfmot_process.py FILE` writes the masks of all cases, one array of
-shape (STEPS, *shape) a case: row t is the mask after the forward pass of step t + 1.
-"""
-
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,37 +69,3 @@ APART = {
     "blocks that do not fill the weight": Case((14, 7), "constant", "block:4x1", (4, 1)),
 }
 """Where kpipe does otherwise on purpose."""
-
-
-def masks(case: Case) -> np.ndarray:
-    """Give TFMOT's mask after each step."""
-    import tensorflow_model_optimization as tfmot
-    import tf_keras
-
-    kind, arguments = SCHEDULES[case.schedule]
-    weight = case.weight()
-    if len(case.shape) == 2:
-        layer = tf_keras.layers.Dense(case.shape[-1], use_bias=False)
-    else:
-        layer = tf_keras.layers.Conv2D(case.shape[-1], case.shape[:2], use_bias=False)
-    wrapped = tfmot.sparsity.keras.prune_low_magnitude(
-        layer,
-        getattr(tfmot.sparsity.keras, kind)(**arguments),
-        block_size=case.block,
-        block_pooling_type=case.pooling,
-        sparsity_m_by_n=case.zeros_of,
-    )
-    inputs = np.zeros((1, *case.shape[:-1]), "float32")
-    wrapped.build(inputs.shape)
-    layer.kernel.assign(weight)
-    wrapped.pruning_step.assign(0)
-    found = []
-    for _ in range(STEPS):
-        wrapped(inputs, training=True)
-        ((_, mask, _),) = wrapped.pruning_vars
-        found.append(mask.numpy() != 0)
-    return np.stack(found)
-
-
-if __name__ == "__main__":
-    np.savez(sys.argv[1], **{name: masks(case) for name, case in (SAME | APART).items()})
