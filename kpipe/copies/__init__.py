@@ -3,7 +3,7 @@
 from kpipe.copies.checks import check_built, refuse_keras2
 from kpipe.copies.copy import copy_layer, copy_model, remake
 from kpipe.copies.reference import by_reference, own_classes
-from kpipe.copies.state import pairs, take_weights
+from kpipe.copies.state import pairs, take_rest, take_weights
 
 __all__ = [
     "by_reference",
@@ -14,5 +14,6 @@ __all__ = [
     "pairs",
     "refuse_keras2",
     "remake",
+    "take_rest",
     "take_weights",
 ]

@@ -31,12 +31,25 @@ def take_weights(twin: keras.Layer, layer: keras.Layer, without: type[L.Wrapper]
         for variable, value in zip(own_weights(new), own_weights(old), strict=True):
             variable.assign(value)
     for new, old in pairs(twin, layer, without):
-        if isinstance(old, L.StringLookup | L.IntegerLookup):
-            _take_vocabulary(new, old)
-        elif isinstance(old, L.Normalization):
-            new.finalize_state()
-        else:
-            _take_saved(new, old)
+        take_rest(new, old)
+
+
+def take_rest(new: Any, old: keras.Layer) -> None:
+    """Give a layer what another holds beside its weights; of what is inside the layer nothing.
+
+    Example:
+        >>> old, new = keras.layers.IntegerLookup(), keras.layers.IntegerLookup()
+        >>> old.adapt([[7], [5], [7]])
+        >>> take_rest(new, old)
+        >>> new(keras.ops.array([5, 7, 9])).numpy().tolist()
+        [2, 1, 0]
+    """
+    if isinstance(old, L.StringLookup | L.IntegerLookup):
+        _take_vocabulary(new, old)
+    elif isinstance(old, L.Normalization):
+        new.finalize_state()
+    else:
+        _take_saved(new, old)
 
 
 def freeze_like(twin: keras.Layer, layer: keras.Layer, without: type[L.Wrapper] | None = None) -> None:

@@ -191,8 +191,7 @@ class _Count:
         """Begin with a layer that is built: at step 0, or where it was, or in the midst; False when it goes on."""
         late, fresh = self.step > 0, self.layer.begin()
         if late:
-            self.begun = 0
-            self.layer.pruning_step.assign(self.step)
+            self.begun = 0  # it was built with the number of steps so far
         else:
             self.begun = self.step = self.asked = int(self.layer.pruning_step.numpy())
         return late or fresh

@@ -77,7 +77,13 @@ class PruneLowMagnitude(L.Wrapper):
         self.left_dense: tuple[tuple[str, str], ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Let Keras build the layer by what it is called with, of which the wrapper's own build sees but a shape."""
+        """Let Keras build the layer by what it is called with, of which the wrapper's own build sees but a shape.
+
+        The first argument may go by the name that the layer has for it, such as `query`.
+        """
+        first_name = next(iter(signature(self.layer.call).parameters), None)
+        if not args and first_name in kwargs:
+            args = (kwargs.pop(first_name),)
         if not self.built:
             first: Any = keras.tree.map_structure(_spec, (args, kwargs))
             self.first_call = first
@@ -99,6 +105,8 @@ class PruneLowMagnitude(L.Wrapper):
                 masks.append(self._masked(weight, f"_{len(masks)}" if masks else ""))
             else:
                 left_dense.append((weight.path, reason))
+        settled = {id(weight.variable) for weight in weights_within(self.layer)} | set(unlisted(self.layer))
+        left_dense += [(one.path, UNKNOWN) for one in self.layer.trainable_variables if id(one) not in settled]
         self.masked, self.left_dense = tuple(masks), tuple(left_dense)
         self.pruning_step = self.add_weight(
             shape=(),

@@ -111,7 +111,11 @@ class _Wrapping:
         """Wrap a layer that was given by itself: here an unknown one is refused."""
         if prunability(layer).unknown:
             return PruneLowMagnitude(layer, **self.arguments, **kwargs)
-        return self.layer(layer, **kwargs)
+        pruned = self.layer(layer, **kwargs)
+        if pruned is layer:  # what is for the wrapper goes to the layer, as Keras keeps it
+            given = (kwargs["input_dim"],) if kwargs.get("input_dim") else kwargs.get("input_shape")
+            layer._input_shape_arg = given or getattr(layer, "_input_shape_arg", None)
+        return pruned
 
     def _wanted(self, layer: keras.Layer) -> bool:
         refuse_keras2(layer)

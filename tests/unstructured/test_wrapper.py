@@ -93,11 +93,19 @@ def test_layers_that_only_a_call_builds_are_masked_in_the_first_step(options):
         assert 2 * known.dropped == known.mask.numpy().size == 2 * np.count_nonzero(known.weight.numpy() == 0)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Pair(Mix):
+    """It takes two inputs, and nothing less."""
+
+    def call(self, x, y):
+        return super().call(x, y)
+
+
 @pytest.mark.filterwarnings(r"ignore:`build\(\)` was called on layer:UserWarning")  # of Keras, without a wrapper too
 @pytest.mark.parametrize("sizes", [(6,), (6, 4)], ids=str)
 def test_masks_of_layers_that_a_call_builds_are_saved(sizes, tmp_path):
     inputs = [keras.Input((size,)) for size in sizes]
-    model = prune(keras.Model(inputs, Mix(4)(*inputs)))
+    model = prune(keras.Model(inputs, (Mix(4) if len(sizes) == 1 else Pair(4))(*inputs)))
     assert [known.dropped for known in pruned_layers(model)[0].masked] == [12, 8]
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
