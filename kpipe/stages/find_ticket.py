@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from kpipe.copies import copy_model
 from kpipe.errors import KpipeError
-from kpipe.patterns import check_scope
+from kpipe.patterns import check_scope, pattern_of
 from kpipe.pipeline import STAGES, Context, FloatModel
 from kpipe.pipeline.task import loss_for
 from kpipe.projections import kernels
@@ -23,9 +23,13 @@ from kpipe.stages.fields import (
     ScopeSpec,
     TrainingEpochs,
 )
+from kpipe.stages.pruning import tell_weights
 from kpipe.stages.training import TrainingStage, evidence, train
+from kpipe.unstructured import Report, Skipped, find_targets
+from kpipe.unstructured.report import make_report
 from kpipe.unstructured.rewind import check_choice, find_ticket
 from kpipe.unstructured.rounds import fractions_of
+from kpipe.unstructured.suited import suited
 from kpipe.unstructured.targets import PRUNED_ROLES
 from kpipe.unstructured.ticket import Ticket, draw_anew
 
@@ -84,7 +88,11 @@ class FindTicket(TrainingStage):
         ticket = self._find(artifact.model, context)
         with ticket.hold():
             trained = train(self, ticket.model, context)
-        _tell(ticket, context)
+        context.record.details["rounds"] = [
+            {"round": one.number, "weights left": one.kept} | {name: values[-1] for name, values in one.logs.items()}
+            for one in ticket.history
+        ]
+        tell_weights(self._report(trained, ticket), context)
         return FloatModel(trained)
 
     def _find(self, model: keras.Model, context: Context) -> Ticket:
@@ -104,6 +112,13 @@ class FindTicket(TrainingStage):
             seed=context.seed,
         )
 
+    def _report(self, model: keras.Model, ticket: Ticket) -> Report:
+        targets, skipped = find_targets(model, self.layers, self.roles)
+        stay, refused = suited(targets, pattern_of(self.pattern))
+        why = "no expression of per_round is found in its path"
+        unled = [Skipped(one.path, tuple(one.variable.shape), why) for one in stay if one.path not in ticket.masks]
+        return make_report([one for one in stay if one.path in ticket.masks], [*skipped, *refused, *unled])
+
 
 def _beginning(model: keras.Model, seed: int) -> keras.Model:
     """Draw a model anew, with the zeros that its kernels have."""
@@ -113,15 +128,3 @@ def _beginning(model: keras.Model, seed: int) -> keras.Model:
         if keep.any():
             drawn.assign(np.where(keep, drawn.numpy(), 0))
     return fresh
-
-
-def _tell(ticket: Ticket, context: Context) -> None:
-    """Put the rounds, and how sparse each weight became, into the record."""
-    context.record.details["rounds"] = [
-        {"round": one.number, "weights left": one.kept} | {name: values[-1] for name, values in one.logs.items()}
-        for one in ticket.history
-    ]
-    context.record.details["weights"] = [
-        {"path": path, "shape": list(mask.shape), "sparsity": 1 - float(mask.mean())}
-        for path, mask in ticket.masks.items()
-    ]

@@ -24,7 +24,7 @@ from kpipe.stages.fields import (
     Sparsity,
 )
 from kpipe.stages.following import Following
-from kpipe.stages.pruning import PruningStage
+from kpipe.stages.pruning import PruningStage, tell_weights
 from kpipe.stages.training import evidence, steps_in, train
 from kpipe.unstructured import Report, Row, WeightPruning, find_targets, prune_weights
 from kpipe.unstructured.report import make_report
@@ -121,7 +121,7 @@ class PruneWeights(PruningStage):
         pruned = prune_weights(model, self.sparsity or 0.0, **self._choice(), **known)
         targets, skipped = find_targets(pruned, self.layers, self.roles)
         stay, refused = suited(targets, pattern_of(self.pattern))
-        _tell(make_report(stay, [*skipped, *refused]), context)
+        tell_weights(make_report(stay, [*skipped, *refused]), context)
         return pruned
 
     def _gradually(self, model: keras.Model, context: Context, known: dict[str, Any]) -> keras.Model:
@@ -130,7 +130,7 @@ class PruneWeights(PruningStage):
         pruning = self._pruning(schedules, **known)
         following = Following(context, steps, schedules, lambda: _reached(pruning.report(), schedules))
         trained = train(self, model, context, [pruning, following], self.distill)
-        _tell(pruning.report(), context)
+        tell_weights(pruning.report(), context)
         return trained
 
 
@@ -142,11 +142,3 @@ def _reached(report: Report, schedules: Iterable[str | None]) -> Mapping[str | N
         if found:
             sets[found[0]].append(row)
     return {name: Report(tuple(rows)).sparsity for name, rows in sets.items() if rows}
-
-
-def _tell(report: Report, context: Context) -> None:
-    context.record.details["weights"] = [
-        {"path": row.path, "shape": list(row.shape), "sparsity": row.sparsity} for row in report.pruned
-    ]
-    for row in report.skipped:
-        context.record.skip(row.path, str(row.reason))

@@ -5,10 +5,12 @@ from typing import Any, ClassVar, Self
 from pydantic import model_validator
 
 from kpipe.errors import KpipeError
+from kpipe.pipeline import Context
 from kpipe.saliency import FROM_LABELS, criterion_of
 from kpipe.schedules import AnySchedule, EpochSchedule, schedules_of
 from kpipe.stages.fields import TRIED, CriterionName
 from kpipe.stages.training import RetrainingStage
+from kpipe.unstructured import Report
 
 
 class PruningStage(RetrainingStage):
@@ -68,3 +70,12 @@ class PruningStage(RetrainingStage):
                 "with epochs"
             )
         return self
+
+
+def tell_weights(report: Report, context: Context) -> None:
+    """Put into the record how sparse each weight became, and why others were skipped."""
+    context.record.details["weights"] = [
+        {"path": row.path, "shape": list(row.shape), "sparsity": row.sparsity} for row in report.pruned
+    ]
+    for row in report.skipped:
+        context.record.skip(row.path, str(row.reason))

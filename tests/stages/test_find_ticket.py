@@ -53,9 +53,13 @@ def test_the_zeros_of_earlier_stages_stay(data, tmp_path):
     kept = np.arange(48).reshape(6, 8) % 2 == 0
     kernel.assign(np.where(kept, kernel.numpy(), 0))
     stage = FindTicket(rounds=1, epochs=1, per_round={"hidden": 0.25})
-    after = stage.run(FloatModel(model), context(data, tmp_path, holds_zeros=True)).model
+    told = context(data, tmp_path, holds_zeros=True)
+    after = stage.run(FloatModel(model), told).model
     found = after.get_layer("hidden").kernel.numpy() != 0
     assert int(found.sum()) == 24 - 6
+    reasons = {row["layer"]: row["reason"] for row in told.record.skipped}
+    assert reasons["logits/kernel"] == "no expression of per_round is found in its path"
+    assert "only kernels" in reasons["hidden/bias"] and "hidden/kernel" not in reasons
     assert not (found & ~kept).any()
     assert np.count_nonzero(after.get_layer("logits").kernel) == 16
 
