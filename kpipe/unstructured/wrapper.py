@@ -1,5 +1,6 @@
 """A layer round a layer, which holds masks on its kernels: TFMOT's wrapper on Keras 3."""
 
+from inspect import signature
 from typing import Any
 
 import keras
@@ -10,11 +11,13 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from kpipe.copies import refuse_keras2
 from kpipe.errors import KpipeError
-from kpipe.layers import Weight, layers_within
+from kpipe.layers import Weight, layers_within, unlisted, weights_within
 from kpipe.schedules import ConstantSparsity
 from kpipe.unstructured.arguments import PruningSchedule, pattern_for, refuse_schedule
 from kpipe.unstructured.masked import KeepMasked, MaskedWeight
 from kpipe.unstructured.prunable import kernels_of, prunability
+
+_UNKNOWN = "kpipe does not know what it does; see kpipe.layers.register_weights"
 
 
 @keras.saving.register_keras_serializable(package="kpipe")
@@ -106,7 +109,7 @@ class PruneLowMagnitude(L.Wrapper):
             else:
                 left_dense.append((weight.path, reason))
         settled = {id(weight.variable) for weight in weights_within(self.layer)} | set(unlisted(self.layer))
-        left_dense += [(one.path, UNKNOWN) for one in self.layer.trainable_variables if id(one) not in settled]
+        left_dense += [(one.path, _UNKNOWN) for one in self.layer.trainable_variables if id(one) not in settled]
         self.masked, self.left_dense = tuple(masks), tuple(left_dense)
         self.pruning_step = self.add_weight(
             shape=(),

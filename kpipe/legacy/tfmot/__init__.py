@@ -44,6 +44,10 @@ What differs from TFMOT 0.8.1, on purpose:
   TensorFlow checkpoints are not formats of Keras 3; `.keras` and `.weights.h5` are.
 - `PruningSummaries` writes the curves of the masks; it is no `TensorBoard` callback and takes none of its arguments.
 - Schedules answer with constant tensors, so they are asked outside of a `tf.function`.
+- Of a layer that kpipe knows in part, such as an RNN with one unknown cell, the known part is pruned and the rest is
+  named in a warning; TFMOT refuses it.
+- Weights of a plain model cannot be loaded into a wrapped one: Keras 3 refuses the file, where TFMOT's TensorFlow
+  checkpoints are loaded in part. Load them before wrapping.
 - Subclassed models are refused, as in TFMOT; errors are `KpipeError`, a `ValueError`, and say it in other words.
 
 Example:
