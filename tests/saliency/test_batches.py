@@ -7,8 +7,9 @@ import tensorflow as tf
 
 from kpipe.errors import KpipeError
 from kpipe.saliency import check_data, gather
+from kpipe.schedules import ConstantSparsity
 from kpipe.structured import plan_filters
-from kpipe.unstructured import find_ticket, prune_weights
+from kpipe.unstructured import WeightPruning, find_ticket, prune_weights
 from tests.models import build, samples
 
 MODEL = build("dense")
@@ -71,6 +72,14 @@ def test_an_iterator_is_refused_where_it_is_gone_through_again():
     for data in (generator, ENDED, (X, Y), [X], {"x": X}, Rows(2), None):
         check_data(data, again="WeightPruning")
     check_data(generator())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"), [(generator(), "iterator"), (ENDED.repeat(), "never end"), (Rows(None), "never end")]
+)
+def test_weight_pruning_refuses_them_before_the_fit(data, message):
+    with pytest.raises(KpipeError, match=message):
+        WeightPruning(ConstantSparsity(0.5, 0), "taylor", data=data)
 
 
 def test_two_fields_take_two_passes():

@@ -5,8 +5,12 @@ import numpy as np
 import pytest
 from keras import layers as L
 
+from kpipe.errors import KpipeError
 from kpipe.saliency import Passes, gather
+from kpipe.saliency.curvature import gauss_newton_diagonal
 from kpipe.saliency.evidence import FROM_DATA
+from kpipe.schedules import LinearSparsity
+from kpipe.unstructured import WeightPruning
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(20, 5)).astype("float32"), RNG.normal(size=(20, 3)).astype("float32")
@@ -114,9 +118,6 @@ def test_the_sums_of_one_pass_are_not_those_of_the_next():
 
 
 def test_a_loss_that_is_not_convex_is_told_once_and_forgotten():
-    from kpipe.errors import KpipeError
-    from kpipe.saliency.curvature import gauss_newton_diagonal
-
     model, _ = net()
     sign = keras.Variable(-1.0)
     through = gauss_newton_diagonal(model, model.weights[:1], lambda y, z: sign * keras.ops.mean((y - z) ** 2, axis=-1))
@@ -124,3 +125,12 @@ def test_a_loss_that_is_not_convex_is_told_once_and_forgotten():
         through((X, Y))
     sign.assign(1.0)
     assert through((X, Y))[0].any()
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher", "wanda"])
+def test_a_fit_traces_the_model_once_for_its_steps_and_once_for_its_updates(criterion):
+    model, counted = net()
+    pruning = WeightPruning(LinearSparsity(0.0, 0.8, 0, 6, frequency=1), criterion, data=(X, Y))
+    model.fit(X, Y, batch_size=10, epochs=3, verbose=0, callbacks=[pruning])
+    assert counted.calls <= 4, "seven updates, each of which would trace anew"
+    assert {row.sparsity for row in pruning.report().pruned} == {round(0.8 * 20) / 20, round(0.8 * 12) / 12}
