@@ -56,6 +56,7 @@ class One(keras.layers.Layer):
         value = value if value.dtype.kind == "f" else value.astype("float32")
         self.one = self.add_weight(shape=value.shape, dtype=value.dtype.name, initializer="zeros")
         self.one.assign(value)
+        self.built = True
 
     def get_prunable_weights(self) -> list[keras.Variable]:
         """List it."""
