@@ -136,11 +136,11 @@ def test_the_curves_have_the_names_of_the_report(tmp_path):
     model.compile("sgd", "mse")
 
     class Freeze(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
+        def on_train_batch_end(self, batch, logs=None):
             model.get_layer("second").trainable = False
 
     pruning = WeightPruning(ConstantSparsity(0.5, 0))
-    model.fit(X, Y, verbose=0, callbacks=[pruning, Freeze(), PruningSummaries(tmp_path)])
+    model.fit(X, Y, batch_size=8, verbose=0, callbacks=[pruning, Freeze(), PruningSummaries(tmp_path)])
     assert len({weight.path for weight in model.weights}) < len(model.weights)
     names = {row.path for row in pruning.report().pruned}
     assert names == {"inner/first/kernel", "twins/kernel", "twins/kernel#2", "second/kernel"}
