@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from tests.legacy.old_wrapped_models import small_net, trained
+from tests.legacy.old_wrapped_models import clustered_with_zeros, small_net, trained
 from tests.legacy.old_writing import Builder, prepare, saved_as, write
 
 MODELS: dict[str, Builder] = {}
@@ -97,6 +97,13 @@ def clustered_recurrent():
     linear = tfmot.clustering.keras.CentroidInitialization.LINEAR
     plain = Sequential([L.GRU(4, input_shape=(6, 8)), L.Dense(3)])
     return _fitted(tfmot.clustering.keras.cluster_weights(plain, 4, linear))
+
+
+@saved_as("h5", "keras", as_built=True, among=MODELS)
+def clustered_by_channel():
+    model = clustered_with_zeros(small_net(), cluster_per_channel=True)
+    model(np.zeros((1, 8, 8, 3), "float32"))
+    return model
 
 
 def _fitted(model):

@@ -84,7 +84,7 @@ def clustered():
 @saved_as("h5", as_built=True)
 def clustered_sparse():
     """Clustered, with the zeros of pruned weights among the clusters, which are found anew before it is saved."""
-    model = _clustered_with_zeros(small_net())
+    model = clustered_with_zeros(small_net())
     model(np.zeros((1, 8, 8, 3), "float32"))
     return model
 
@@ -96,20 +96,20 @@ def clustered_midway():
     from tf_keras import layers as L
 
     layers = [L.Conv2D(8, 3, name="conv", input_shape=(8, 8, 3)), L.GlobalMaxPooling2D(), L.Dense(3, "softmax")]
-    model = _clustered_with_zeros(Sequential(layers))
+    model = clustered_with_zeros(Sequential(layers))
     model.layers[0].original_clusterable_weights["kernel"].assign_add(np.full(DROPPED.shape, 0.2))
     model.layers[0].cluster_centroids["kernel"].assign_add(np.full(6, 1e-3))
     return model
 
 
-def _clustered_with_zeros(net):
+def clustered_with_zeros(net, **options):
     import tensorflow_model_optimization as tfmot
     from tensorflow_model_optimization.python.core.clustering.keras.experimental.cluster import cluster_weights
 
     kernel = net.get_layer("conv").kernel
     kernel.assign(np.where(DROPPED, 0.0, kernel))
     linear = tfmot.clustering.keras.CentroidInitialization.LINEAR
-    return trained(cluster_weights(net, 6, linear, preserve_sparsity=True))
+    return trained(cluster_weights(net, 6, linear, preserve_sparsity=True, **options))
 
 
 @saved_as("h5", as_built=True)
