@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from kpipe.copies import refuse_keras2
 from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.projections import Holder, inner_optimizer, trained_model
 from kpipe.schedules import AnySchedule, Schedule, Training, last_due, resolve, shortfall
@@ -59,6 +60,11 @@ class Follower(keras.callbacks.Callback, ABC):
     @abstractmethod
     def _lacks(self, name: str | None, sparsity: float) -> bool:
         """Tell whether less is gone of a schedule's set of weights than a sparsity asks for."""
+
+    def set_model(self, model: keras.Model) -> None:
+        """Take the model that is fit; one of Keras 2 is refused."""
+        refuse_keras2(model)
+        super().set_model(model)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Choose the weights, hold the zeros they have, and ask the schedules a first time.

@@ -2,7 +2,7 @@
 
 from kpipe.copies.checks import check_built, refuse_keras2
 from kpipe.copies.copy import copy_layer, copy_model, remake
-from kpipe.copies.reference import by_reference, own_classes
+from kpipe.copies.reference import by_reference
 from kpipe.copies.state import pairs, take_rest, take_weights
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "check_built",
     "copy_layer",
     "copy_model",
-    "own_classes",
     "pairs",
     "refuse_keras2",
     "remake",

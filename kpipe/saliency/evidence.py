@@ -12,7 +12,7 @@ from kpipe.errors import KpipeError
 from kpipe.projections import view
 from kpipe.registry import nearest
 from kpipe.saliency.activations import input_norms
-from kpipe.saliency.batches import Pass, check_data
+from kpipe.saliency.batches import Pass, check_data, labelled
 from kpipe.saliency.curvature import gauss_newton_diagonal
 from kpipe.saliency.gradients import mean_gradients, mean_squared_gradients
 
@@ -154,6 +154,8 @@ def gather(
     for field in asked:
         seen = {path: found[field] for path, found in (observed or {}).items() if field in found}
         missing = {path: variable for path, _, variable in named if path not in seen}
+        if missing and field in FROM_LABELS:
+            labelled(data)  # what is wrong with the data is said before anything is traced
         passed = ready.go(field, model, list(missing.values()), data, loss) if missing else []
         seen |= dict(zip(missing, passed, strict=True))
         for path, known in fields.items():

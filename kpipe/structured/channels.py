@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kpipe.copies import own_classes
+from kpipe.copies import by_reference
 from kpipe.errors import SurgeryError
 from kpipe.graph import Trace, TracedLayer, TracedWeight, functional
 from kpipe.layers import leaves
@@ -58,12 +58,12 @@ def axis_mask(trace: Trace, weight: TracedWeight, axes: Iterable[int], keep: np.
 
 def rebuild(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras.Model:
     """Build the model anew from its config with the sizes that `keep` leaves; its weights are fresh."""
-    config = model.get_config()
     edits = {layer.path: trace.size(tuple(layer.config.items()), keep) for layer in trace.layers}
-    _edit(config, "", edits)
     maker = keras.Sequential if isinstance(model, keras.Sequential) else keras.Model
     try:
-        with keras.saving.custom_object_scope(own_classes(model)):
+        with by_reference(model):
+            config = model.get_config()
+            _edit(config, "", edits)
             return maker.from_config(config)
     except (TypeError, ValueError) as fault:
         raise SurgeryError(f"Model {model.name!r} cannot be rebuilt from its config: {fault}") from fault

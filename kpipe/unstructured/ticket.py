@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from kpipe.atomic import replace_atomically
-from kpipe.copies import check_built, copy_model, remake, take_weights
+from kpipe.copies import by_reference, check_built, copy_model, remake, take_weights
 from kpipe.errors import KpipeError
 from kpipe.projections import Holder, Mask, trained_model
 
@@ -164,7 +164,8 @@ def draw_anew(model: keras.Model, seed: int = 0) -> keras.Model:
         (True, False)
     """
     check_built(model)
-    twin = remake(model, _seeded(model.get_config(), np.random.default_rng(seed)))
+    with by_reference(model):
+        twin = remake(model, _seeded(model.get_config(), np.random.default_rng(seed)))
     for new, old in zip(twin._flatten_layers(), model._flatten_layers(), strict=True):
         new.trainable = old.trainable
         if not old.trainable or callable(getattr(old, "finalize_state", None)):
