@@ -40,6 +40,7 @@ class Follower(keras.callbacks.Callback, ABC):
         self._holder: Holder | None = None
         self._begun = self._asked = 0  # optimizer updates: at the beginning, at the last question
         self._calls, self._rest, self._pace = 0, 1, 1  # batches since then, until the next question; updates of each
+        self._before: dict[str | None, int] = {}
         self._first = False  # whether the next batch is the first of its epoch
 
     @abstractmethod
@@ -145,7 +146,10 @@ class Follower(keras.callbacks.Callback, ABC):
         A schedule without an end asks for one sparsity for good: when a training begins past its `begin_step`, that is
         due at once, not at its next turn. One with an end would jump there.
         """
-        since = {name: 0 if beginning and ask.end_step < 0 else first for name, ask in self._asks.items()}
+        since = {
+            name: max(ask.begin_step, 0 if beginning and ask.end_step < 0 else first)
+            for name, ask in self._asks.items()
+        }
         asked = {name: last_due(ask, since[name], last) for name, ask in self._asks.items()}
         due = {name: sparsity for name, sparsity in asked.items() if sparsity is not None}
         if due:

@@ -61,6 +61,7 @@ class GradientTap:
                 for key, variable in self._variables.items()
                 for field in self.fields
             }
+            self._late: dict[int, int] = {}  # id of a variable -> batches that were counted before it came
             self._count = _summing(tf.constant(0, tf.int64))
             self._from = tf.Variable(tf.constant(0, tf.int64), trainable=False, name="tap_from")
         _Tapped.on(self._optimizer).taps.append(self)
@@ -68,16 +69,20 @@ class GradientTap:
 
     @property
     def count(self) -> int:
-        """Batches whose gradients are in the sums."""
+        """Batches whose gradients are in the sums of every variable."""
+        return self._seen() - max(self._late.values(), default=0)
+
+    def _seen(self) -> int:
         return int(self._count.read_value().numpy()) // self.model.distribute_strategy.num_replicas_in_sync
 
     def read(self) -> dict[int, dict[str, np.ndarray]]:
         """Give what was gathered since the last reset: id of a variable -> field -> array of its shape."""
-        count = max(1, self.count)
+        seen = self._seen()
         found: dict[int, dict[str, np.ndarray]] = {}
         for (key, field), total in self._sums.items():
             value = total.read_value().numpy()
-            found.setdefault(key, {})[field] = value / np.float32(count) if field == "grad" else value
+            count = np.float32(max(1, seen - self._late.get(key, 0)))
+            found.setdefault(key, {})[field] = value / count if field == "grad" else value
         return found
 
     def reset(self, fields: Sequence[str] | None = None, since: int = 0) -> None:
@@ -92,14 +97,17 @@ class GradientTap:
                 total.assign(tf.zeros_like(total.read_value()))
         if fields is None or "grad" in fields:
             self._count.assign(0)
+            self._late = {}
         self._from.assign(since)
 
     def take_over(self, other: "GradientTap") -> None:
-        """Begin with what another tap has summed up of the variables that both have."""
+        """Begin with what another tap has summed up of the variables that both have; the others come late."""
         for key, total in self._sums.items():
             if key in other._sums:
                 total.assign(other._sums[key].read_value())
         self._count.assign(other._count.read_value())
+        seen = other._seen()
+        self._late = {key: other._late.get(key, 0 if key in other._variables else seen) for key in self._variables}
 
     def release(self) -> None:
         """Take the tap off the optimizer."""

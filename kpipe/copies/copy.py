@@ -1,7 +1,7 @@
 """Copy a model or a layer."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,13 +36,35 @@ def copy_model(model: keras.Model) -> keras.Model:
         >>> twin.inputs[0].name, bool((twin.get_weights()[0] == net.get_weights()[0]).all()), twin is net
         ('point', True, False)
     """
+    twin = make_like(model)
+    with naming(model):
+        take_weights(twin, model)
+    return twin
+
+
+def make_like(
+    model: keras.Model, edit: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config
+) -> keras.Model:
+    """Make a model of the same class and architecture, with the same parts of it frozen; its weights are new.
+
+    Args:
+        model: A built Keras model; one of a class of its own needs `get_config`.
+        edit: Config -> the config to make the model from.
+
+    Raises:
+        KpipeError: When it is no built Keras model, or cannot be made from its config.
+
+    Example:
+        >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="old")])
+        >>> make_like(net, lambda config: {**config, "name": "twin"}).name
+        'twin'
+    """
     check_built(model)
-    with naming(model), by_reference(model), ObjectSharingScope():  # a layer inside two others stays one
-        twin = remake(model, model.get_config())
+    with naming(model), by_reference(model), ObjectSharingScope():
+        twin = remake(model, edit(model.get_config()))
         for new, old in pairs(twin, model):
             _build_inside(new, old, old)
         _check_parted(twin, model)
-        take_weights(twin, model)
         freeze_like(twin, model)
     return twin
 

@@ -86,7 +86,7 @@ def own_classes(layer: keras.Layer) -> dict[str, type]:
 def _own(value: Any) -> bool:
     """Say whether a function or class is neither of Keras nor registered with it."""
     registered = keras.saving.get_registered_name(value) != value.__name__
-    return not registered and value.__module__.partition(".")[0] != "keras"
+    return not registered and (value.__module__ or "").partition(".")[0] != "keras"
 
 
 def _held(value: Any, seen: set[int] | None = None) -> Iterator[Any]:

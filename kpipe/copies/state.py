@@ -127,4 +127,4 @@ def _take_saved(new: keras.Layer, old: keras.Layer) -> None:
 def _own(layer: keras.Layer, name: str) -> Callable[..., Any] | None:
     """Give a method of a layer where its class does not have it from Keras."""
     method = getattr(layer, name, None)
-    return method if callable(method) and method.__module__.partition(".")[0] != "keras" else None
+    return method if callable(method) and (method.__module__ or "").partition(".")[0] != "keras" else None

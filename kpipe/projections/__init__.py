@@ -3,7 +3,7 @@
 from kpipe.projections.averages import average_of, inner_optimizer
 from kpipe.projections.holder import Holder, held_on
 from kpipe.projections.host import put, view
-from kpipe.projections.mask import Mask, Projection, chain
+from kpipe.projections.mask import Mask, Projection, chain, masked
 from kpipe.projections.zeros import first_mask, hold_zeros, kernels, trained_model
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "hold_zeros",
     "inner_optimizer",
     "kernels",
+    "masked",
     "put",
     "trained_model",
     "view",

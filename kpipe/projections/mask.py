@@ -29,6 +29,18 @@ def chain(*projections: Projection | None) -> Projection:
     return apply
 
 
+def masked(weight: Any, keep: Any) -> Any:
+    """Give a weight with exact zeros where its keep-mask is False, whatever stands there.
+
+    Example:
+        >>> masked(np.array([1.0, np.nan]), np.array([True, False])).numpy().tolist()
+        [1.0, 0.0]
+    """
+    weight = tf.convert_to_tensor(weight)
+    # The plain kernel: tf.where takes one that can broadcast, and half as long again.
+    return tf.raw_ops.Select(condition=tf.convert_to_tensor(keep), x=weight, y=tf.zeros_like(weight))
+
+
 class Mask:
     """Keep the entries of a keep-mask and set all others to exactly zero, whatever they hold (NaN too).
 
@@ -43,9 +55,7 @@ class Mask:
         self.keep = tf.Variable(tf.constant(keep, tf.bool), trainable=False, name="keep")
 
     def __call__(self, w: Any) -> Any:
-        w = tf.convert_to_tensor(w)
-        # The plain kernel: tf.where takes one that can broadcast, and half as long again.
-        return tf.raw_ops.Select(condition=self.keep, x=w, y=tf.zeros_like(w))
+        return masked(w, self.keep)
 
     def assign(self, keep: np.ndarray) -> None:
         """Change the keep-mask; the array may be taken over as it is, so do not write to it afterwards."""

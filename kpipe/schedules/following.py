@@ -77,8 +77,8 @@ def shortfall(ask: Schedule, training: Training) -> Shortfall | None:
         text = f"ended at step {ended} with fewer entries gone than {ask} asks for."
         if ended < last:
             text = (
-                f"ended at step {ended}, before end_step={last} of its schedule: the last sparsity asked for "
-                f"was below {ask.sparsity(last)}. Train longer, or set end_step to at most {ended}."
+                f"ended at step {ended}, before its schedule reaches {ask.sparsity(last):.4g} at step {last}. Train "
+                f"longer, or let it end by step {ended}."
             )
         return Shortfall(text, False)
     if ended == begun:
@@ -94,5 +94,8 @@ def shortfall(ask: Schedule, training: Training) -> Shortfall | None:
             "steps over all fits. Compile the model anew, or give a schedule that ends later."
         )
     else:
-        text = f"training ended at step {ended}, long before end_step={last}. Train longer, or lower end_step."
+        text = (
+            f"training ended at step {ended}, long before step {last}, at which the schedule ends. Train longer, or "
+            "let it end earlier."
+        )
     return Shortfall(text, True)

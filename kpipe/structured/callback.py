@@ -10,7 +10,7 @@ from kpipe.errors import KpipeError
 from kpipe.follow import Follower
 from kpipe.graph import Trace, trace
 from kpipe.projections import Holder, Mask, trained_model
-from kpipe.saliency import FROM_DATA, Criterion, criterion_of
+from kpipe.saliency import FROM_DATA, Criterion, Passes, check_data, criterion_of
 from kpipe.schedules import AnySchedule
 from kpipe.schedules import schedule as make_schedule
 from kpipe.structured.channels import axis_mask
@@ -35,7 +35,7 @@ class FilterPruning(Follower):
         round_to: Kept channels are rounded to the nearest multiple of this, never to zero.
         scope: "layer" takes the ratio from every group of channels, "global" ranks all the channels together.
         ignore: Layers whose channels stay: a regex on the path, several, or a function of the layer.
-        data: Labelled data for a criterion that needs gradients; passed over at every update.
+        data: Labelled data for a criterion that needs gradients, which end and can be gone through at every update.
         loss: Loss for those; None: the one the model is compiled with.
         seed: Of a criterion that draws random numbers.
 
@@ -77,10 +77,12 @@ class FilterPruning(Follower):
                 "FilterPruning(..., data=(x, y)), or plan once with "
                 "kpipe.plan_filters(model, ratio, criterion=..., data=(x, y))."
             )
+        check_data(data, again="FilterPruning")
         self.criterion, self.round_to, self.scope, self.ignore = criterion, round_to, scope, ignore
         self.data, self.loss, self.seed = data, loss, seed
         self._plan: FilterPlan | None = None
         self._student: keras.Model | None = None
+        self._passes: Passes | None = None  # traced once for the length of a fit
 
     @property
     def plan(self) -> FilterPlan:
@@ -107,7 +109,7 @@ class FilterPruning(Follower):
         student = trained_model(self._fit)
         if student is not self._student:
             self._plan = None
-        self._student = student
+        self._student, self._passes = student, Passes()
         refuse_quantized(student)
         self._trace = freeze_ignored(trace(student), self.ignore)
         self._removed = self._gone_so_far(self._trace)
@@ -118,6 +120,7 @@ class FilterPruning(Follower):
         self._mask()
 
     def _end(self) -> None:
+        self._passes = None
         self._write_plan()
 
     def _gone(self, name: str | None) -> int:
@@ -137,7 +140,8 @@ class FilterPruning(Follower):
         return [np.asarray(gone.get(group.name, ()), dtype=np.int64) for group in traced.groups]
 
     def _update(self, asked: Mapping[str | None, float]) -> None:
-        scores = channel_scores(self._student, self._trace, self.criterion, self.data, self.loss, self.seed)
+        known = self.data, self.loss, self.seed, self._passes
+        scores = channel_scores(self._student, self._trace, self.criterion, *known)
         for values, places in zip(scores, self._removed, strict=True):
             values[places] = -np.inf
         steps = [step_of(group, self.round_to) for group in self._trace.groups]

@@ -9,11 +9,17 @@ import numpy as np
 
 from kpipe.errors import KpipeError
 from kpipe.graph import Group, Trace
-from kpipe.saliency import Criterion, criterion_of, gather, score
+from kpipe.saliency import Criterion, Passes, criterion_of, gather, score
 
 
 def channel_scores(
-    model: keras.Model, trace: Trace, criterion: str | Criterion, data: Any = None, loss: Any = None, seed: int = 0
+    model: keras.Model,
+    trace: Trace,
+    criterion: str | Criterion,
+    data: Any = None,
+    loss: Any = None,
+    seed: int = 0,
+    passes: Passes | None = None,
 ) -> list[np.ndarray]:
     """Score every channel of every group: elementwise scores summed over all weights and axes that the channel has.
 
@@ -24,6 +30,7 @@ def channel_scores(
         data: Labelled data, for criteria that need gradients.
         loss: For those too; None: the one the model was compiled with.
         seed: Of the criterion's randomness.
+        passes: Those over the data that earlier calls have prepared.
 
     Returns:
         For each group scores of shape (channels,), higher: keep.
@@ -33,7 +40,8 @@ def channel_scores(
     """
     function, facts = criterion_of(criterion)
     weights = [weight for weight in trace.weights if weight.axes]
-    evidence = gather(model, [(w.path, w.role, w.variable) for w in weights], facts["needs"], data, loss, seed)
+    named = [(w.path, w.role, w.variable) for w in weights]
+    evidence = gather(model, named, facts["needs"], data, loss, seed, passes=passes)
     totals = np.zeros(trace.class_count)
     judged = np.zeros(trace.class_count, bool)
     for weight in weights:

@@ -147,8 +147,9 @@ class WeightPruning(Follower):
         """Choose anew when a layer was frozen or unfrozen; one that comes in is brought to what has been reached."""
         super()._look_again()
         if self._trainable != trainable(trained_model(self._fit), self.roles):
-            reached, seen = self._reached, self._sight.end()
+            reached, seen, begun, before = self._reached, self._sight.end(), self._begun, self._before
             self.on_train_begin()
+            self._begun, self._before = begun, {name: min(before[name], gone) for name, gone in self._before.items()}
             self._sight.take_over(seen)
             if reached:
                 self._update(reached)
@@ -207,7 +208,7 @@ class WeightPruning(Follower):
         if self.regrowth is not None:  # what a resumed model has too few of grows
             shapes = {path: one.shape for path, one in mine.items()}
             shares = self.scope.sparsities(shapes, sparsity, self.pattern) or {}
-            self._move({p: share for p, share in shares.items() if mine[p].has_too_few(self.pattern, share)}, 0.0)
+            self._move({p: share for p, share in shares.items() if mine[p].is_too_sparse(self.pattern, share)}, 0.0)
 
     def _move(self, shares: Mapping[str, float | None], fraction: float) -> None:
         """Let zeros move; afterwards a weight has the sparsity given for it, or as many zeros as before."""

@@ -5,11 +5,10 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from kpipe.layers import Layout
 from kpipe.patterns import Pattern
-from kpipe.projections import Projection, chain, first_mask, put, view
+from kpipe.projections import Projection, chain, first_mask, masked, put, view
 from kpipe.unstructured.masks import drop_more
 
 
@@ -60,17 +59,6 @@ class MaskedWeight:
         """How many entries the mask drops."""
         mask = view(self.mask)
         return mask.size - int(np.count_nonzero(mask))
-
-
-def masked(weight: Any, mask: Any) -> Any:
-    """Give a weight with exact zeros where its mask is False, whatever stands there.
-
-    Example:
-        >>> masked(np.array([1.0, np.nan]), np.array([True, False])).numpy().tolist()
-        [1.0, 0.0]
-    """
-    weight = tf.convert_to_tensor(weight)
-    return tf.raw_ops.Select(condition=tf.convert_to_tensor(mask), x=weight, y=tf.zeros_like(weight))
 
 
 class KeepMasked(keras.constraints.Constraint):

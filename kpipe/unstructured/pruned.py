@@ -35,7 +35,7 @@ class Pruned:
         """Of what a pattern sees: (*positions, inputs, outputs)."""
         return self.target.layout.turned_shape(tuple(self.target.variable.shape))
 
-    def has_too_few(self, pattern: Pattern, sparsity: float) -> bool:
+    def is_too_sparse(self, pattern: Pattern, sparsity: float) -> bool:
         """Tell whether more units are dropped than a sparsity asks for."""
         keep = self.target.layout.turn(self.mask.numpy())
         units = pattern.pool(np.where(keep, np.float32(0), -np.inf))

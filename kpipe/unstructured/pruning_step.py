@@ -10,10 +10,9 @@ import tensorflow as tf
 
 from kpipe.copies import refuse_keras2
 from kpipe.errors import KpipeError, NoEffectWarning
-from kpipe.projections import Holder, inner_optimizer, trained_model
+from kpipe.projections import Holder, inner_optimizer, masked, trained_model
 from kpipe.schedules import EpochSchedule, Schedule, last_due, resolve
 from kpipe.unstructured.arguments import PruningSchedule
-from kpipe.unstructured.masked import masked
 from kpipe.unstructured.wrapper import PruneLowMagnitude
 from kpipe.unstructured.wrapping import pruned_layers
 
@@ -243,7 +242,8 @@ class _Count:
             rest = f"the next would be at step {turn}; train longer or prune earlier" if turn else "none follows soon"
             return f"{self.schedule} asks for no update from step {begun + 1} to {self.step}, {rest}"
         end = getattr(self.schedule, "settled_step", getattr(self.schedule, "end_step", -1))
-        if self.step >= end:
+        whole = self.due is not None and self.layer.pattern.limit < 1  # n:m is made whole, whatever the sparsity
+        if whole or self.step >= end:
             return None
         final = self._ask(end)[1]
         if (self.due or 0.0) < final:

@@ -9,10 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.errors import KpipeError
-from kpipe.layers import unique, weights_within
+from kpipe.layers import unique
 from kpipe.projections import Mask, held_on, trained_model
 from kpipe.unstructured.masked import KeepMasked
-from kpipe.unstructured.targets import _candidates
+from kpipe.unstructured.targets import candidates
 
 SCALAR = tf.compat.v1.SummaryMetadata(
     plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars"), data_class="DATA_CLASS_SCALAR"
@@ -149,8 +149,7 @@ def masks_of(model: keras.Model) -> Iterator[tuple[str, keras.Variable, np.ndarr
         ...     [(path, keep.tolist()) for path, _, keep in masks_of(net)]
         [('d/kernel', [[True], [False]])]
     """
-    roles = {id(weight.variable): weight for weight in weights_within(model)}
-    names = {id(variable): path for path, _, variable, _ in _candidates(model, roles)}
+    names = {id(variable): path for path, _, variable, _ in candidates(model)}
     for weight in {id(variable): variable for variable in model.weights}.values():
         own, held = held_on(weight)
         keeps = [projection.numpy() for projection in held if isinstance(projection, Mask)]

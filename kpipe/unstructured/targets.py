@@ -1,7 +1,7 @@
 """Which weights of a model are pruned, and why the others are not."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -101,10 +101,9 @@ def find_targets(
     """
     check_built(model)
     roles, selects, left_out = _check_roles(roles), selector(model, layers), unlisted(model)
-    known = {id(weight.variable): weight for weight in weights_within(model)}
     targets: list[Target] = []
     skipped = [Skipped(path, (), UNBUILT) for path, layer in located(model).items() if _waits(layer)]
-    for path, layer, variable, weight in _candidates(model, known):
+    for path, layer, variable, weight in candidates(model):
         if id(variable) in left_out:
             reason = f"get_prunable_weights() of {left_out[id(variable)]!r} leaves it out"
         elif layer.quantization_mode in PACKED and _stands_for_kernel(layer, variable):
@@ -146,10 +145,15 @@ def _check_roles(roles: Sequence[str]) -> tuple[str, ...]:
     return given
 
 
-def _candidates(
-    model: keras.Model, known: Mapping[int, Weight]
-) -> Iterator[tuple[str, keras.Layer, keras.Variable, Weight | None]]:
-    """Give each variable once, with its path and the layer that speaks for it: all that train, all kernels."""
+def candidates(model: keras.Model) -> Iterator[tuple[str, keras.Layer, keras.Variable, Weight | None]]:
+    """Give each variable once, with its path and the layer that speaks for it: all that train or could, all kernels.
+
+    Example:
+        >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="a")], name="net")
+        >>> [(path, variable.path) for path, _, variable, _ in candidates(net)]
+        [('a/kernel', 'net/a/kernel'), ('a/bias', 'net/a/bias')]
+    """
+    known = {id(weight.variable): weight for weight in weights_within(model)}
     seen: set[int] = set()
     paths: set[str] = set()
     places = {id(layer): path for path, layer in located(model).items()}

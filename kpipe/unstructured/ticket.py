@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from kpipe.atomic import replace_atomically
-from kpipe.copies import by_reference, check_built, copy_model, remake, take_weights
+from kpipe.copies import copy_model, make_like, pairs, take_weights
 from kpipe.errors import KpipeError
 from kpipe.projections import Holder, Mask, trained_model
 
@@ -148,7 +148,7 @@ class Ticket:
 def draw_anew(model: keras.Model, seed: int = 0) -> keras.Model:
     """Make a model of the same architecture whose layers draw their weights anew.
 
-    Layers that are frozen, and those that were adapted to data, as `Normalization` is, keep what they hold.
+    What is frozen, and what was adapted to data, as a `Normalization` is, stays as it is.
 
     Args:
         model: A built model; one of a class of its own needs a `get_config` that holds its layers.
@@ -163,13 +163,13 @@ def draw_anew(model: keras.Model, seed: int = 0) -> keras.Model:
         >>> bool((one == same).all()), bool((one == other).any())
         (True, False)
     """
-    check_built(model)
-    with by_reference(model):
-        twin = remake(model, _seeded(model.get_config(), np.random.default_rng(seed)))
-    for new, old in zip(twin._flatten_layers(), model._flatten_layers(), strict=True):
-        new.trainable = old.trainable
+    twin = make_like(model, lambda config: _seeded(config, np.random.default_rng(seed)))
+    for new, old in pairs(twin, model):
         if not old.trainable or callable(getattr(old, "finalize_state", None)):
             take_weights(new, old)
+        for variable, other in zip(new._trainable_variables, old._trainable_variables, strict=True):
+            if not other.trainable:
+                variable.assign(other)
     return twin
 
 

@@ -8,9 +8,9 @@ import keras
 from kpipe.copies import copy_layer, pairs, refuse_keras2
 from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.layers import own_variables
+from kpipe.projections import masked
 from kpipe.schedules import ConstantSparsity
 from kpipe.unstructured.arguments import PruningSchedule
-from kpipe.unstructured.masked import masked
 from kpipe.unstructured.prunable import prunability
 from kpipe.unstructured.rebuild import is_graph, rebuild
 from kpipe.unstructured.wrapper import PruneLowMagnitude

@@ -8,7 +8,7 @@ from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.projections import kernels
 from kpipe.schedules import ConstantSparsity, Join, PolynomialDecay, SteppedSparsity
 from kpipe.unstructured import Regrowth, WeightPruning
-from tests.unstructured.test_hold import STEPS, Stop, Watch, X, Y, compiled, fit, own_loop
+from tests.unstructured.test_hold import STEPS, O, Stop, Watch, X, Y, compiled, fit, own_loop
 
 
 def zeros(model):
@@ -144,6 +144,29 @@ def test_what_was_summed_up_is_kept_when_something_is_frozen(kernel):
     assert freeze.counts == list(range(1, STEPS + 1))
 
 
+def test_a_layer_that_comes_late_is_judged_by_gradients_of_its_own():
+    model, prune, masks = compiled(O.SGD(0.1)), WeightPruning(ConstantSparsity(0.5, 0, frequency=5), "taylor"), []
+    model.optimizer.build(model.trainable_variables)
+    model.layers[0].trainable = False
+
+    class Masks(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            masks.append(self.model.layers[0].kernel.numpy() != 0)
+
+    fit(model, Unfreeze(), prune, Masks())
+    first = next(mask for mask in masks if not mask.all())
+    assert (~first).sum() == 96
+    by_index = np.arange(192).reshape(12, 16) >= 96  # what scores of zero would drop
+    assert (first != by_index).sum() > 40
+
+
+def test_what_was_pruned_before_a_layer_was_frozen_is_not_called_nothing():
+    model = compiled()
+    prune = WeightPruning(PolynomialDecay(0.0, 0.8, 0, 100, frequency=4))
+    with pytest.warns(UserWarning, match="WeightPruning ended at step 12, before its schedule reaches 0.8 at step 100"):
+        fit(model, FreezeBias(prune, model.layers[0]), prune)
+
+
 # ---- loops of one's own ----------------------------------------------------------------------------------------------
 
 
@@ -183,7 +206,7 @@ def test_what_cannot_be_reached_is_refused_before_anything_trains(make, match):
 
 def test_a_run_too_short_for_a_joined_schedule_says_so():
     joined = Join((PolynomialDecay(0.0, 0.9, 0, 1000, frequency=1), ConstantSparsity(0.9, 1000)))
-    with pytest.warns(UserWarning, match="ended at step 12, before end_step=1000"):
+    with pytest.warns(UserWarning, match="ended at step 12, before its schedule reaches 0.9 at step 1000"):
         fit(compiled(), WeightPruning(joined))
 
 

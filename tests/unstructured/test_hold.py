@@ -229,7 +229,7 @@ def test_a_layer_that_is_unfrozen_midway_is_pruned_from_then_on():
 def test_a_layer_that_is_frozen_and_unfrozen_between_fits():
     model, prune = compiled(), WeightPruning(PolynomialDecay(0.1, 0.8, 0, 18, frequency=3))
     asked = expected(18, prune.schedules[None])
-    with pytest.warns(UserWarning, match="before end_step=18"):
+    with pytest.warns(UserWarning, match="reaches 0.8 at step 18"):
         fit(model, prune, epochs=1)
     for trainable, now in ((False, [asked[6][0], asked[12][1]]), (True, asked[18])):
         model.layers[0].trainable = trainable
@@ -239,7 +239,7 @@ def test_a_layer_that_is_frozen_and_unfrozen_between_fits():
         if trainable:
             fit(model, prune, epochs=1)
         else:
-            with pytest.warns(UserWarning, match="before end_step=18"):
+            with pytest.warns(UserWarning, match="reaches 0.8 at step 18"):
                 fit(model, prune, epochs=1)
         assert [int((variable.numpy() == 0).sum()) for variable in kernels(model)] == now
 
@@ -251,7 +251,7 @@ class Stop(keras.callbacks.Callback):
 
 def test_a_model_saved_with_its_optimizer_goes_on_where_it_was(tmp_path):
     model = compiled()
-    with pytest.warns(UserWarning, match="before end_step=12"):
+    with pytest.warns(UserWarning, match="reaches 0.8 at step 12"):
         first = fit(model, WeightPruning(SCHEDULE), epochs=1)
     model.save(tmp_path / "half.keras")
     again = keras.models.load_model(tmp_path / "half.keras")

@@ -73,6 +73,14 @@ def test_checkpoints_are_sparse_wherever_the_callback_stands(first, tmp_path):
         assert [int((weight == 0).sum()) for weight in plain.get_weights()[::2]] == [48, 32]
 
 
+def test_groups_are_whole_at_the_first_update_however_long_the_schedule():
+    plain = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    model = prune_low_magnitude(plain, PolynomialDecay(0.0, 0.8, 1, 1000, frequency=2), sparsity_m_by_n=(2, 4))
+    model.compile("sgd", "mse")
+    model.fit(np.ones((16, 8)), np.ones((16, 4)), batch_size=4, verbose=0, callbacks=[UpdatePruningStep()])
+    assert int((model.layers[0].layer.kernel.numpy() == 0).sum()) == 16  # and no warning of a schedule not reached
+
+
 # ---- loops of one's own ----------------------------------------------------------------------------------------------
 
 

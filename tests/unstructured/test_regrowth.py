@@ -70,9 +70,14 @@ def test_blocks_move_whole():
     assert (found[0::2] == found[1::2]).all() and found.sum() == keep.sum() and (found != keep).any()
 
 
-def test_groups_have_nothing_to_move():
-    with pytest.raises(KpipeError, match="'2:4' bounds"):
-        WeightPruning(ConstantSparsity(0.5, 0), pattern="2:4", regrowth="rigl")
+def keep_all(scores, sparsity):
+    return np.ones(scores.shape, bool)
+
+
+@pytest.mark.parametrize(("pattern", "name"), [("2:4", "2:4"), (keep_all, "keep_all")])
+def test_groups_and_functions_have_nothing_to_move(pattern, name):
+    with pytest.raises(KpipeError, match=f"'{name}' says which weights may go"):
+        WeightPruning(ConstantSparsity(0.5, 0), pattern=pattern, regrowth="rigl")
 
 
 def test_the_fraction_falls_as_a_cosine_and_ends():

@@ -27,6 +27,17 @@ def test_drawing_anew_passes_over_the_seeds_of_initializers():
     assert not np.isin(draw_anew(net, 0).get_weights()[0], net.get_weights()[0]).any()
 
 
+def test_drawing_anew_keeps_shared_layers_and_single_frozen_weights():
+    shared, image = keras.layers.Dense(3, name="shared"), keras.Input((4, 3))
+    net = keras.Model(image, keras.layers.TimeDistributed(shared)(shared(image)))
+    shared.bias.trainable = False
+    shared.bias.assign([1.0, 2.0, 3.0])
+    drawn = draw_anew(net, 0)
+    assert len(drawn.weights) == 2 and not drawn.get_layer("shared").bias.trainable
+    assert drawn.get_layer("shared").bias.numpy().tolist() == [1.0, 2.0, 3.0]
+    assert not np.isin(drawn.get_layer("shared").kernel, shared.kernel).any()
+
+
 def test_drawing_anew_keeps_what_was_adapted_and_what_is_frozen():
     image = keras.Input((3,))
     scaled = keras.layers.Normalization()
