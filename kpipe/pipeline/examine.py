@@ -36,7 +36,7 @@ def evaluate(model: keras.Model, data: Dataset, loss: str = "auto") -> dict[str,
     """
     x, y = data.test
     outputs = model.predict(x, batch_size=BATCH, verbose=0)  # type: ignore[arg-type]
-    value = loss_for(model, y, loss)(y, outputs)
+    value: Any = loss_for(model, y, loss)(y, outputs)
     return {"accuracy": accuracy(outputs, y, gives_probabilities(model), loss), "loss": float(value)}
 
 
