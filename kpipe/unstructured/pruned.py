@@ -98,7 +98,7 @@ def lacks(weights: Mapping[str, Pruned], sparsity: float, scope: Scope, pattern:
 def led(
     targets: Sequence[Target], schedules: Collection[str | None], left_out: Collection[str] = ()
 ) -> tuple[dict[str, str | None], list[Skipped]]:
-    """Find the schedule of each weight: the first whose regular expression is found in its path.
+    """Find the schedule of each weight: the first whose regular expression is found in its path, or in Keras's own.
 
     Args:
         targets: Weights to prune.
@@ -121,7 +121,8 @@ def led(
     names: dict[str, str | None] = {}
     skipped = []
     for target in targets:
-        found = [name for name in schedules if name is None or re.search(name, target.path)]
+        names_of = (target.path, target.variable.path)
+        found = [name for name in schedules if name is None or any(re.search(name, path) for path in names_of)]
         if found:
             names[target.path] = found[0]
         else:
@@ -129,7 +130,7 @@ def led(
             skipped.append(Skipped(target.path, shape, "no schedule's expression is found in its path"))
     paths = [target.path for target in targets]
     for name in schedules:
-        if name is not None and not any(re.search(name, path) for path in (*paths, *left_out)):
+        if name not in names.values() and not any(re.search(name or "", path) for path in (*paths, *left_out)):
             listed = ", ".join(paths[:8]) + (", ..." if len(paths) > 8 else "")
             raise KpipeError(
                 f"The schedule's expression {name!r} is found in the path of no weight. The weights to prune: {listed}."
