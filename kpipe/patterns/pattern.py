@@ -196,13 +196,13 @@ class ByFunction(Pattern):
 
 
 def sums_over(shape: tuple[int, ...]) -> str:
-    """Say over how many inputs a weight sums, as a part of a reason.
+    """Say over how many inputs a weight sums, and what to do, as a part of a reason.
 
     Example:
         >>> sums_over((3, 2, 8)), sums_over((1000, 1, 64))
-        ('it sums over 2', 'it sums over 1, as depthwise kernels and embeddings do')
+        ('it sums over 2 inputs: prune it by another pattern', 'it sums over 1 input: prune it by another pattern')
     """
-    return f"it sums over {shape[-2]}" + (", as depthwise kernels and embeddings do" if shape[-2] == 1 else "")
+    return f"it sums over {shape[-2]} input{'s' if shape[-2] > 1 else ''}: prune it by another pattern"
 
 
 def _finite(scores: np.ndarray, gone: np.ndarray) -> np.ndarray:

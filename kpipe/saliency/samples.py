@@ -243,10 +243,10 @@ def _chunks(x: Any, vectors: tf.Tensor, size: int) -> Iterator[tuple[Any, tf.Ten
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep TensorFlow from telling which operations it does one by one where many are asked for."""
+    """Keep TensorFlow from telling which operations it does one by one, or cannot do, where many are asked for."""
     logger = tf.get_logger()
     level = logger.level
-    logger.setLevel("ERROR")
+    logger.setLevel("CRITICAL")
     try:
         yield
     finally:

@@ -95,7 +95,7 @@ def shortfall(ask: Schedule, training: Training) -> Shortfall | None:
         )
     else:
         text = (
-            f"training ended at step {ended}, long before step {last}, at which the schedule ends. Train longer, or "
-            "let it end earlier."
+            f"training ended at step {ended}, long before step {last}, at which the schedule ends, and no update fell "
+            "in it. Train longer, let it end earlier, or update more often (frequency)."
         )
     return Shortfall(text, True)

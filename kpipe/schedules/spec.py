@@ -42,7 +42,10 @@ def schedule(spec: Any, steps: int | None = None) -> AnySchedule:
     if isinstance(spec, Schedule | EpochSchedule):
         return spec
     if not isinstance(spec, Mapping) or len(spec) != 1:
-        raise KpipeError(f"The schedule is {spec!r}; expected a Schedule or one name with its arguments, as a mapping.")
+        raise KpipeError(
+            f"The schedule is {spec!r}; expected a Schedule, such as ConstantSparsity(0.5, begin_step=0), or a mapping "
+            "of one's name to its arguments, such as {'constant': {'target_sparsity': 0.5, 'begin_step': 0}}."
+        )
     ((name, given),) = spec.items()
     kind = SCHEDULES[name]
     takes = arguments_of(kind)

@@ -1,11 +1,12 @@
 """Weight pruning during `fit`."""
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from kpipe.errors import KpipeError
+from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.follow import Follower
 from kpipe.patterns import MaskFunction, Pattern, Scope, check_scope, pattern_of, scope_of
 from kpipe.projections import Holder, trained_model
@@ -108,7 +109,7 @@ class WeightPruning(Follower):
         self._skipped: list[Skipped] = []
         self._pending: dict[str | None, float] = {}
         self._reached: dict[str | None, float] = {}
-        self._used, self._until = False, None
+        self._used, self._moved, self._until = False, False, None
         self._trainable: list[bool] = []
 
     def report(self) -> Report:
@@ -135,7 +136,7 @@ class WeightPruning(Follower):
         mine, refused = suited([target for target in found if target.path in names], self.pattern)
         self._skipped += [*unled, *refused]
         self._weights = {target.path: hold(target, names[target.path], holder) for target in mine}
-        self._pending, self._reached, self._used = {}, {}, False
+        self._pending, self._reached, self._used, self._moved = {}, {}, False, False
         self._trainable, self._until = trainable(student, self.roles), self._end_of_moves(epoch=0)
         self._sight.begin(self._fit, mine)
         self._listen()
@@ -153,6 +154,15 @@ class WeightPruning(Follower):
             self._sight.take_over(seen)
             if reached:
                 self._update(reached)
+
+    def _end(self) -> None:
+        if self.regrowth is not None and not self._moved and (self._until is None or self._begun < self._until):
+            text = (
+                f"WeightPruning moved no zeros between steps {self._begun} and {self._asked}: zeros move every "
+                f"{self.regrowth.frequency} steps until step {self._until}. Give Regrowth({self.regrowth.kind!r}, "
+                "frequency=...) a lower one, or train longer."
+            )
+            warnings.warn(text, NoEffectWarning, stacklevel=4)
 
     def _let_go(self, restored: bool = False) -> None:
         self._sight.end()
@@ -173,7 +183,7 @@ class WeightPruning(Follower):
             fraction = next((fraction for fraction in moves if fraction), 0.0)
             if fraction and self._sees_gradients:
                 self._move(dict.fromkeys(self._learning()), fraction)
-                self._used = True
+                self._used = self._moved = True
         if self._used:
             self._listen(["grad"])
             self._used = False

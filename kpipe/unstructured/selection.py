@@ -37,6 +37,8 @@ def selector(model: keras.Model, layers: LayerFilter) -> Selector:
     """
     if layers is None:
         return lambda layer, paths: True
+    if isinstance(layers, keras.Layer):  # it can be called, but not to ask it about another layer
+        raise KpipeError(_unfit(layers))
     if isinstance(layers, str):
         return _by_path(layers)
     if isinstance(layers, type | list | tuple):

@@ -26,7 +26,7 @@ def suited(targets: Sequence[Target], pattern: Pattern) -> tuple[list[Target], l
         >>> narrow, wide = (Target(f"{size}", "kernel", keras.Variable([[1.0]] * size)) for size in (2, 8))
         >>> stay, skipped = suited([narrow, wide], pattern_of("2:4"))
         >>> [target.path for target in stay], skipped[0].reason
-        (['8'], "the pattern '2:4' keeps 2 of each group, and it sums over 2")
+        (['8'], "the pattern '2:4' keeps 2 of each group, and it sums over 2 inputs: prune it by another pattern")
     """
     stay, skipped = [], []
     for target in targets:

@@ -40,6 +40,13 @@ def test_every_public_name_of_tfmot_is_there_both_ways(oracle):
     assert importlib.import_module("kpipe.legacy.tfmot.sparsity.keras") is PUBLIC
 
 
+def test_what_is_elsewhere_is_named():
+    with pytest.raises(AttributeError, match=r"pruning alone; for quantization see kpipe\.quantize"):
+        _ = tfmot.quantization
+    with pytest.raises(AttributeError, match="no attribute 'sparse'"):
+        _ = tfmot.sparse
+
+
 # ---- a script --------------------------------------------------------------------------------------------------------
 
 

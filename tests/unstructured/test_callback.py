@@ -336,6 +336,10 @@ def test_a_run_too_short_says_so():
         ),
         (lambda: fit(compiled(), WeightPruning(ConstantSparsity(0.5, 0), layers="(")), "no regular expression"),
         (lambda: fit(compiled(), WeightPruning(ConstantSparsity(0.5, 0), layers=3)), "layers is 3"),
+        (
+            lambda: fit(compiled(), WeightPruning(ConstantSparsity(0.5, 0), layers=keras.layers.Dense(2, name="d"))),
+            "layers is <Dense name=d.*expected None, a regular expression",
+        ),
         (lambda: fit(compiled(), WeightPruning(ConstantSparsity(0.5, 0), lambda e: None)), "gave None for"),
         (lambda: fit(compiled(), WeightPruning(ConstantSparsity(0.5, 0), lambda e: np.ones(3))), r"shape \(3,\)"),
         (lambda: fit(compiled(), WeightPruning(ConstantSparsity(0.5, 0), lambda e: e.weight * np.nan)), "NaN"),

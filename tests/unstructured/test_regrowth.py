@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kpipe.errors import KpipeError
+from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.patterns import ErdosRenyiKernel
 from kpipe.projections import kernels
 from kpipe.schedules import ConstantSparsity, PolynomialDecay
@@ -224,6 +224,11 @@ def test_a_resumed_training_has_the_exact_number_again(tmp_path):
 def test_wrong_arguments_are_refused(make, match):
     with pytest.raises(KpipeError, match=match):
         make()
+
+
+def test_a_run_in_which_nothing_moves_says_so():
+    with pytest.warns(NoEffectWarning, match=r"moved no zeros between steps 0 and 24: zeros move every 100 steps"):
+        fit(compiled(), WeightPruning(ConstantSparsity(0.6, 0), regrowth="rigl"))
 
 
 def test_a_loop_of_ones_own_has_to_say_when_the_moves_end():

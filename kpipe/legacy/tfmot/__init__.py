@@ -63,6 +63,8 @@ Example:
     4
 """
 
+from typing import NoReturn
+
 from kpipe.legacy.tfmot import sparsity
 from kpipe.legacy.tfmot.sparsity.keras import (
     ConstantSparsity,
@@ -92,3 +94,11 @@ __all__ = [
     "sparsity",
     "strip_pruning",
 ]
+
+_ELSEWHERE = {"quantization": "kpipe.quantize", "clustering": "kpipe.legacy.load for models that are clustered"}
+
+
+def __getattr__(name: str) -> NoReturn:
+    if name in _ELSEWHERE:
+        raise AttributeError(f"kpipe.legacy.tfmot has TFMOT's pruning alone; for {name} see {_ELSEWHERE[name]}.")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
