@@ -130,7 +130,9 @@ def led(
             skipped.append(Skipped(target.path, shape, "no schedule's expression is found in its path"))
     paths = [target.path for target in targets]
     for name in schedules:
-        if name not in names.values() and not any(re.search(name or "", path) for path in (*paths, *left_out)):
+        if name is None or name in names.values():
+            continue
+        if not any(re.search(name, path) for path in (*paths, *left_out)):
             listed = ", ".join(paths[:8]) + (", ..." if len(paths) > 8 else "")
             raise KpipeError(
                 f"The schedule's expression {name!r} is found in the path of no weight. The weights to prune: {listed}."
