@@ -1,5 +1,6 @@
 """What the pruning stages share: how entries are judged, and how much goes at which step."""
 
+from abc import abstractmethod
 from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
@@ -41,9 +42,9 @@ class PruningStage(RetrainingStage):
         """Make the schedules of a training of so many optimizer updates; none where there is no schedule."""
         return {} if self.schedule is None else schedules_of(self.schedule, steps)
 
+    @abstractmethod
     def check_amount(self) -> None:
         """Raise unless exactly one field says how much goes; every other check rests on that."""
-        raise NotImplementedError
 
     @model_validator(mode="after")
     def _one_amount(self) -> Self:
