@@ -1,6 +1,6 @@
 """The calls of a Functional model in order, nested models written out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -124,7 +124,7 @@ def _walk(graph: Functional, prefix: str, fed: tuple[Key, ...], keys, calls: dic
             inputs = tuple(values[id(t)] for t in arguments)
             if node.is_input:
                 inputs = tuple(feeds[id(t)] for t in node.outputs if id(t) in feeds)
-            elif isinstance(operation, keras.Model):
+            elif has_graph(operation):
                 inner, inside = functional(operation), {}
                 yield from _walk(inner, path + "/", inputs, keys, calls, inside)
                 values.update(zip(map(id, node.outputs), (inside[id(t)] for t in inner.outputs), strict=True))
@@ -136,18 +136,62 @@ def _walk(graph: Functional, prefix: str, fed: tuple[Key, ...], keys, calls: dic
             yield Site(operation, path, call, inputs, outputs, shapes[0], shapes[1], node)
 
 
+def has_graph(operation: Any) -> bool:
+    """Say whether an operation is a model that is written out: a Functional one, or a Sequential one that is built.
+
+    A subclassed model inside another is a layer like any other.
+    """
+    return isinstance(operation, Functional) or (
+        isinstance(operation, keras.Sequential) and operation._functional is not None
+    )
+
+
 Call = Callable[..., Any]
 
 
+def evaluate(
+    flow: Flow, inputs: Sequence[Any], call: Call, on_input: Callable[[Site, Any], Any] = lambda site, value: value
+) -> list[Any]:
+    """Call `call` at every site of a flow, on values or on symbolic tensors.
+
+    Args:
+        flow: Of a model.
+        inputs: One value for each of its inputs.
+        call: `(site, *args, **kwargs) -> outputs`, for every site that is no InputLayer.
+        on_input: `(site, value) -> value`, to put something behind an input of the model.
+
+    Returns:
+        The values of its outputs.
+
+    Example:
+        >>> import keras
+        >>> net = keras.Sequential([keras.Input((2,)), keras.layers.ReLU()])
+        >>> [y.numpy().tolist() for y in evaluate(sites(net), [[[-1.0, 2.0]]], lambda site, x: site.operation(x))]
+        [[[0.0, 2.0]]]
+    """
+    fresh, values = dict(zip(flow.inputs, inputs, strict=True)), {}
+    for site in flow.sites:
+        if site.is_input:
+            key = site.outputs[0]
+            values[key] = values[site.inputs[0]] if site.inputs else on_input(site, fresh[key])
+            continue
+        args, kwargs = site.rebind(values)
+        values.update(zip(site.outputs, keras.tree.flatten(call(site, *args, **kwargs)), strict=True))
+    return [values[key] for key in flow.outputs]
+
+
 def replay(
-    model: keras.Model, call: Call, on_input: Callable[[Site, Any], Any] | None = None, name: str | None = None
+    model: keras.Model,
+    call: Call,
+    on_input: Callable[[Site, Any], Any] = lambda site, value: value,
+    name: str | None = None,
 ) -> keras.Model:
     """Build a new Functional model by calling `call` at every site of a model, nested models written out.
 
     Args:
         model: A built Functional or Sequential model; it is not changed.
         call: `(site, *args, **kwargs) -> outputs`, for every site that is no InputLayer: it decides what is called.
-        on_input: `(site, tensor) -> tensor`, to put something behind an input of the model. None: nothing.
+        on_input: `(site, tensor) -> tensor`, to put something behind an input of the model.
         name: Name of the new model. None: the old one's.
 
     Returns:
@@ -164,19 +208,9 @@ def replay(
         ('x', (None, 3))
     """
     flow, graph = sites(model), functional(model)
-    fresh = {key: _input_like(t) for key, t in zip(flow.inputs, graph.inputs, strict=True)}
-    values: dict[Key, Any] = {}
-    for site in flow.sites:
-        if site.is_input:
-            key = site.outputs[0]
-            values[key] = values[site.inputs[0]] if site.inputs else fresh[key]
-            if on_input is not None and not site.inputs:
-                values[key] = on_input(site, values[key])
-            continue
-        args, kwargs = site.rebind(values)
-        values.update(zip(site.outputs, keras.tree.flatten(call(site, *args, **kwargs)), strict=True))
-    inputs = keras.tree.pack_sequence_as(graph._inputs_struct, [fresh[key] for key in flow.inputs])
-    outputs = keras.tree.pack_sequence_as(graph._outputs_struct, [values[key] for key in flow.outputs])
+    fresh = [_input_like(tensor) for tensor in graph.inputs]
+    inputs = keras.tree.pack_sequence_as(graph._inputs_struct, fresh)
+    outputs = keras.tree.pack_sequence_as(graph._outputs_struct, evaluate(flow, fresh, call, on_input))
     return keras.Model(inputs, outputs, name=name or model.name)
 
 

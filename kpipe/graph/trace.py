@@ -1,122 +1,28 @@
 """Channel ids followed through a Functional graph; groups of channels that live and die together."""
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import keras
 import numpy as np
 
 from kpipe.errors import SurgeryError
-from kpipe.graph.flow import Flow, Site, sites
-from kpipe.layers import KERNEL_ROLES, RULES, ChannelIds, Ids, Rule, weights, weights_within
-
-
-@dataclass(frozen=True)
-class TracedWeight:
-    """A variable with the channel ids along its axes, and whether an axis is one that the layer sums over.
-
-    Args:
-        path: Path of the layer in the flow, then the weight's name.
-        role: What the weight does, as its layer's rule says.
-        variable: The Keras variable.
-        axes: Axis (non-negative) -> channel ids, shape (size of the axis,).
-        summed: The axes whose channels end here, being summed over: zeros there make a channel's removal exact.
-        reuse: How often each entry is multiplied for one sample; 0 for what is no kernel, None when not known.
-    """
-
-    path: str
-    role: str
-    variable: keras.Variable
-    axes: Mapping[int, Ids]
-    summed: tuple[int, ...]
-    reuse: int | None
-
-
-@dataclass(frozen=True)
-class TracedLayer:
-    """A layer of the flow with its weights and the sizes in its config that follow the channels."""
-
-    path: str
-    layer: Any
-    weights: tuple[TracedWeight, ...]
-    config: Mapping[str, Any]
-    out: Ids
-
-
-@dataclass(frozen=True)
-class Group:
-    """Channels that are alike: the same layers produce each of them, so they are ranked together.
-
-    Args:
-        name: Path of the first layer that produces them, made unique.
-        layers: Paths of all the layers that produce them.
-        classes: The class of each channel, shape (channels,), in the order of production.
-        width: Entries that one channel takes along each producing layer's axis (49 for a dense layer in front of a
-            7 × 7 map), one for each of `layers`.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    classes: np.ndarray
-    width: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.classes)
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Channel ids of all tensors and weights of a model."""
-
-    flow: Flow
-    layers: tuple[TracedLayer, ...]
-    class_of: np.ndarray
-    frozen: Mapping[str, str]
-    groups: tuple[Group, ...]
-
-    @cached_property
-    def weights(self) -> tuple[TracedWeight, ...]:
-        """All traced weights, each once."""
-        return tuple(weight for layer in self.layers for weight in layer.weights)
-
-    @property
-    def class_count(self) -> int:
-        """How many classes of channel ids there are."""
-        return int(self.class_of.max(initial=-1)) + 1
-
-    def kept(self, ids: Ids, keep: np.ndarray) -> np.ndarray:
-        """Look up which entries along an axis are kept; `keep` says it of each class, shape (classes,), bool."""
-        return keep[self.class_of[ids]]
-
-    def size(self, value: Any, keep: np.ndarray) -> Any:
-        """Turn ids in a config value into the number of kept entries."""
-        if isinstance(value, np.ndarray):
-            return int(self.kept(value, keep).sum())
-        if isinstance(value, (tuple, list)):
-            return type(value)(self.size(item, keep) for item in value)
-        return value
-
-    def shape(self, weight: TracedWeight, keep: np.ndarray) -> tuple[int, ...]:
-        """Give a weight's shape after the removal."""
-        return tuple(
-            self.size(weight.axes[axis], keep) if axis in weight.axes else size
-            for axis, size in enumerate(weight.variable.shape)
-        )
-
-    def macs(self, keep: np.ndarray | None = None) -> int | None:
-        """Count multiply-accumulates for one sample; None when an input size or a layer is not known."""
-        keep = np.ones(self.class_count, bool) if keep is None else keep
-        if any(weight.reuse is None for weight in self.weights):
-            return None
-        return sum(weight.reuse * math.prod(self.shape(weight, keep)) for weight in self.weights if weight.reuse)
-
-    def params(self, keep: np.ndarray | None = None) -> int:
-        """Count the parameters of the traced layers."""
-        keep = np.ones(self.class_count, bool) if keep is None else keep
-        return sum(math.prod(self.shape(weight, keep)) for weight in self.weights)
+from kpipe.graph.flow import Site, sites
+from kpipe.graph.traced import Group, Trace, TracedLayer, TracedWeight
+from kpipe.layers import (
+    KERNEL_ROLES,
+    RULES,
+    ChannelIds,
+    Compressed,
+    Ids,
+    Rule,
+    RuleFunction,
+    layers_within,
+    located,
+    own_variables,
+    unique,
+    weights_within,
+)
 
 
 def trace(model: keras.Model, unknown: Literal["refuse", "freeze"] = "refuse") -> Trace:
@@ -148,9 +54,10 @@ def trace(model: keras.Model, unknown: Literal["refuse", "freeze"] = "refuse") -
     tensors: dict[int, Ids] = {}
     calls: list[tuple[Site, Rule]] = []
     for site in flow.sites:
-        ids.at(site.path, site.input_shapes, site.output_shapes)
+        arguments = ((), {}) if site.is_input else site.rebind(tensors)
+        ids.at(site.path, site.input_shapes, site.output_shapes, arguments)
         found = _ask(site, ids, [tensors[key] for key in site.inputs], unknown)
-        tensors.update(zip(site.outputs, [found.out] * len(site.outputs), strict=True))
+        tensors.update(zip(site.outputs, _outputs(found, len(site.outputs)), strict=True))
         calls.append((site, found))
     for key in flow.outputs:
         ids.freeze(tensors[key], "it is an output of the model")
@@ -161,20 +68,43 @@ def trace(model: keras.Model, unknown: Literal["refuse", "freeze"] = "refuse") -
 
 
 def _ask(site: Site, ids: ChannelIds, inputs: list[Ids], unknown: str) -> Rule:
-    facts = RULES.get(type(site.operation))
-    if facts is not None and facts.channels is not None:
-        return facts.channels(site.operation, ids, *inputs)
-    cls = type(site.operation)
-    if unknown == "refuse":
-        kind = "layer" if isinstance(site.operation, keras.Layer) else "operation"
+    """Ask the rule of a site. What cannot be followed is refused, or frozen."""
+    function, reason = _rule_of(site)
+    if function is not None:
+        try:
+            return function(site.operation, ids, *inputs)
+        except SurgeryError as fault:
+            if unknown == "refuse":
+                raise
+            reason = str(fault)
+    elif unknown == "refuse":
         raise SurgeryError(
-            f"The {kind} {site.path!r} ({cls.__module__}.{cls.__name__}) has no rule: its channels cannot be followed. "
-            "`kpipe ls layers` lists the known ones; register one with kpipe.layers.rule."
+            f"{reason}: its channels cannot be followed. `kpipe ls layers` lists what is known; register a rule with "
+            "kpipe.layers.rule."
         )
-    reason = f"they touch {site.path!r}, whose class {cls.__name__} has no rule"
     for x in inputs:
         ids.freeze(x, reason)
-    return Rule(ids.constant(reason), reuse=None if _has_kernels(site.operation) else 0)
+    out = tuple(ids.constant(reason, number) for number in range(len(site.outputs)))
+    return Rule(out, reuse=None if _has_kernels(site.operation) else 0)
+
+
+def _outputs(found: Rule, count: int) -> tuple[Ids, ...]:
+    """Give the ids of each of `count` outputs."""
+    return found.out if isinstance(found.out, tuple) else (found.out,) * count
+
+
+def _rule_of(site: Site) -> tuple[RuleFunction | None, str]:
+    """Give the rule of a site, or the reason why nothing is known of how channels pass through."""
+    operation, cls = site.operation, type(site.operation)
+    kind = "layer" if isinstance(operation, keras.Layer) else "operation"
+    facts = RULES.get(cls)
+    if facts is None or facts.channels is None:
+        return None, f"the {kind} {site.path!r} ({cls.__module__}.{cls.__name__}) has no rule"
+    for one in layers_within(operation) if kind == "layer" else ():
+        if getattr(one, "lora_enabled", False) or one.quantization_mode is not None:
+            state = "has LoRA enabled" if one.quantization_mode is None else f"is quantized to {one.quantization_mode}"
+            return None, f"the layer {site.path!r} {state}"
+    return facts.channels, ""
 
 
 def _has_kernels(operation: Any) -> bool:
@@ -198,10 +128,21 @@ def _merge_calls(calls: list[tuple[Site, Rule]], ids: ChannelIds) -> tuple[Trace
         for _, other in group[1:]:
             _tie_alike(ids, first.axes, other.axes)
             _tie_alike(ids, first.config, other.config)
-        reuses = [found.reuse for _, found in group]
-        reuse = None if None in reuses else sum(value or 0 for value in reuses)
-        traced = _traced_weights(site, first, reuse)
-        layers.append(TracedLayer(site.path, site.operation, traced, first.config, first.out))
+            _tie_alike(ids, first.arguments, other.arguments)
+        traced = _traced_weights(site, [found for _, found in group])
+        products = tuple(product for _, found in group for product in found.products)
+        layers.append(
+            TracedLayer(
+                site.path,
+                site.operation,
+                traced,
+                first.config,
+                first.arguments,
+                products,
+                first.reference,
+                _outputs(first, len(site.outputs)),
+            )
+        )
     return tuple(layers)
 
 
@@ -209,6 +150,10 @@ def _tie_alike(ids: ChannelIds, a: Any, b: Any) -> None:
     """Tie the ids that stand at the same place of two like structures."""
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         ids.tie(a, b)
+    elif isinstance(a, Compressed):
+        _tie_alike(ids, a.axes, b.axes)
+    elif isinstance(a, slice):
+        _tie_alike(ids, (a.start, a.stop), (b.start, b.stop))
     elif isinstance(a, Mapping):
         for key in a:
             _tie_alike(ids, a[key], b[key])
@@ -217,23 +162,50 @@ def _tie_alike(ids: ChannelIds, a: Any, b: Any) -> None:
             _tie_alike(ids, one, other)
 
 
-def _traced_weights(site: Site, found: Rule, reuse: int | None) -> tuple[TracedWeight, ...]:
-    if not isinstance(site.operation, keras.Layer):
+def _traced_weights(site: Site, calls: Sequence[Rule]) -> tuple[TracedWeight, ...]:
+    """Trace the weights of a layer that was called once or several times; the first call names the ids."""
+    layer, first = site.operation, calls[0]
+    if not isinstance(layer, keras.Layer):
         return ()
-    roles = {id(weight.variable): weight for weight in weights(site.operation)}
-    out = np.unique(found.out)
+    roles = {id(weight.variable): weight.role for weight in weights_within(layer)}
+    names = {id(held): name for name in first.axes if (held := _held(layer, name)) is not None}
+    paths = _paths(layer)
+    out = np.concatenate([ids.reshape(-1) for ids in _outputs(first, len(site.outputs))])
     result = []
-    for variable in site.operation.weights:
-        weight = roles.get(id(variable))
-        axes = dict(found.axes.get(weight.name, {})) if weight else {}
-        axes = {axis % len(variable.shape): x for axis, x in axes.items()}
-        summed = tuple(axis for axis, x in axes.items() if not np.isin(x, out).any())
-        is_kernel = weight is not None and weight.role in KERNEL_ROLES
-        uses = reuse if is_kernel or weight is None else 0
-        result.append(
-            TracedWeight(f"{site.path}/{variable.name}", weight.role if weight else "", variable, axes, summed, uses)
-        )
+    for variable in layer.weights:
+        name, role = names.get(id(variable), ""), roles.get(id(variable), "")
+        axes = {axis % len(variable.shape): ids for axis, ids in first.axes.get(name, {}).items()}
+        ends = [axis for axis, ids in axes.items() if not np.isin(ids, out).any()]
+        summed = {*ends, *(axis % len(variable.shape) for axis in first.summed.get(name, ()))}
+        reuse = _reuse(calls, name) if role in ("", *KERNEL_ROLES) else 0
+        path = f"{site.path}/{paths[id(variable)]}"
+        result.append(TracedWeight(path, role, variable, axes, tuple(sorted(summed)), reuse, first.rescale.get(name)))
     return tuple(result)
+
+
+def _held(layer: Any, name: str) -> Any:
+    """Follow dots into what a layer holds; None where there is no such thing."""
+    for part in name.split("."):
+        layer = layer[int(part)] if part.isdigit() else getattr(layer, part, None)
+        if layer is None:
+            return None
+    return layer
+
+
+def _paths(layer: keras.Layer) -> dict[int, str]:
+    """Name each variable of a layer, those of layers inside by the path that leads to them."""
+    found: dict[int, str] = {}
+    for path, one in located(layer).items():
+        for variable in own_variables(one):
+            if id(variable) not in found:
+                found[id(variable)] = unique(f"{path}/{variable.name}".lstrip("/"), found.values())
+    return found
+
+
+def _reuse(calls: Sequence[Rule], name: str) -> int | None:
+    """Add up how often an entry of a weight is used in several calls."""
+    each = [found.reuse.get(name, 0) if isinstance(found.reuse, Mapping) else found.reuse for found in calls]
+    return None if None in each else sum(value or 0 for value in each)
 
 
 def _refuse_shared_variables(layers: tuple[TracedLayer, ...]) -> None:
@@ -259,14 +231,14 @@ def _groups(ids: ChannelIds, classes: np.ndarray, frozen: set[int]) -> tuple[Gro
     for one, signature in _signatures(ids, classes).items():
         if one not in frozen:
             by_signature.setdefault(signature, []).append(one)
-    groups, seen = [], {}
+    groups, names = [], set()
     for signature, members in sorted(by_signature.items(), key=lambda item: item[1][0]):
         # A layer that is called twice mints twice, but its channels are one set: the first call speaks for both.
-        widths = {ids.mints[mint]: entries for mint, entries in reversed(signature)}
-        layers = tuple(reversed(widths))
-        seen[layers[0]] = seen.get(layers[0], 0) + 1
-        name = layers[0] if seen[layers[0]] == 1 else f"{layers[0]}#{seen[layers[0]]}"
-        groups.append(Group(name, layers, np.asarray(members), tuple(widths[layer] for layer in layers)))
+        widths = {ids.mints[mint].path: entries * ids.mints[mint].width for mint, entries in reversed(signature)}
+        layers, first = tuple(reversed(widths)), ids.mints[signature[0][0]]
+        name = unique(first.name, names)
+        names.add(name)
+        groups.append(Group(name, layers, np.asarray(members), tuple(widths[p] for p in layers), first.part))
     return tuple(groups)
 
 
@@ -274,4 +246,4 @@ def _frozen_layers(ids: ChannelIds, classes: np.ndarray, frozen: Mapping[int, st
     """Map the path of each layer that minted frozen channels to the reason."""
     mint_of = ids.mint_of()
     first = {one: int(mint_of[np.argmax(classes == one)]) for one in frozen}
-    return {ids.mints[mint]: frozen[one] for one, mint in sorted(first.items(), key=lambda item: item[1])}
+    return {ids.mints[mint].name: frozen[one] for one, mint in sorted(first.items(), key=lambda item: item[1])}

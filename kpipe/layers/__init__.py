@@ -2,15 +2,18 @@
 
 from kpipe.layers import attention, convolution, core, merge, recurrent, shape
 from kpipe.layers.activation import ELEMENTWISE, FUSED
-from kpipe.layers.channel_ids import ChannelIds, Ids
+from kpipe.layers.channel_ids import ChannelIds, Compressed, Ids, Mint
 from kpipe.layers.layout import DEPTHWISE, NATURAL, Layout
 from kpipe.layers.rule import (
     KERNEL_ROLES,
     RULES,
+    Kept,
     LayerFacts,
     Role,
     Rule,
+    RuleFunction,
     facts_of,
+    inside,
     quantization_of,
     register_weights,
     rule,
@@ -39,17 +42,22 @@ __all__ = [
     "NATURAL",
     "RULES",
     "ChannelIds",
+    "Compressed",
     "Ids",
+    "Kept",
     "LayerFacts",
     "Layout",
+    "Mint",
     "Role",
     "Rule",
+    "RuleFunction",
     "Weight",
     "attention",
     "convolution",
     "core",
     "declared",
     "facts_of",
+    "inside",
     "known",
     "layers_within",
     "leaves",

@@ -1,6 +1,9 @@
 """Integer channel ids: which channels of which tensors live and die together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -8,6 +11,39 @@ from kpipe.errors import SurgeryError
 
 Ids = np.ndarray
 """Channel ids of a tensor: an integer array that broadcasts to the tensor's shape without its batch axis."""
+
+
+@dataclass(frozen=True)
+class Mint:
+    """Say where ids come from.
+
+    Args:
+        path: The layer or operation that minted them.
+        part: What they are: "channels", or a part of its own such as the "heads" of an attention.
+        width: Entries that each takes along its axis, of which `round_to` is to make a multiple.
+    """
+
+    path: str
+    part: str = "channels"
+    width: int = 1
+
+    @property
+    def name(self) -> str:
+        """The path, and the part where it is not the channels."""
+        return self.path if self.part == "channels" else f"{self.path}:{self.part}"
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """Stand for an array, such as a constant of the graph, that loses the entries of the channels that go.
+
+    Args:
+        array: The array.
+        axes: Axis -> channel ids along it.
+    """
+
+    array: np.ndarray
+    axes: Mapping[int, Ids]
 
 
 class ChannelIds:
@@ -28,25 +64,48 @@ class ChannelIds:
     """
 
     def __init__(self):
-        self.mints: list[str] = []
+        self.mints: list[Mint] = []
         self._mint_of: list[int] = []
         self._parent: list[int] = []
         self._frozen: list[tuple[Ids, str]] = []
         self.at("", (), ())
 
-    def at(self, path: str, input_shapes: Sequence[tuple], output_shapes: Sequence[tuple]) -> "ChannelIds":
-        """Tell which layer is asked next, with its input and output shapes (batch axis included)."""
-        self.path = path
+    def at(
+        self,
+        path: str,
+        input_shapes: Sequence[tuple],
+        output_shapes: Sequence[tuple],
+        arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {}),
+    ) -> "ChannelIds":
+        """Tell which layer is asked next.
+
+        Args:
+            path: Of the layer or operation.
+            input_shapes: Of its input tensors, batch axis included.
+            output_shapes: Of its outputs, likewise.
+            arguments: Of the call, by position and by name, with the ids of the tensors in the tensors' places.
+        """
+        self.path, self.arguments = path, arguments
         self.input_shapes = [tuple(shape[1:]) for shape in input_shapes]
         self.output_shapes = [tuple(shape[1:]) for shape in output_shapes]
         return self
 
-    def fresh(self, count: int) -> Ids:
-        """Mint `count` new ids, shape (count,)."""
+    @contextmanager
+    def within(self, input_shapes: Sequence[tuple], output_shapes: Sequence[tuple]) -> Iterator[None]:
+        """Show the shapes that a layer inside the one at hand sees, batch axis left out."""
+        before = self.input_shapes, self.output_shapes
+        self.input_shapes, self.output_shapes = list(input_shapes), list(output_shapes)
+        try:
+            yield
+        finally:
+            self.input_shapes, self.output_shapes = before
+
+    def fresh(self, count: int, part: str = "channels", width: int = 1) -> Ids:
+        """Mint `count` new ids, shape (count,); see `Mint`."""
         start = len(self._parent)
         self._parent.extend(range(start, start + count))
         self._mint_of.extend([len(self.mints)] * count)
-        self.mints.append(self.path)
+        self.mints.append(Mint(self.path, part, width))
         return np.arange(start, start + count, dtype=np.int64)
 
     def tie(self, a: Ids, b: Ids) -> None:
@@ -68,9 +127,9 @@ class ChannelIds:
         """Forbid the removal of all of `x`'s ids."""
         self._frozen.append((np.unique(x), reason))
 
-    def constant(self, reason: str) -> Ids:
-        """Mint one frozen id that stands for a whole tensor of the output's rank."""
-        out = self.fresh(1).reshape((1,) * len(self.output_shapes[0]))
+    def constant(self, reason: str, output: int = 0) -> Ids:
+        """Mint one frozen id that stands for a whole output."""
+        out = self.fresh(1).reshape((1,) * len(self.output_shapes[output]))
         self.freeze(out, reason)
         return out
 
@@ -111,7 +170,7 @@ class ChannelIds:
                 x = x.take([0], axis)
         return x
 
-    def refuse(self, reason: str) -> None:
+    def refuse(self, reason: str) -> NoReturn:
         """Raise a `SurgeryError` that names the layer at hand."""
         raise SurgeryError(f"Layer {self.path!r}: {reason}.")
 

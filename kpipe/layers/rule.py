@@ -1,13 +1,14 @@
 """What kpipe knows of a Keras layer class: one registered rule, in one place."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import keras
+import numpy as np
 
 from kpipe.errors import KpipeError
-from kpipe.layers.channel_ids import Ids
+from kpipe.layers.channel_ids import ChannelIds, Ids
 from kpipe.layers.layout import Layout
 
 Role = Literal["kernel", "recurrent_kernel", "embedding", "depthwise_kernel", "bias", "gamma", "beta", "statistic"]
@@ -35,22 +36,44 @@ Quantization = Literal["weights", "same", "fused", "normalise", "output", "split
 """
 
 
+Kept = Callable[[Ids], np.ndarray]
+"""Channel ids -> which of them are kept, bool of the same shape."""
+
+
 @dataclass(frozen=True)
 class Rule:
-    """Say how channels pass through one call of a layer.
+    """Say how channels pass through one call of a layer or operation.
+
+    A weight is named by the attribute that holds it, a setting by its key in the config; dots lead into what is inside:
+    "cell.kernel", "layer.config.units", "cells.0.kernel".
 
     Args:
-        out: Channel ids of the output.
-        axes: Weight name -> axis -> channel ids along that axis, shape (size of the axis,).
-        config: Config key -> ids whose number of kept entries is the new value; a tuple may mix ids and plain sizes.
+        out: Channel ids of the output; of each output where there are several.
+        axes: Weight -> axis -> channel ids along that axis, shape (size of the axis,).
+        config: Setting -> ids whose number of kept entries is the new value; a tuple may mix ids and plain sizes.
         reuse: How often each kernel entry is used for one sample: the MACs of the layer are `reuse` times its kernel
-            entries. None when the input's size is not known.
+            entries. A mapping says it of each weight. None when the input's size is not known.
+        summed: Weight -> axes along which channels are summed over although they come out too, as the rows of a
+            recurrent kernel. Axes whose ids do not come out need not be listed.
+        rescale: Weight -> (ids, power): the weight is multiplied by (kept / all) ** power, to make up for a scale that
+            the layer takes from the number of channels.
+        arguments: Position or name of an argument of the call -> the new value, written like `config`. A slice of ids
+            becomes a slice of counts, a `Compressed` array loses entries.
+        products: Products of sizes that count MACs beyond those of the weights, as those of an attention's scores: each
+            a tuple of ids and plain sizes, None for one that is not known.
+        reference: Where the layer computes something over its channels, as a norm its mean: `(kept) -> function` that
+            computes the same over those that are kept alone, called like the layer. The check of a removal uses it.
     """
 
-    out: Ids
+    out: Ids | tuple[Ids, ...]
     axes: Mapping[str, Mapping[int, Ids]] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
-    reuse: int | None = 0
+    reuse: int | Mapping[str, int | None] | None = 0
+    summed: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    rescale: Mapping[str, tuple[Ids, float]] = field(default_factory=dict)
+    arguments: Mapping[int | str, Any] = field(default_factory=dict)
+    products: Sequence[tuple[Any, ...]] = ()
+    reference: Callable[[Kept], Callable[..., Any]] | None = None
 
 
 RuleFunction = Callable[..., Rule]
@@ -90,15 +113,15 @@ def rule(
     """Register the decorated function as what kpipe knows of these layer classes.
 
     Args:
-        *classes: Layer classes, each by its own class: a subclass may compute something else and needs a rule too
-            before its channels are cut (its weights are still found for weight pruning).
+        *classes: Layer classes, or operations of `keras.ops`, each by its own class: a subclass may compute something
+            else and needs a rule too before its channels are cut (its weights are still found for weight pruning).
         roles: Attribute name of each weight -> its role. None: as said by `register_weights`, or for the class above.
         quantization: How the layer takes part in a fake-quantized graph, or a function of the layer that says so.
             None: it cannot.
 
     Returns:
         A decorator of a function `(layer, ids, *inputs) -> Rule`, where `ids` is a `ChannelIds` that knows the
-        shapes at hand and each input is the channel ids of one input tensor.
+        shapes and arguments at hand and each input is the channel ids of one input tensor.
 
     Example:
         >>> import keras
@@ -183,3 +206,38 @@ def quantization_of(layer: Any) -> Quantization | None:
         return None
     fact = facts.quantization
     return fact(layer) if callable(fact) else fact
+
+
+def inside(layer: keras.Layer, ids: ChannelIds, attribute: str, config: str, *inputs: Ids) -> Rule:
+    """Ask the rule of a layer within another one, and name what it says from the outside.
+
+    Args:
+        layer: The inner layer.
+        ids: They know the shapes that the inner layer sees; see `ChannelIds.within`.
+        attribute: Where the outer layer holds it: "layer", "cells.0".
+        config: Where the outer layer's config holds its config: "layer.config".
+        *inputs: Its inputs.
+
+    Returns:
+        Its rule, with the names of weights and settings as the outer layer has them.
+
+    Raises:
+        SurgeryError: When nothing is registered for its class.
+    """
+    facts = RULES.get(type(layer))
+    if facts is None or facts.channels is None:
+        ids.refuse(f"the class {type(layer).__name__} of {layer.name!r} inside has no rule")
+    found = facts.channels(layer, ids, *inputs)
+    reuse = found.reuse if isinstance(found.reuse, Mapping) else dict.fromkeys(found.axes, found.reuse)
+
+    def named(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {f"{attribute}.{name}": value for name, value in values.items()}
+
+    return replace(
+        found,
+        axes=named(found.axes),
+        config={f"{config}.{key}": value for key, value in found.config.items()},
+        reuse=named(reuse),
+        summed=named(found.summed),
+        rescale=named(found.rescale),
+    )

@@ -111,7 +111,7 @@ class FilterPruning(Follower):
             self._plan = None
         self._student, self._passes = student, Passes()
         refuse_quantized(student)
-        self._trace = freeze_ignored(trace(student), self.ignore)
+        self._trace = freeze_ignored(trace(student, unknown="freeze"), self.ignore)
         self._removed = self._gone_so_far(self._trace)
         self._masks: dict[str, Mask] = {}
         for weight in self._trace.weights:

@@ -1,6 +1,6 @@
 """Remove channels: a smaller model of the same graph, equal to the old one with the channels' consumers zeroed."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -8,7 +8,7 @@ import numpy as np
 
 from kpipe.copies import by_reference
 from kpipe.errors import SurgeryError
-from kpipe.graph import Trace, TracedLayer, TracedWeight, functional
+from kpipe.graph import Site, Trace, TracedLayer, TracedWeight, evaluate, functional, has_graph
 from kpipe.layers import leaves
 
 
@@ -32,19 +32,32 @@ def remove_channels(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras
     return small
 
 
-def masked_copy(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras.Model:
-    """Copy the model with the consumers of the channels to be removed zeroed: what the smaller model must equal.
+def masked_answer(trace: Trace, keep: np.ndarray, inputs: list[Any]) -> list[Any]:
+    """Compute what the smaller model must answer: the original with the consumers of the cut channels zeroed.
 
     Zeroing the filters that produce a channel would be the wrong reference: a bias, BatchNorm's beta or an activation
-    with f(0) ≠ 0 still let it speak. Zeroing the input slices of the layers that sum over it is exact.
+    with f(0) ≠ 0 still let it speak. Zeroing the input slices of the layers that sum over it is exact. A layer that
+    computes something over its channels, as a norm its mean, does so over those that are kept.
+
+    Args:
+        trace: Of the original, whose weights are read and left as they are.
+        keep: Which classes of channel ids stay, shape (classes,), bool.
+        inputs: One array for each input.
+
+    Returns:
+        One array for each output.
     """
-    everything = np.ones_like(keep)
-    copy = rebuild(model, trace, everything)
-    for layer, new in zip(trace.layers, _like_order(copy, trace), strict=True):
-        _copy_weights(trace, layer, new, everything)
-        for weight, variable in zip(layer.weights, new.weights, strict=True):
-            variable.assign(np.where(axis_mask(trace, weight, weight.summed, keep), np.asarray(variable), 0))
-    return copy
+    traced = {layer.path: layer for layer in trace.layers}
+
+    def call(site: Site, *args: Any, **kwargs: Any) -> Any:
+        one = traced[site.path]
+        function = one.layer if one.reference is None else one.reference(lambda ids: trace.kept(ids, keep))
+        masks = [(weight.variable, axis_mask(trace, weight, weight.summed, keep)) for weight in one.weights]
+        masked = [(variable, variable * mask.astype(variable.dtype)) for variable, mask in masks if not mask.all()]
+        with keras.StatelessScope(state_mapping=masked):
+            return function(*args, **kwargs)
+
+    return evaluate(trace.flow, inputs, call)
 
 
 def axis_mask(trace: Trace, weight: TracedWeight, axes: Iterable[int], keep: np.ndarray) -> np.ndarray:
@@ -58,7 +71,7 @@ def axis_mask(trace: Trace, weight: TracedWeight, axes: Iterable[int], keep: np.
 
 def rebuild(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras.Model:
     """Build the model anew from its config with the sizes that `keep` leaves; its weights are fresh."""
-    edits = {layer.path: trace.size(tuple(layer.config.items()), keep) for layer in trace.layers}
+    edits = {layer.path: (trace.size(layer.config, keep), trace.size(layer.arguments, keep)) for layer in trace.layers}
     maker = keras.Sequential if isinstance(model, keras.Sequential) else keras.Model
     try:
         with by_reference(model):
@@ -69,23 +82,49 @@ def rebuild(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras.Model:
         raise SurgeryError(f"Model {model.name!r} cannot be rebuilt from its config: {fault}") from fault
 
 
-def _edit(config: dict[str, Any], prefix: str, edits: dict[str, tuple]) -> None:
-    """Write the new sizes into the configs of a model's layers, in place.
+Edits = Mapping[str, tuple[Mapping[str, Any], Mapping[int | str, Any]]]
+"""Path of a layer -> new values of its config, and of the arguments of its call."""
+
+
+def _edit(config: dict[str, Any], prefix: str, edits: Edits) -> None:
+    """Write the new sizes into the configs and calls of a model's layers, in place.
 
     `build_config` holds the old input shapes, from which Keras would build the weights before the graph is replayed.
     """
     config.pop("build_input_shape", None)
     for entry in config["layers"]:
-        entry.pop("build_config", None)
         path = prefix + entry["config"]["name"]
-        if "layers" in entry["config"]:
+        if path not in edits:  # a model
+            entry.pop("build_config", None)
             _edit(entry["config"], path + "/", edits)
-        entry["config"].update(edits.get(path, ()))
+            continue
+        _forget_shapes(entry)
+        settings, arguments = edits[path]
+        for name, value in settings.items():
+            *outer, last = name.split(".")
+            place = entry["config"]
+            for key in outer:
+                place = place[int(key) if key.isdigit() else key]
+            place[last] = value
+        for name, value in arguments.items():
+            for call in entry["inbound_nodes"]:
+                call["args" if isinstance(name, int) else "kwargs"][name] = keras.saving.serialize_keras_object(value)
+
+
+def _forget_shapes(config: Any) -> None:
+    """Remove `build_config` from the config of a layer and of those inside it."""
+    if isinstance(config, dict):
+        config.pop("build_config", None)
+        for value in config.values():
+            _forget_shapes(value)
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            _forget_shapes(value)
 
 
 def _walk(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for operation in functional(model).operations:
-        if isinstance(operation, keras.Model):
+        if has_graph(operation):
             yield from _walk(operation, f"{prefix}{operation.name}/")
         else:
             yield prefix + operation.name, operation
@@ -105,6 +144,9 @@ def _copy_weights(trace: Trace, layer: TracedLayer, new: keras.Layer, keep: np.n
         value = np.asarray(weight.variable)
         for axis, ids in weight.axes.items():
             value = np.compress(trace.kept(ids, keep), value, axis)
+        if weight.rescale is not None:
+            kept, power = trace.kept(weight.rescale[0], keep), weight.rescale[1]
+            value = value * np.asarray(kept.mean() ** power, value.dtype)
         if value.shape != tuple(variable.shape):
             raise SurgeryError(
                 f"Weight {weight.path!r} would have shape {value.shape}, but its rebuilt layer expects "
@@ -136,10 +178,10 @@ def check_removal(
     Raises:
         SurgeryError: When it is beyond the tolerance or not a number: the smaller model would be silently wrong.
     """
-    reference = masked_copy(model, trace, keep)
     rng = np.random.default_rng(0)
     inputs = [_random_input(tensor, rng) for tensor in model.inputs]
-    expected, got = ([np.asarray(y) for y in keras.tree.flatten(_call(m, inputs))] for m in (reference, small))
+    answers = masked_answer(trace, keep, inputs), keras.tree.flatten(_call(small, inputs))
+    expected, got = ([np.asarray(y) for y in answer] for answer in answers)
     scales = [max(1.0, float(np.abs(y).max(initial=0.0))) for y in expected]
     worst = max(float(np.abs(a - b).max(initial=0.0)) / s for a, b, s in zip(expected, got, scales, strict=True))
     if not worst <= tolerance:

@@ -4,6 +4,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -70,7 +71,7 @@ def plan_filters(
     """
     refuse_quantized(model)
     goal = check_request(ratio, target, scope, round_to)
-    traced = freeze_ignored(trace(model), ignore)
+    traced = freeze_ignored(trace(model, unknown="freeze"), ignore)
     scores = channel_scores(model, traced, criterion, data, loss, seed)
     steps = [step_of(group, round_to) for group in traced.groups]
     if ratio is not None:
@@ -109,7 +110,7 @@ def prune_filters(model: keras.Model, plan: FilterPlan, check: bool = True) -> k
         [3, 2]
     """
     refuse_quantized(model)
-    traced = trace(model)
+    traced = trace(model, unknown="freeze")
     keep = _match(traced, plan, model.name)
     if keep.all():
         warnings.warn(
@@ -187,7 +188,7 @@ def freeze_ignored(traced: Trace, ignore: Ignore) -> Trace:
         named |= _ignored(traced, wanted)
     stay: list[Group] = [group for group in traced.groups if not named & set(group.layers)]
     frozen = {g.name: "it is ignored" for g in traced.groups if named & set(g.layers)}
-    return Trace(traced.flow, traced.layers, traced.class_of, {**traced.frozen, **frozen}, tuple(stay))
+    return replace(traced, frozen={**traced.frozen, **frozen}, groups=tuple(stay))
 
 
 def _ignored(traced: Trace, wanted: str | Callable[[keras.Layer], bool]) -> set[str]:

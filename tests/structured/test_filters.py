@@ -327,11 +327,24 @@ def test_models_without_a_known_graph_are_refused_by_name():
     x = keras.Input((4,))
     plan = plan_filters(keras.Model(x, model.call(x)), ratio=0.5)  # the way that the error names
     assert plan.groups[0].kept == 3
-    x = keras.Input((5, 4), name="x")
-    with pytest.raises(SurgeryError, match=r"'memory'.*LSTM"):
-        plan_filters(keras.Model(x, L.LSTM(3, name="memory")(x)), ratio=0.5)
-    with pytest.raises(SurgeryError, match=r"operation.*[Mm]ean"):
-        plan_filters(keras.Model(x, keras.ops.mean(L.Dense(3)(x), axis=1)), ratio=0.5)
+
+
+class Mystery(L.Layer):
+    """Mix the channels with the one before, in a way that no rule tells."""
+
+    def call(self, x):
+        return x + keras.ops.roll(x, 1, axis=-1)
+
+
+def test_channels_around_an_unknown_layer_stay_and_the_plan_says_why():
+    x = keras.Input((4,), name="x")
+    y = L.Dense(6, name="mixed")(L.Dense(8, name="free")(x))
+    model = keras.Model(x, L.Dense(2, name="logits")(Mystery(name="mystery")(y)))
+    plan = plan_filters(model, ratio=0.5)
+    assert [group.name for group in plan.groups] == ["free"]
+    assert "'mystery'" in plan.frozen["mixed"] and "has no rule" in str(plan)
+    small = prune_filters(model, plan)
+    assert [small.get_layer(name).units for name in ("free", "mixed")] == [4, 6]
 
 
 def test_nothing_to_remove_warns():
