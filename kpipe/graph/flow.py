@@ -166,8 +166,9 @@ def evaluate(
     Example:
         >>> import keras
         >>> net = keras.Sequential([keras.Input((2,)), keras.layers.ReLU()])
-        >>> [y.numpy().tolist() for y in evaluate(sites(net), [[[-1.0, 2.0]]], lambda site, x: site.operation(x))]
-        [[[0.0, 2.0]]]
+        >>> (y,) = evaluate(sites(net), [keras.ops.array([[-1.0, 2.0]])], lambda site, x: site.operation(x))
+        >>> y.numpy().tolist()
+        [[0.0, 2.0]]
     """
     fresh, values = dict(zip(flow.inputs, inputs, strict=True)), {}
     for site in flow.sites:
