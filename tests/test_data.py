@@ -221,3 +221,48 @@ def test_samples_come_in_the_types_of_the_inputs():
     net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     (array,) = samples(np.arange(6, dtype="uint8").reshape(3, 2), net)
     assert array.dtype == np.float32 and array.tolist() == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+
+
+TALK = ("Play the song,music", '"Play, play it!",music', "Rain today?,weather")
+
+
+def test_a_pair_of_csv_files_gives_token_ids(tmp_path, monkeypatch):
+    write_lines(
+        tmp_path / "talk_train.csv",
+        "text,label",
+        "Play the song,music",
+        '"Play, play it!",music',
+        "Rain today?,weather",
+    )
+    write_lines(tmp_path / "talk_test.csv", "label,text", "weather,is it today")
+    monkeypatch.setenv("KPIPE_DATA", str(tmp_path))
+    data = load("talk", tokens=4, vocabulary=20, validation_fraction=0.4)
+    assert data.classes == 2 and data.input_shape == (4,) and data.test[0].dtype == np.int32
+    rows = np.concatenate([data.train[0], data.validation[0]])
+    assert (rows == 2).sum() == 3  # "play" is the most frequent word; 0 pads, 1 is an unknown word
+    assert data.test[0][0, 0] == 1 and data.test[0][0, 3] == 0 and data.test[1].tolist() == [1]
+    with pytest.raises(KpipeError, match="refused its options"):
+        load("talk", words=4)
+    with pytest.raises(KpipeError, match="tokens=0"):
+        load("talk", tokens=0)
+
+
+def write_lines(path, *lines):
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        (["text,class", "a,b"], "no column label; it has text, class"),
+        (["text,label", "a,strange"], "classes \\['strange'\\]"),
+        (["text,label"], "no rows"),
+        (["text,label", "a"], "fewer than two columns"),
+    ],
+)
+def test_a_csv_file_that_does_not_fit_is_refused(lines, message, tmp_path, monkeypatch):
+    write_lines(tmp_path / "talk_train.csv", "text,label", "a,b")
+    write_lines(tmp_path / "talk_test.csv", *lines)
+    monkeypatch.setenv("KPIPE_DATA", str(tmp_path))
+    with pytest.raises(KpipeError, match=message):
+        load("talk")

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kpipe.data.sentences import sentences
 from kpipe.errors import KpipeError
 from kpipe.registry import Registry, nearest
 
@@ -58,12 +59,14 @@ def load(
     Args:
         source: "digits" (scikit-learn's, bundled), "mnist", "fashion_mnist" or "cifar10" (`<name>.npz` in the folder
             named by the environment variable KPIPE_DATA, else Keras's own download), the name of any other `.npz` file
-            in that folder, the path of a `.npz` file with x_train, y_train, x_test and y_test, or "module:function"
-            where the function returns a `Dataset` or those four arrays.
+            in that folder, of a pair `<name>_train.csv` and `<name>_test.csv` there with the columns text and
+            label (see `kpipe.data.sentences`), the path of a `.npz` file with x_train, y_train, x_test and y_test, or
+            "module:function" where the function returns a `Dataset` or those four arrays.
         validation_fraction: Fraction of the training data to hold out, in (0, 1).
         calibration_samples: Number of training samples kept for calibration; fewer when the split is smaller.
         seed: Seed of every shuffle.
-        options: Arguments for the function of a "module:function" source; no other source takes any.
+        options: Arguments for the function of a "module:function" source, or of `sentences` for a pair of CSV files; no
+            other source takes any.
 
     Returns:
         The data set, with float32 inputs where the source holds floats or images.
@@ -104,22 +107,27 @@ def _find(source: str, seed: int, options: dict[str, Any]) -> Dataset | Arrays:
         raise KpipeError(f"The data source is {source!r}; expected a name, a path or 'module:function'.")
     if ":" in source and not Path(source).suffix == ".npz":
         return _call(source, options)
+    folder = os.environ.get("KPIPE_DATA")
+    stored = Path(folder).expanduser() / f"{source}.npz" if folder else None
+    pair = [Path(f"{stored.with_suffix('')}_{part}.csv") for part in ("train", "test")] if stored else []
+    if pair and all(file.exists() for file in pair):
+        return _call_with(source, sentences, {"train": pair[0], "test": pair[1], **options})
     if options:
         raise KpipeError(
             f"The data source {source!r} takes no options; received {', '.join(options)}. "
-            "Only a 'module:function' source takes them."
+            "Only a 'module:function' source and a pair of CSV files take them."
         )
     if source.endswith(".npz"):
         return _read(Path(source).expanduser())
-    folder = os.environ.get("KPIPE_DATA")
-    stored = Path(folder).expanduser() / f"{source}.npz" if folder else None
     if source in SOURCES and SOURCES.facts(source).get("bundled"):
         return SOURCES[source](seed)
     if stored is not None and stored.exists():
         return _read(stored)
     if source in SOURCES:
         return SOURCES[source](seed)
-    looked = f"{stored} (not there)" if stored else "no folder of your own, as KPIPE_DATA is not set"
+    looked = (
+        f"{stored} and {source}_train.csv (not there)" if stored else "no folder of your own, as KPIPE_DATA is not set"
+    )
     raise KpipeError(
         f"Data source {source!r} not found. Looked in: {looked}; the built-in names {', '.join(SOURCES)}."
         f"{nearest(source, SOURCES)} A path to a .npz file or 'module:function' works too."
@@ -148,7 +156,18 @@ def _read(path: Path) -> Arrays:
 
 
 def _call(source: str, options: dict[str, Any]) -> Dataset | Arrays:
-    function = _import(source)
+    made = _call_with(source, _import(source), options)
+    if isinstance(made, Dataset):
+        return made
+    if isinstance(made, tuple) and len(made) == 2 and all(isinstance(part, tuple) for part in made):
+        made = (*made[0], *made[1])
+    if not isinstance(made, tuple | list) or len(made) != 4:
+        raise KpipeError(f"The data source {source!r} returned {type(made).__name__}; expected a Dataset or 4 arrays.")
+    return tuple(np.asarray(part) for part in made)  # type: ignore[return-value]
+
+
+def _call_with(source: str, function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Call a function with the options of a recipe; what does not fit is said."""
     try:
         inspect.signature(function).bind(**options)
     except TypeError as error:
@@ -159,16 +178,11 @@ def _call(source: str, options: dict[str, Any]) -> Dataset | Arrays:
     except ValueError:  # a builtin without a signature: the call itself tells
         pass
     try:
-        made = function(**options)
+        return function(**options)
+    except KpipeError:
+        raise
     except Exception as error:
         raise KpipeError(f"The data source {source!r} failed with {type(error).__name__}: {error}") from error
-    if isinstance(made, Dataset):
-        return made
-    if isinstance(made, tuple) and len(made) == 2 and all(isinstance(part, tuple) for part in made):
-        made = (*made[0], *made[1])
-    if not isinstance(made, tuple | list) or len(made) != 4:
-        raise KpipeError(f"The data source {source!r} returned {type(made).__name__}; expected a Dataset or 4 arrays.")
-    return tuple(np.asarray(part) for part in made)  # type: ignore[return-value]
 
 
 def _import(source: str) -> Callable[..., Any]:

@@ -25,7 +25,7 @@ class DataSource(BaseModel):
         validation_fraction: Fraction of the training data held out, in (0, 1).
         calibration_samples: Training samples kept for calibration.
         limit: Most samples of each split; None for all.
-        options: Arguments of a "module:function" source.
+        options: Arguments of a "module:function" source, or of a pair of CSV files: tokens and vocabulary.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
