@@ -1,7 +1,7 @@
 """Pure functions from scores to the channels that go."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -20,6 +20,7 @@ def channel_scores(
     loss: Any = None,
     seed: int = 0,
     passes: Passes | None = None,
+    observed: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> list[np.ndarray]:
     """Score every channel of every group: elementwise scores summed over all weights and axes that the channel has.
 
@@ -31,6 +32,7 @@ def channel_scores(
         loss: For those too; None: the one the model was compiled with.
         seed: Of the criterion's randomness.
         passes: Those over the data that earlier calls have prepared.
+        observed: Path of a weight -> field -> array: what a training has shown already.
 
     Returns:
         For each group scores of shape (channels,), higher: keep.
@@ -41,7 +43,7 @@ def channel_scores(
     function, facts = criterion_of(criterion)
     weights = [weight for weight in trace.weights if weight.axes]
     named = [(w.path, w.role, w.variable) for w in weights]
-    evidence = gather(model, named, facts["needs"], data, loss, seed, passes=passes)
+    evidence = gather(model, named, facts["needs"], data, loss, seed, observed, passes)
     totals = np.zeros(trace.class_count)
     judged = np.zeros(trace.class_count, bool)
     for weight in weights:
