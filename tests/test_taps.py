@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from kpipe.errors import KpipeError
-from kpipe.taps import GradientTap
+from kpipe.projections.taps import GradientTap
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(32, 6)).astype("float32")

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.projections.averages import average_of
+from kpipe.projections.gradients import trace_anew
 from kpipe.projections.host import put, view
 from kpipe.projections.mask import Mask, Projection, chain
 
@@ -83,7 +84,7 @@ class Holder:
         variable.constraint.averages.append(average)
         self._held.append((variable, projection, average))
         variable.constraint.project()
-        self._renew()
+        trace_anew(self.model)
 
     def mask(self, variable: keras.Variable, keep: np.ndarray) -> Mask:
         """Hold a keep-mask on a variable; it lies where the variable does, on every device that mirrors it."""
@@ -140,12 +141,7 @@ class Holder:
             if not held.projections:
                 variable.constraint = held.before
         self._held = []
-        self._renew()
-
-    def _renew(self) -> None:
-        """Forget the traced train step: it has the constraints of its time built in."""
-        if self.model.train_function is not None:
-            self.model.make_train_function(force=True)
+        trace_anew(self.model)
 
     def __enter__(self) -> "Holder":
         return self

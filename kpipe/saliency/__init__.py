@@ -3,6 +3,7 @@
 from kpipe.saliency.batches import check_data
 from kpipe.saliency.criteria import CRITERIA, Criterion, criterion_of, score
 from kpipe.saliency.evidence import FROM_DATA, FROM_LABELS, Evidence, Passes, gather, generator
+from kpipe.saliency.sight import Sight
 
 __all__ = [
     "CRITERIA",
@@ -11,6 +12,7 @@ __all__ = [
     "Criterion",
     "Evidence",
     "Passes",
+    "Sight",
     "check_data",
     "criterion_of",
     "gather",

@@ -10,13 +10,12 @@ from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.follow import Follower
 from kpipe.patterns import MaskFunction, Pattern, Scope, check_scope, pattern_of, scope_of
 from kpipe.projections import Holder, trained_model
-from kpipe.saliency import Criterion
+from kpipe.saliency import Criterion, Sight
 from kpipe.schedules import AnySchedule, last_due, schedules_of
 from kpipe.unstructured.masks import drop_more, judge
 from kpipe.unstructured.pruned import Pruned, hold, lacks, led, pending
 from kpipe.unstructured.regrowth import GROWTHS, Regrowth, check_free, regrowth_of, replace
 from kpipe.unstructured.report import Report, make_report
-from kpipe.unstructured.sight import Sight
 from kpipe.unstructured.slots import reset_slots
 from kpipe.unstructured.suited import suited
 from kpipe.unstructured.targets import PRUNED_ROLES, LayerFilter, Skipped, find_targets, trainable

@@ -12,7 +12,7 @@ LEVELS = (
     ("registry",),
     ("layers", "schedules", "patterns", "data", "models", "copies"),
     ("graph", "projections"),
-    ("saliency", "fake_quant", "follow", "taps"),
+    ("saliency", "fake_quant", "follow"),
     ("measure", "unstructured", "structured", "cluster", "quantize", "distill", "export"),
     ("pipeline", "callbacks", "legacy"),
     ("stages",),

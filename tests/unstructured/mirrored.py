@@ -8,10 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kpipe.projections import average_of, kernels
+from kpipe.projections import GradientTap, average_of, kernels
 from kpipe.schedules import ConstantSparsity, PolynomialDecay
 from kpipe.structured import FilterPruning
-from kpipe.taps import GradientTap
 from kpipe.unstructured import UpdatePruningStep, WeightPruning, prune_low_magnitude
 from kpipe.unstructured.regrowth import Regrowth
 

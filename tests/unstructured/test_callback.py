@@ -4,10 +4,9 @@ import pytest
 import tensorflow as tf
 
 from kpipe.errors import KpipeError, NoEffectWarning
-from kpipe.projections import kernels
+from kpipe.projections import FIELDS, kernels
 from kpipe.saliency import CRITERIA
 from kpipe.schedules import ConstantSparsity, PolynomialDecay
-from kpipe.taps import FIELDS
 from kpipe.unstructured import WeightPruning
 from tests.models import ZOO, build, samples
 

@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.errors import KpipeError
-from kpipe.projections import inner_optimizer
+from kpipe.projections.averages import inner_optimizer
+from kpipe.projections.gradients import AtApply, dense_gradient, trace_anew
 
 FIELDS: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "grad": lambda weight, gradient: gradient,
@@ -64,8 +65,8 @@ class GradientTap:
             self._late: dict[int, int] = {}  # id of a variable -> batches that were counted before it came
             self._count = _summing(tf.constant(0, tf.int64))
             self._from = tf.Variable(tf.constant(0, tf.int64), trainable=False, name="tap_from")
-        _Tapped.on(self._optimizer).taps.append(self)
-        self._renew()
+        AtApply.on(self._optimizer).taps.append(self)
+        trace_anew(model)
 
     @property
     def count(self) -> int:
@@ -111,12 +112,11 @@ class GradientTap:
 
     def release(self) -> None:
         """Take the tap off the optimizer."""
-        tapped = _Tapped.on(self._optimizer)
-        if self in tapped.taps:
-            tapped.taps.remove(self)
-            self._renew()
-        if not tapped.taps:
-            tapped.remove()
+        stand = AtApply.on(self._optimizer)
+        if self in stand.taps:
+            stand.taps.remove(self)
+            trace_anew(self.model)
+        stand.leave()
 
     def add(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         """Add the gradients of one update to the sums; called inside the train step."""
@@ -129,7 +129,7 @@ class GradientTap:
 
         def sum_up() -> tf.Tensor:
             for variable, gradient in mine:
-                dense = _dense(gradient, variable)
+                dense = dense_gradient(gradient, variable)
                 dense = dense if scale is None else dense / scale
                 weight = tf.cast(tf.convert_to_tensor(variable), tf.float32)
                 for field in self.fields:
@@ -140,45 +140,11 @@ class GradientTap:
         step = tf.cast(tf.convert_to_tensor(self._optimizer.iterations), tf.int64)
         tf.cond(step >= self._from, sum_up, lambda: tf.constant(False))
 
-    def _renew(self) -> None:
-        """Forget the traced train step: it has the taps of its time built in."""
-        if self.model.train_function is not None:
-            self.model.make_train_function(force=True)
-
     def __enter__(self) -> "GradientTap":
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.release()
-
-
-class _Tapped:
-    """Stand in for one optimizer's `apply`: tell the taps, then apply."""
-
-    def __init__(self, optimizer: Any):
-        self.optimizer, self.taps = optimizer, []
-        self.before = vars(optimizer).get("apply")  # the user's own, on this very optimizer
-        self.apply = optimizer.apply
-
-    @staticmethod
-    def on(optimizer: Any) -> "_Tapped":
-        found = vars(optimizer).get("apply")
-        if not isinstance(found, _Tapped):
-            found = _Tapped(optimizer)
-            optimizer.apply = found
-        return found
-
-    def __call__(self, grads: Any, trainable_variables: Any = None) -> Any:
-        grads = list(grads)
-        known = self.optimizer._trainable_variables if trainable_variables is None else list(trainable_variables)
-        for tap in self.taps:
-            tap.add(grads, known)
-        return self.apply(grads, trainable_variables if trainable_variables is None else known)
-
-    def remove(self) -> None:
-        del self.optimizer.apply
-        if self.before is not None:
-            self.optimizer.apply = self.before
 
 
 def _summing(value: tf.Tensor) -> tf.Variable:
@@ -190,10 +156,3 @@ def _summing(value: tf.Tensor) -> tf.Variable:
         synchronization=tf.VariableSynchronization.ON_READ,
         aggregation=tf.VariableAggregation.SUM,
     )
-
-
-def _dense(gradient: Any, variable: keras.Variable) -> tf.Tensor:
-    if isinstance(gradient, tf.IndexedSlices):  # of an Embedding: rows, the same one perhaps several times
-        values = tf.cast(gradient.values, tf.float32)
-        return tf.math.unsorted_segment_sum(values, gradient.indices, variable.shape[0])
-    return tf.cast(gradient, tf.float32)
