@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kpipe.data import Dataset, batches, load, samples, weighted_batches
+from kpipe.data import Dataset, augmented, batches, load, samples, weighted_batches
 from kpipe.errors import KpipeError
 
 
@@ -266,3 +266,43 @@ def test_a_csv_file_that_does_not_fit_is_refused(lines, message, tmp_path, monke
     monkeypatch.setenv("KPIPE_DATA", str(tmp_path))
     with pytest.raises(KpipeError, match=message):
         load("talk")
+
+
+def shifted(image, down, right):
+    out = np.zeros_like(image)
+    height, width, _ = image.shape
+    rows, columns = slice(max(0, down), height + min(0, down)), slice(max(0, right), width + min(0, right))
+    out[rows, columns] = image[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
+    return out
+
+
+def test_images_are_mirrored_and_shifted_one_by_one():
+    images = np.random.default_rng(0).uniform(1, 2, (40, 6, 7, 2)).astype("float32")
+    made = list(augmented(images, np.arange(40), 16, flip=True, shift=2, seed=3))
+    assert sorted(np.concatenate([labels for _, labels in made])) == list(range(40))
+    moves = {}
+    for varied, label in zip(np.concatenate([x for x, _ in made]), np.concatenate([y for _, y in made]), strict=True):
+        for mirrored in (False, True):
+            image = images[label][:, ::-1] if mirrored else images[label]
+            for down in range(-2, 3):
+                for right in range(-2, 3):
+                    if np.array_equal(varied, shifted(image, down, right)):
+                        moves[label] = (mirrored, down, right)
+    assert len(moves) == 40  # every image is one of its 50 variants
+    assert all(len({move[part] for move in moves.values()}) > 1 for part in range(3))
+
+
+def test_augmentation_follows_the_seed_and_changes_from_epoch_to_epoch():
+    images = np.random.default_rng(0).random((8, 5, 5, 1), dtype="float32")
+    epochs = [
+        [x.numpy() for _ in range(2) for x, _ in data]
+        for data in (augmented(images, np.arange(8), 8, flip=True, shift=1, seed=seed) for seed in (0, 0, 1))
+    ]
+    np.testing.assert_array_equal(epochs[0][0], epochs[1][0])
+    assert not np.array_equal(epochs[0][0], epochs[0][1]) and not np.array_equal(epochs[0][0], epochs[2][0])
+    ((same, order),) = augmented(images, np.arange(8), 8)
+    np.testing.assert_array_equal(same, images[order])
+    with pytest.raises(KpipeError, match=r"shift=5.*\[0, 5\)"):
+        augmented(images, np.arange(8), 8, shift=5)
+    with pytest.raises(KpipeError, match="expected images"):
+        augmented(images[..., 0], np.arange(8), 8)
