@@ -64,7 +64,8 @@ def trace(model: keras.Model, unknown: Literal["refuse", "freeze"] = "refuse") -
     layers = _merge_calls(calls, ids)
     _refuse_shared_variables(layers)
     classes, frozen = ids.classes(), ids.frozen_classes()
-    return Trace(flow, layers, classes, _frozen_layers(ids, classes, frozen), _groups(ids, classes, set(frozen)))
+    groups = _groups(ids, classes, set(frozen))
+    return Trace(flow, layers, classes, _frozen_layers(ids, classes, frozen), groups, tensors)
 
 
 def _ask(site: Site, ids: ChannelIds, inputs: list[Ids], unknown: str) -> Rule:

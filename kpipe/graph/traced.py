@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import keras
 import numpy as np
 
-from kpipe.graph.flow import Flow
+from kpipe.graph.flow import Flow, Key
 from kpipe.layers import Compressed, Ids, Kept
 
 
@@ -87,13 +87,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Trace:
-    """Channel ids of all tensors and weights of a model."""
+    """Channel ids of all tensors and weights of a model; `tensors` maps the keys of the flow to those of each tensor."""
 
     flow: Flow
     layers: tuple[TracedLayer, ...]
     class_of: np.ndarray
     frozen: Mapping[str, str]
     groups: tuple[Group, ...]
+    tensors: Mapping[Key, Ids] = field(default_factory=dict)
 
     @cached_property
     def weights(self) -> tuple[TracedWeight, ...]:
