@@ -87,7 +87,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Trace:
-    """Channel ids of all tensors and weights of a model; `tensors` maps the keys of the flow to those of each tensor."""
+    """Channel ids of all tensors and weights of a model; `tensors` maps keys of the flow to those of each tensor."""
 
     flow: Flow
     layers: tuple[TracedLayer, ...]
