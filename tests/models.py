@@ -194,6 +194,10 @@ def build(name: str, seed: int = 0) -> keras.Model:
 
 
 def samples(model: keras.Model, count: int = 8, seed: int = 1) -> list[np.ndarray]:
-    """Draw standard-normal inputs, one array an input of the model."""
+    """Draw standard-normal inputs, and tokens from 0 to 4 for those of integers: one array an input of the model."""
     rng = np.random.default_rng(seed)
-    return [rng.normal(0.0, 1.0, (count, *tensor.shape[1:])).astype("float32") for tensor in model.inputs]
+
+    def draw(shape: tuple, dtype: str) -> np.ndarray:
+        return rng.integers(0, 5, shape) if "int" in dtype else rng.normal(0.0, 1.0, shape).astype("float32")
+
+    return [draw((count, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]

@@ -138,10 +138,12 @@ class Trace:
         """Count multiply-accumulates for one sample; None when an input size or a layer is not known."""
         keep = np.ones(self.class_count, bool) if keep is None else keep
         products = [product for layer in self.layers for product in layer.products]
-        if any(weight.reuse is None for weight in self.weights) or any(None in product for product in products):
+        if any(weight.reuse is None for weight in self.weights) or any(
+            size is None for product in products for size in product
+        ):
             return None
         beside = sum(math.prod(self.size(product, keep)) for product in products)
-        return beside + sum(
+        return int(beside) + sum(
             weight.reuse * math.prod(self.shape(weight, keep)) for weight in self.weights if weight.reuse
         )
 

@@ -91,14 +91,19 @@ class ChannelIds:
         return self
 
     @contextmanager
-    def within(self, input_shapes: Sequence[tuple], output_shapes: Sequence[tuple]) -> Iterator[None]:
-        """Show the shapes that a layer inside the one at hand sees, batch axis left out."""
-        before = self.input_shapes, self.output_shapes
-        self.input_shapes, self.output_shapes = list(input_shapes), list(output_shapes)
+    def within(
+        self,
+        input_shapes: Sequence[tuple],
+        output_shapes: Sequence[tuple],
+        arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {}),
+    ) -> Iterator[None]:
+        """Show the shapes that a layer inside the one at hand sees, batch axis left out, and the arguments it gets."""
+        before = self.input_shapes, self.output_shapes, self.arguments
+        self.input_shapes, self.output_shapes, self.arguments = list(input_shapes), list(output_shapes), arguments
         try:
             yield
         finally:
-            self.input_shapes, self.output_shapes = before
+            self.input_shapes, self.output_shapes, self.arguments = before
 
     def fresh(self, count: int, part: str = "channels", width: int = 1) -> Ids:
         """Mint `count` new ids, shape (count,); see `Mint`."""
