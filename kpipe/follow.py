@@ -1,7 +1,6 @@
 """Callbacks that follow schedules: when to ask, what the steps are, and what to say of a training too short."""
 
 import warnings
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -121,7 +120,7 @@ class Follower(keras.callbacks.Callback, ABC):
 
     def _start(self, first: int) -> None:
         holder = self._holder = Holder(self._fit)
-        _HOLDING.setdefault(trained_model(self._fit), weakref.WeakSet()).add(self)
+        vars(trained_model(self._fit)).setdefault(_HOLDING, set()).add(self)
         self._begun, self._asked = first, self._step()
         self._calls, self._rest, self._pace = 0, 1, self._fit.steps_per_execution
         try:
@@ -163,6 +162,7 @@ class Follower(keras.callbacks.Callback, ABC):
         """Give the constraints back; of weights that were restored or set anew meanwhile, as they are."""
         if self._holder is not None:
             self._holder.release(project=not restored)
+            vars(trained_model(self._holder.model))[_HOLDING].discard(self)
             self._holder = None
 
     def _tell(self, name: str | None, schedule: Schedule) -> None:
@@ -201,8 +201,9 @@ class Follower(keras.callbacks.Callback, ABC):
         return self.model
 
 
-_HOLDING: weakref.WeakKeyDictionary[keras.Model, weakref.WeakSet[Follower]] = weakref.WeakKeyDictionary()
-"""Model -> the followers that hold something on its weights, or did."""
+_HOLDING = "_kpipe_followers"
+"""Attribute of a model: the followers that hold something on its weights; of one whose `fit` broke off, nobody else may
+know."""
 
 
 def _let_go_others(follower: Follower) -> None:
@@ -210,7 +211,7 @@ def _let_go_others(follower: Follower) -> None:
 
     Those of one `fit` have the very same `params`; in a loop of one's own there are none, and nothing is let go.
     """
-    for other in list(_HOLDING.get(trained_model(follower._fit), ())):
+    for other in list(vars(trained_model(follower._fit)).get(_HOLDING, ())):
         if follower.params is not None and other.params is not None and other.params is not follower.params:
             other._let_go(restored=True)
 

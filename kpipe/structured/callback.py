@@ -1,22 +1,26 @@
 """Filter pruning during `fit`: whole channels go to zero on a schedule, then are cut out."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from kpipe.errors import KpipeError
+from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.follow import Follower
-from kpipe.graph import Trace, trace
-from kpipe.projections import Holder, Mask, trained_model
-from kpipe.saliency import FROM_DATA, Criterion, Passes, check_data, criterion_of
+from kpipe.graph import trace
+from kpipe.projections import GradientPull, Holder, Mask, trained_model
+from kpipe.saliency import Criterion, Sight
 from kpipe.schedules import AnySchedule
 from kpipe.schedules import schedule as make_schedule
-from kpipe.structured.channels import axis_mask
+from kpipe.structured.channels import axis_mask, check_removal
 from kpipe.structured.filters import Ignore, check_request, freeze_ignored, prune_filters, refuse_quantized
+from kpipe.structured.held import gone_channels, held_weights, normed, reason_of, unreachable, without
 from kpipe.structured.plan import FilterPlan, describe
 from kpipe.structured.ranking import channel_scores, choose, keep_of, step_of
+from kpipe.structured.regularise import pull
+from kpipe.structured.regularisers import Regularizer, regularizer_of
 
 
 class FilterPruning(Follower):
@@ -24,23 +28,36 @@ class FilterPruning(Follower):
 
     At each update of the schedule the channels are ranked anew; those that have gone stay gone. Every weight of a gone
     channel, in the layers that produce it and in those that sum over it, is held at zero after each optimizer update.
-    So the model that is trained is exactly the one that `shrink` returns.
+    So the model that is trained is exactly the one that `shrink` returns, and a model that is loaded or restored shows
+    by its zeros what has gone.
 
     The schedule is asked with the number of optimizer updates done so far (`optimizer.iterations`): once before the
     first batch, then after each. Its sparsity is the ratio of channels removed.
 
+    Channels over which a layer computes something, as `LayerNormalization` its mean, stay, with a warning: zeros would
+    count there. The weights of a layer that is frozen when an epoch begins are not touched: channels that it sums over
+    stay as long, those that it makes are cut when what sums over them is trained.
+
+    In a loop of one's own call `set_model(model)`, `on_train_begin()`, then `on_train_batch_end(step)` after every
+    `optimizer.apply`, and `on_train_end()`.
+
     Args:
         schedule: A schedule, in steps or in epochs, or a mapping of its name to its arguments.
-        criterion: A registered name, or a function of `Evidence`. One that needs gradients needs `data`.
+        criterion: A registered name, or a function of `Evidence`. One that needs gradients takes them from `data`, or
+            without data from the training itself: the mean over the batches since the last update, so that the first
+            update comes after the first batch. "movement" is summed up from the beginning of the `fit`.
         round_to: Kept channels are rounded to the nearest multiple of this, never to zero.
         scope: "layer" takes the ratio from every group of channels, "global" ranks all the channels together.
         ignore: Layers whose channels stay: a regex on the path, several, or a function of the layer.
-        data: Labelled data for a criterion that needs gradients, which end and can be gone through at every update.
-        loss: Loss for those; None: the one the model is compiled with.
+        regularizer: What pulls channels towards zero until the schedule has reached its end: "group_lasso",
+            "depgraph", "growing", "slimming", a mapping of such a name to its arguments, or a `Regularizer`. None:
+            nothing does.
+        data: Labelled data for a criterion that needs some; passed over at every update.
+        loss: Loss for those; None: the one that the model is compiled with.
         seed: Of a criterion that draws random numbers.
 
     Raises:
-        KpipeError: For arguments that do not fit, or `shrink` before a fit.
+        KpipeError: For arguments that do not fit, `shrink` before a fit, and in `fit` when no channel can go.
         SurgeryError: In `fit`, when the model's channels cannot be followed; it names the layer.
 
     Example:
@@ -64,25 +81,23 @@ class FilterPruning(Follower):
         scope: str = "layer",
         ignore: Ignore = None,
         *,
+        regularizer: str | Mapping[str, Any] | Regularizer | None = None,
         data: Any = None,
         loss: Any = None,
         seed: int = 0,
     ):
         super().__init__({None: make_schedule(schedule)})
         check_request(0.0, None, scope, round_to)
-        _, facts = criterion_of(criterion)
-        if data is None and any(field in FROM_DATA for field in facts["needs"]):
-            raise KpipeError(
-                f"The criterion {criterion!r} needs data ({', '.join(facts['needs'])}). Give "
-                "FilterPruning(..., data=(x, y)), or plan once with "
-                "kpipe.plan_filters(model, ratio, criterion=..., data=(x, y))."
-            )
-        check_data(data, again="FilterPruning")
+        at_once = "kpipe.plan_filters(model, ratio, criterion=..., data=(x, y))"
+        self._sight = Sight(criterion, data, loss, seed, who="FilterPruning", at_once=at_once)
         self.criterion, self.round_to, self.scope, self.ignore = criterion, round_to, scope, ignore
-        self.data, self.loss, self.seed = data, loss, seed
+        self.regularizer = regularizer_of(regularizer)
         self._plan: FilterPlan | None = None
         self._student: keras.Model | None = None
-        self._passes: Passes | None = None  # traced once for the length of a fit
+        self._pull: GradientPull | None = None
+        self._reached, self._pending = -1.0, False
+        self._trainable: list[bool] = []
+        self._told: set[str] = set()
 
     @property
     def plan(self) -> FilterPlan:
@@ -94,6 +109,8 @@ class FilterPruning(Follower):
     def shrink(self) -> keras.Model:
         """Cut the channels that have gone: a new, smaller model that equals the trained one within float rounding.
 
+        Both are compared on random input before the smaller one is returned.
+
         Returns:
             The smaller model, not compiled. The trained model is not changed.
 
@@ -103,53 +120,135 @@ class FilterPruning(Follower):
         """
         if self._student is None:
             raise KpipeError("FilterPruning has no model yet: pass it to model.fit(..., callbacks=[...]) first.")
-        return prune_filters(self._student, self.plan)
+        small = prune_filters(self._student, self.plan)
+        check_removal(self._student, small, self._trace, keep_of(self._trace, self._removed), masked=False)
+        return small
 
     def _begin(self, holder: Holder) -> None:
         student = trained_model(self._fit)
+        known = {group.name: group.removed for group in self._plan.groups} if self._plan else {}
         if student is not self._student:
-            self._plan = None
-        self._student, self._passes = student, Passes()
+            known = {}
+        self._student, self._reached, self._pending = student, -1.0, False
         refuse_quantized(student)
-        self._trace = freeze_ignored(trace(student, unknown="freeze"), self.ignore)
-        self._removed = self._gone_so_far(self._trace)
-        self._masks: dict[str, Mask] = {}
-        for weight in self._trace.weights:
-            if weight.axes and weight.role != "statistic":
-                self._masks[weight.path] = holder.mask(weight.variable, np.ones(weight.variable.shape, bool))
+        self._choose_groups(known)
+        held = held_weights(self._trace)
+        self._masks: dict[str, Mask] = {w.path: holder.mask(w.variable, np.ones(w.variable.shape, bool)) for w in held}
+        self._trainable = [w.variable.trainable for w in self._trace.weights]
+        self._sight.begin(self._fit, [w for w in self._trace.weights if w.axes])
+        if self.regularizer is not None:
+            self._pull = self._begin_to_pull(self.regularizer)
         self._mask()
 
+    def _choose_groups(self, known: Mapping[str, tuple[int, ...]]) -> None:
+        """Find the groups of which channels may go, and keep those of which some have gone."""
+        traced = freeze_ignored(trace(self._student, unknown="freeze"), self.ignore)  # type: ignore[arg-type]
+        over_channels, frozen = normed(traced), unreachable(traced)
+        gone = dict(zip((group.name for group in traced.groups), gone_channels(traced, known), strict=True))
+        reasons = {group.name: reason_of(group, over_channels) for group in traced.groups}
+        self._warn_of({name: reason for name, reason in reasons.items() if reason})
+        stay = {
+            group.name: reason
+            for group in traced.groups
+            if (reason := reasons[group.name] or (None if len(gone[group.name]) else reason_of(group, frozen)))
+        }
+        self._trace = without(traced, stay)
+        if not self._trace.groups:
+            why = "; ".join(f"{name}: {reason}" for name, reason in self._trace.frozen.items())
+            raise KpipeError(f"FilterPruning finds no channel of {self._fit.name!r} that may go: {why}.")
+        self._removed = [gone[group.name] for group in self._trace.groups]
+        self._open = [n for n, group in enumerate(self._trace.groups) if reason_of(group, frozen) is None]
+
+    def _warn_of(self, reasons: Mapping[str, str]) -> None:
+        """Say once of each group of channels that it stays although one might expect it to be pruned."""
+        for name, reason in reasons.items():
+            if name not in self._told:
+                self._told.add(name)
+                text = (
+                    f"FilterPruning leaves the channels of {name!r} alone: {reason}. Cut them at once, with "
+                    "kpipe.plan_filters and kpipe.prune_filters, and train on; or name the layer in ignore."
+                )
+                warnings.warn(text, UserWarning, stacklevel=2)
+
+    def _begin_to_pull(self, regularizer: Regularizer) -> GradientPull | None:
+        schedule = self._asks[None]
+        until = schedule.settled_step
+        if self._asked >= until:
+            text = (
+                f"FilterPruning: {type(regularizer).__name__} pulls nothing. It pulls until the schedule has reached "
+                f"its end at step {until}, and this training begins at step {self._asked}."
+            )
+            warnings.warn(text, NoEffectWarning, stacklevel=2)
+            return None
+        groups = [self._trace.groups[n] for n in self._open]
+        return pull(regularizer, self._fit, self._trace, groups, schedule.sparsity(until), until)
+
+    def _look_again(self) -> None:
+        """Begin anew when a layer was frozen or unfrozen; channels that come in are brought to what was reached."""
+        super()._look_again()
+        if self._trainable != [w.variable.trainable for w in self._trace.weights]:
+            reached, seen, begun, before = self._reached, self._sight.end(), self._begun, self._before
+            self.on_train_begin()
+            self._begun, self._before = begun, {name: min(before[name], gone) for name, gone in self._before.items()}
+            self._sight.take_over(seen)
+            if reached >= 0:
+                self._update({None: reached})
+
+    def _let_go(self, restored: bool = False) -> None:
+        self._sight.end()
+        if self._pull is not None:
+            self._pull.release()
+            self._pull = None
+        super()._let_go(restored)
+
     def _end(self) -> None:
-        self._passes = None
         self._write_plan()
 
     def _gone(self, name: str | None) -> int:
         return sum(len(places) for places in self._removed)
 
     def _lacks(self, name: str | None, sparsity: float) -> bool:
-        steps = [step_of(group, self.round_to) for group in self._trace.groups]
-        sizes, gone = [len(group.classes) for group in self._trace.groups], [len(places) for places in self._removed]
+        steps = [step_of(self._trace.groups[n], self.round_to) for n in self._open]
+        sizes = [len(self._trace.groups[n]) for n in self._open]
+        gone = [len(self._removed[n]) for n in self._open]
         if self.scope != "layer":  # rounding leaves less than a step of each group
             sizes, gone, steps = [sum(sizes)], [sum(gone)], [sum(steps)]
         asked = [min(round(sparsity * n), n - step) for n, step in zip(sizes, steps, strict=True)]
         return any(wanted - found >= step for wanted, found, step in zip(asked, gone, steps, strict=True))
 
-    def _gone_so_far(self, traced: Trace) -> list[np.ndarray]:
-        """Take over what an earlier fit of the same model removed."""
-        gone = {group.name: group.removed for group in self._plan.groups} if self._plan else {}
-        return [np.asarray(gone.get(group.name, ()), dtype=np.int64) for group in traced.groups]
+    def _follow(self, first: int, last: int, beginning: bool = False) -> None:
+        super()._follow(first, last, beginning)
+        if self._pending:
+            self._update({None: self._reached})
+
+    def _next_due(self, step: int) -> int:
+        return step + 1 if self._pending else super()._next_due(step)
 
     def _update(self, asked: Mapping[str | None, float]) -> None:
-        known = self.data, self.loss, self.seed, self._passes
-        scores = channel_scores(self._student, self._trace, self.criterion, *known)
-        for values, places in zip(scores, self._removed, strict=True):
-            values[places] = -np.inf
-        steps = [step_of(group, self.round_to) for group in self._trace.groups]
-        chosen = choose(scores, asked[None], self.scope, steps)
-        # A channel that has gone stays gone, also when the schedule asks for fewer.
-        self._removed = [np.union1d(old, new) for old, new in zip(self._removed, chosen, strict=True)]
+        if not self._pending and asked[None] <= self._reached:
+            return  # what has gone stays gone, also when the schedule asks for fewer
+        self._reached = max(self._reached, asked[None])
+        self._pending = bool(self._sight.tapped) and not self._sight.count  # no batch has been seen yet
+        if self._pending:
+            return
+        scores = self._scores()
+        steps = [step_of(self._trace.groups[n], self.round_to) for n in self._open]
+        chosen = choose([scores[n] for n in self._open], self._reached, self.scope, steps)
+        for n, places in zip(self._open, chosen, strict=True):
+            self._removed[n] = np.union1d(self._removed[n], places)
         self._mask()
         self._write_plan()
+        self._sight.reset(["grad"])
+
+    def _scores(self) -> list[np.ndarray]:
+        """Score the channels of every group; those that have gone are the lowest."""
+        sight = self._sight
+        told = sight.told([w for w in self._trace.weights if w.axes])
+        known = sight.data, sight.loss, sight.seed, sight.passes, told
+        scores = channel_scores(self._student, self._trace, self.criterion, *known)  # type: ignore[arg-type]
+        for values, places in zip(scores, self._removed, strict=True):
+            values[places] = -np.inf
+        return scores
 
     def _mask(self) -> None:
         """Write the masks of the channels that have gone, and zero the weights at once."""

@@ -161,7 +161,12 @@ def _copy_weights(trace: Trace, layer: TracedLayer, new: keras.Layer, keep: np.n
 
 
 def check_removal(
-    model: keras.Model, small: keras.Model, trace: Trace, keep: np.ndarray, tolerance: float = 1e-4
+    model: keras.Model,
+    small: keras.Model,
+    trace: Trace,
+    keep: np.ndarray,
+    tolerance: float = 1e-4,
+    masked: bool = True,
 ) -> float:
     """Compare a smaller model with the masked original on seeded random input.
 
@@ -171,6 +176,7 @@ def check_removal(
         trace: The original's trace.
         keep: Which classes stay, shape (classes,), bool.
         tolerance: Largest difference allowed, relative to the largest output, or absolute below an output of 1.
+        masked: False to compare with the original as it is: what goes is zero in it already.
 
     Returns:
         The largest difference, relative likewise.
@@ -180,14 +186,15 @@ def check_removal(
     """
     rng = np.random.default_rng(0)
     inputs = [_random_input(tensor, rng) for tensor in model.inputs]
-    answers = masked_answer(trace, keep, inputs), keras.tree.flatten(_call(small, inputs))
+    original = masked_answer(trace, keep, inputs) if masked else keras.tree.flatten(_call(model, inputs))
+    answers = original, keras.tree.flatten(_call(small, inputs))
     expected, got = ([np.asarray(y) for y in answer] for answer in answers)
     scales = [max(1.0, float(np.abs(y).max(initial=0.0))) for y in expected]
     worst = max(float(np.abs(a - b).max(initial=0.0)) / s for a, b, s in zip(expected, got, scales, strict=True))
     if not worst <= tolerance:
         raise SurgeryError(
-            f"On random input the smaller model differs by {worst:.3g} from the masked original (allowed: "
-            f"{tolerance:g}). "
+            f"On random input the smaller model differs by {worst:.3g} from the {'masked ' if masked else ''}original "
+            f"(allowed: {tolerance:g}). "
             f"None is returned. A rule of one of these layers does not fit it: "
             f"{sorted({type(layer).__name__ for layer in leaves(model)})}."
         )

@@ -109,8 +109,8 @@ def test_gradient_criteria_and_distillation():
 
 
 def test_faults_and_no_effect():
-    with pytest.raises(KpipeError, match=r"needs data \(grad\)"):
-        FilterPruning(ConstantSparsity(0.5, 0), criterion="taylor")
+    with pytest.raises(KpipeError, match=r"needs data \(grad_sq\). Give FilterPruning\(.*kpipe.plan_filters\("):
+        FilterPruning(ConstantSparsity(0.5, 0), criterion="fisher")
     with pytest.raises(KpipeError, match="first"):
         FilterPruning(ConstantSparsity(0.5, 0)).shrink()
     model = build("dense")
