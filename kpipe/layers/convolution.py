@@ -5,8 +5,8 @@ import numpy as np
 from keras import layers as L
 
 from kpipe.layers.activation import activate
+from kpipe.layers.axes import channels_on, freeze_masks, positions
 from kpipe.layers.channel_ids import ChannelIds, Ids
-from kpipe.layers.core import positions
 from kpipe.layers.layout import Layout
 from kpipe.layers.rule import Quantization, Rule, register_weights, rule
 
@@ -28,7 +28,7 @@ def convolution(layer: L.Conv2D, ids: ChannelIds, x: Ids) -> Rule:
     convolution in disguise: its outputs follow its inputs, and `groups` shrinks with them.
     """
     axis = channel_axis(layer)
-    x = ids.along(x, axis)
+    x = channels_on(ids, x, axis)
     config = {}
     if layer.groups == len(x) > 1:
         out = np.repeat(x, layer.filters // layer.groups)
@@ -46,13 +46,27 @@ def convolution(layer: L.Conv2D, ids: ChannelIds, x: Ids) -> Rule:
     )
 
 
-register_weights(  # kernel (*size, filters, in)
-    L.Conv1DTranspose,
-    L.Conv2DTranspose,
-    L.Conv3DTranspose,
+TRANSPOSED = (L.Conv1DTranspose, L.Conv2DTranspose, L.Conv3DTranspose)
+
+register_weights(
+    *TRANSPOSED,
     roles={"kernel": "kernel", "bias": "bias"},
     layouts={"kernel": Layout(inputs=(-1,), outputs=(-2,))},
 )
+
+
+@rule(*TRANSPOSED)
+def transposed_convolution(layer: L.Conv2DTranspose, ids: ChannelIds, x: Ids) -> Rule:
+    """Kernel (*size, filters, in); each of its entries is used once for every place of the input."""
+    axis = channel_axis(layer)
+    x, out = channels_on(ids, x, axis), ids.fresh(layer.filters)
+    activate(ids, out, layer.activation)
+    return Rule(
+        ids.spread(out, axis),
+        axes={"kernel": {-2: out, -1: x}, "bias": {0: out}},
+        config={"filters": out},
+        reuse=positions(ids.input_shapes[0], axis),
+    )
 
 
 @rule(
@@ -64,7 +78,7 @@ register_weights(  # kernel (*size, filters, in)
 def depthwise_convolution(layer: L.DepthwiseConv2D, ids: ChannelIds, x: Ids) -> Rule:
     """Kernel (*size, in, multiplier): input i becomes outputs i * multiplier to (i + 1) * multiplier - 1."""
     axis = channel_axis(layer)
-    x = ids.along(x, axis)
+    x = channels_on(ids, x, axis)
     out = np.repeat(x, layer.depth_multiplier)
     activate(ids, out, layer.activation)
     return Rule(
@@ -83,7 +97,7 @@ def depthwise_convolution(layer: L.DepthwiseConv2D, ids: ChannelIds, x: Ids) -> 
 def separable_convolution(layer: L.SeparableConv2D, ids: ChannelIds, x: Ids) -> Rule:
     """Kernels (*size, in, multiplier) and (1.., in * multiplier, filters)."""
     axis = channel_axis(layer)
-    x, out = ids.along(x, axis), ids.fresh(layer.filters)
+    x, out = channels_on(ids, x, axis), ids.fresh(layer.filters)
     activate(ids, out, layer.activation)
     return Rule(
         ids.spread(out, axis),
@@ -100,12 +114,12 @@ def separable_convolution(layer: L.SeparableConv2D, ids: ChannelIds, x: Ids) -> 
 def _map(layer: keras.Layer, ids: ChannelIds, x: Ids) -> Rule:
     """Places are moved, merged or added; channels pass."""
     axis = channel_axis(layer)
-    return Rule(ids.spread(ids.along(x, axis), axis))
+    return Rule(ids.spread(channels_on(ids, x, axis), axis))
 
 
 def _sequence(layer: keras.Layer, ids: ChannelIds, x: Ids) -> Rule:
     """Steps of a sequence (steps, channels) are moved or added; channels pass."""
-    return Rule(ids.spread(ids.along(x, -1), -1))
+    return Rule(ids.spread(channels_on(ids, x, -1), -1))
 
 
 rule(L.MaxPooling1D, L.MaxPooling2D, L.MaxPooling3D, quantization="same")(_map)
@@ -114,12 +128,16 @@ rule(L.ZeroPadding2D, L.ZeroPadding3D, L.Cropping2D, L.Cropping3D, L.UpSampling3
 rule(
     L.UpSampling2D, quantization=lambda layer: "same" if getattr(layer, "interpolation", "") == "nearest" else "output"
 )(_map)
+rule(L.AdaptiveMaxPooling1D, L.AdaptiveMaxPooling2D, L.AdaptiveMaxPooling3D)(_map)
+rule(L.AdaptiveAveragePooling1D, L.AdaptiveAveragePooling2D, L.AdaptiveAveragePooling3D)(_map)
+rule(L.Resizing, L.CenterCrop)(_map)
 rule(L.ZeroPadding1D, L.Cropping1D, L.UpSampling1D, quantization="same")(_sequence)
 
 
 @rule(L.GlobalMaxPooling1D, L.GlobalMaxPooling2D, L.GlobalMaxPooling3D, quantization="same")
 @rule(L.GlobalAveragePooling1D, L.GlobalAveragePooling2D, L.GlobalAveragePooling3D, quantization="output")
-def global_pooling(layer: L.GlobalAveragePooling2D, ids: ChannelIds, x: Ids) -> Rule:
+def global_pooling(layer: L.GlobalAveragePooling2D, ids: ChannelIds, x: Ids, *masks: Ids) -> Rule:
     """Places are merged, with or without `keepdims`; channels pass."""
+    freeze_masks(ids, masks)
     axis = channel_axis(layer)
-    return Rule(ids.spread(ids.along(x, axis), axis if layer.keepdims else 0))
+    return Rule(ids.spread(channels_on(ids, x, axis), axis if layer.keepdims else 0))

@@ -1,0 +1,64 @@
+"""Rules of layers that prepare inputs; within a graph they treat each channel alone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers as L
+
+from kpipe.layers.axes import against
+from kpipe.layers.channel_ids import ChannelIds, Compressed, Ids
+from kpipe.layers.rule import Rule, register_weights, rule
+
+register_weights(L.STFTSpectrogram, roles={"real_kernel": "statistic", "imag_kernel": "statistic"})
+
+
+@rule(L.Rescaling, quantization="output")
+def rescaling(layer: L.Rescaling, ids: ChannelIds, x: Ids) -> Rule:
+    """Scale and offset are numbers, or arrays that are broadcast from the right and lose the entries of the channels.
+
+    Where Keras is set to channels-first it lays arrays along another axis: there the channels stay.
+    """
+    config = {}
+    for name, value in (("scale", layer.scale), ("offset", layer.offset)):
+        if not np.ndim(value):
+            continue
+        if np.ndim(value) > x.ndim or keras.config.image_data_format() == "channels_first":
+            ids.freeze(x, f"{ids.path!r} has a {name} of shape {np.shape(value)}")
+            return Rule(x)
+        array = np.asarray(value)
+        key = name if isinstance(value, (list, tuple)) else f"{name}.config.value"  # how Keras writes an array
+        config[key] = Compressed(array, against(x, array.shape))
+    return Rule(x, config=config)
+
+
+@rule(L.Normalization, roles={"adapt_mean": "statistic", "adapt_variance": "statistic", "count": "statistic"})
+def normalization(layer: L.Normalization, ids: ChannelIds, x: Ids) -> Rule:
+    """Mean and variance along `axis`: weights where they were adapted, else lists in the config."""
+    axes = sorted(axis % (x.ndim + 1) for axis in layer.axis)
+    if layer.input_mean is None:
+        sizes = layer.adapt_mean.shape
+        return Rule(x, axes=dict.fromkeys(("adapt_mean", "adapt_variance"), _among(x, axes, sizes)))
+    values = {"mean": np.asarray(layer.input_mean), "variance": np.asarray(layer.input_variance)}
+    return Rule(
+        x,
+        config={
+            name: Compressed(value, _among(x, axes[len(axes) - value.ndim :], value.shape))
+            for name, value in values.items()
+            if value.ndim
+        },
+    )
+
+
+def _among(x: Ids, axes: Sequence[int], sizes: Sequence[int]) -> dict[int, Ids]:
+    """Find the channels of a tensor on an array that has some of its axes, batch axis included.
+
+    Example:
+        >>> _among(np.arange(3).reshape(1, 3), [1, 2], (4, 3)), _among(np.arange(3).reshape(1, 3), [1], (4,))
+        ({1: array([0, 1, 2])}, {})
+    """
+    shape: list[Any] = [1] * x.ndim
+    for axis, size in zip(axes, sizes, strict=True):
+        shape[axis - 1] = size
+    return {axes.index(axis + 1): on for axis, on in against(x, shape).items()}
