@@ -1,6 +1,6 @@
 """What kpipe knows of each Keras layer: weight roles, channel axes, config, MACs. A new layer is one function."""
 
-from kpipe.layers import attention, convolution, core, merge, recurrent, shape
+from kpipe.layers import attention, convolution, core, einsum, embedding, merge, recurrent, shape, wrappers
 from kpipe.layers.activation import ELEMENTWISE, FUSED
 from kpipe.layers.channel_ids import ChannelIds, Compressed, Ids, Mint
 from kpipe.layers.layout import DEPTHWISE, NATURAL, Layout
@@ -56,6 +56,8 @@ __all__ = [
     "convolution",
     "core",
     "declared",
+    "einsum",
+    "embedding",
     "facts_of",
     "inside",
     "known",
@@ -75,4 +77,5 @@ __all__ = [
     "weight_facts_of",
     "weights",
     "weights_within",
+    "wrappers",
 ]
