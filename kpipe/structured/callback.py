@@ -16,7 +16,7 @@ from kpipe.schedules import AnySchedule
 from kpipe.schedules import schedule as make_schedule
 from kpipe.structured.channels import axis_mask, check_removal
 from kpipe.structured.filters import Ignore, check_request, freeze_ignored, prune_filters, refuse_quantized
-from kpipe.structured.held import gone_channels, held_weights, normed, reason_of, unreachable, without
+from kpipe.structured.held import gone_channels, held_weights, over_channels, reason_of, unreachable, without
 from kpipe.structured.plan import FilterPlan, describe
 from kpipe.structured.ranking import channel_scores, choose, keep_of, step_of
 from kpipe.structured.regularise import pull
@@ -142,17 +142,14 @@ class FilterPruning(Follower):
 
     def _choose_groups(self, known: Mapping[str, tuple[int, ...]]) -> None:
         """Find the groups of which channels may go, and keep those of which some have gone."""
-        traced = freeze_ignored(trace(self._student, unknown="freeze"), self.ignore)  # type: ignore[arg-type]
-        over_channels, frozen = normed(traced), unreachable(traced)
+        student: Any = self._student
+        traced = freeze_ignored(trace(student, unknown="freeze"), self.ignore)
+        traced = without(traced, counting := over_channels(student, traced))
+        self._warn_of(counting)
+        frozen = unreachable(traced)
         gone = dict(zip((group.name for group in traced.groups), gone_channels(traced, known), strict=True))
-        reasons = {group.name: reason_of(group, over_channels) for group in traced.groups}
-        self._warn_of({name: reason for name, reason in reasons.items() if reason})
-        stay = {
-            group.name: reason
-            for group in traced.groups
-            if (reason := reasons[group.name] or (None if len(gone[group.name]) else reason_of(group, frozen)))
-        }
-        self._trace = without(traced, stay)
+        stay = {group.name: reason_of(group, frozen) for group in traced.groups if not len(gone[group.name])}
+        self._trace = without(traced, {name: reason for name, reason in stay.items() if reason})
         if not self._trace.groups:
             why = "; ".join(f"{name}: {reason}" for name, reason in self._trace.frozen.items())
             raise KpipeError(f"FilterPruning finds no channel of {self._fit.name!r} that may go: {why}.")

@@ -184,8 +184,7 @@ def check_removal(
     Raises:
         SurgeryError: When it is beyond the tolerance or not a number: the smaller model would be silently wrong.
     """
-    rng = np.random.default_rng(0)
-    inputs = [_random_input(tensor, rng) for tensor in model.inputs]
+    inputs = random_inputs(model)
     original = masked_answer(trace, keep, inputs) if masked else keras.tree.flatten(_call(model, inputs))
     answers = original, keras.tree.flatten(_call(small, inputs))
     expected, got = ([np.asarray(y) for y in answer] for answer in answers)
@@ -203,6 +202,12 @@ def check_removal(
 
 def _call(model: keras.Model, inputs: list[Any]) -> Any:
     return model(keras.tree.pack_sequence_as(functional(model)._inputs_struct, inputs), training=False)
+
+
+def random_inputs(model: keras.Model) -> list[np.ndarray]:
+    """Draw the same two samples each time, one array for each input of a model."""
+    rng = np.random.default_rng(0)
+    return [_random_input(tensor, rng) for tensor in model.inputs]
 
 
 def _random_input(tensor: Any, rng: np.random.Generator, batch: int = 2, open_size: int = 32) -> np.ndarray:

@@ -1,16 +1,20 @@
 """What a training may take of a model's channels, and what is gone already."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+import keras
 import numpy as np
 
-from kpipe.graph import Group, Trace, TracedWeight
+from kpipe.graph import Group, Trace, TracedLayer, TracedWeight
+from kpipe.layers import Ids, Kept
 from kpipe.projections import view
+from kpipe.structured.channels import masked_answer, random_inputs
 
-NORMED = (
-    "{layer!r} computes something over all its channels, as a norm its mean: while the model trains, the zeros of a "
-    "channel that has gone count, in the smaller model they would not"
+COUNTS = (
+    "{layer!r} computes something over them, as a norm its mean: while the model trains, the zeros of a channel that "
+    "has gone count, in the smaller model they would not"
 )
 FROZEN = "{weight!r} sums over them and is not trained: trainable is False"
 
@@ -20,15 +24,94 @@ def held_weights(trace: Trace) -> list[TracedWeight]:
     return [w for w in trace.weights if w.axes and w.role != "statistic" and w.variable.trainable]
 
 
-def normed(trace: Trace) -> dict[int, str]:
-    """Map each class of channels over which a layer computes something to the reason why it stays in a training."""
-    return {
-        int(one): NORMED.format(layer=layer.path)
-        for layer in reversed(trace.layers)
-        if layer.reference is not None
-        for ids in layer.out
-        for one in np.unique(trace.class_of[ids])
-    }
+def over_channels(model: keras.Model, trace: Trace) -> dict[str, str]:
+    """Find the groups whose channels are not gone when all that is trained of them is zero, and say why of each.
+
+    That is so where a layer computes something over its channels, as a norm its mean: a zero counts there. Where it
+    makes no difference, as in a product of queries and keys, they may go. Each layer that a rule has a `reference` for
+    is tried on random input, with half of a group's channels at zero.
+
+    Args:
+        model: The model.
+        trace: Its trace.
+
+    Returns:
+        Name of a group -> reason.
+
+    Example:
+        >>> from kpipe.graph import trace
+        >>> layers = [keras.layers.Dense(4, name="a"), keras.layers.LayerNormalization(name="norm")]
+        >>> layers += [keras.layers.Dense(6, name="b"), keras.layers.Dense(2, name="c")]
+        >>> net = keras.Sequential([keras.Input((3,)), *layers])
+        >>> list(over_channels(net, trace(net)))
+        ['a']
+    """
+    asked = _asked(model, trace)
+    found = {}
+    for group in trace.groups:
+        classes = set(group.classes.tolist())
+        if len(group) > 1 and any(classes & theirs for theirs in asked.values()):
+            keep = np.ones(trace.class_count, bool)
+            keep[group.classes[::2]] = False
+            if wrong := _wrong_with_zeros(model, trace, keep, asked):
+                found[group.name] = COUNTS.format(layer=wrong[0])
+    return found
+
+
+def _asked(model: keras.Model, trace: Trace) -> dict[str, set[int]]:
+    """Map the path of each layer whose reference asks which channels are kept to the classes that it asks about."""
+    asked: dict[str, set[int]] = {}
+
+    def listening(layer: TracedLayer) -> TracedLayer:
+        def reference(kept: Kept) -> Any:
+            def note(ids: Ids) -> np.ndarray:
+                asked.setdefault(layer.path, set()).update(trace.class_of[ids].reshape(-1).tolist())
+                return kept(ids)
+
+            return layer.reference(note)  # type: ignore[misc]
+
+        return replace(layer, reference=reference)
+
+    layers = tuple(layer if layer.reference is None else listening(layer) for layer in trace.layers)
+    if any(layer.reference is not None for layer in layers):
+        masked_answer(replace(trace, layers=layers), np.ones(trace.class_count, bool), random_inputs(model))
+    return asked
+
+
+def _wrong_with_zeros(model: keras.Model, trace: Trace, keep: np.ndarray, asked: Iterable[str]) -> list[str]:
+    """List the layers that answer otherwise, on what is kept, than they would without the channels that are zero."""
+    wrong: list[str] = []
+    masked = {id(weight.variable) for weight in held_weights(trace)}
+
+    def trained(layer: TracedLayer) -> TracedLayer:
+        weights = tuple(replace(w, summed=tuple(w.axes)) if id(w.variable) in masked else w for w in layer.weights)
+        return replace(layer, weights=weights, reference=compared(layer) if layer.path in asked else layer.reference)
+
+    def compared(layer: TracedLayer) -> Any:
+        def reference(kept: Kept) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                exact = layer.reference(kept)(*args, **kwargs)  # type: ignore[misc]
+                plain = layer.layer(*args, **kwargs)
+                if not _alike(plain, exact, [trace.kept(ids, keep) for ids in layer.out]):
+                    wrong.append(layer.path)
+                return plain
+
+            return call
+
+        return reference
+
+    masked_answer(replace(trace, layers=tuple(map(trained, trace.layers))), keep, random_inputs(model))
+    return wrong
+
+
+def _alike(plain: Any, exact: Any, kept: Sequence[np.ndarray]) -> bool:
+    for one, other, mask in zip(keras.tree.flatten(plain), keras.tree.flatten(exact), kept, strict=False):
+        tolerance = 1e-3 if keras.backend.standardize_dtype(one.dtype) in ("float32", "float64") else 0.05
+        one, other = (np.asarray(keras.ops.convert_to_numpy(y), "float64") for y in (one, other))
+        away = np.abs(one - other) * mask[None]  # the ids have no batch axis
+        if not away.max(initial=0.0) <= tolerance * max(np.abs(other).max(initial=0.0), 1e-6):
+            return False
+    return True
 
 
 def unreachable(trace: Trace) -> dict[int, str]:
