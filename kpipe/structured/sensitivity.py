@@ -1,0 +1,155 @@
+"""How much a model loses when the channels of one group go, group by group and ratio by ratio."""
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kpipe.errors import KpipeError, NoEffectWarning
+from kpipe.graph import Group, Trace, trace
+from kpipe.saliency import Criterion, check_data, criterion_of
+from kpipe.saliency.losses import undisturbed
+from kpipe.structured.channels import masked_answer
+from kpipe.structured.filters import refuse_quantized
+from kpipe.structured.metrics import Metric, Own, metric_of
+from kpipe.structured.ranking import channel_scores, choose
+from kpipe.structured.scan import GroupSensitivity, Sensitivity
+from kpipe.structured.scan_record import ScanRecord, identity
+
+
+def sensitivity(
+    model: keras.Model,
+    data: Any,
+    ratios: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    criterion: str | Criterion = "l1",
+    metric: str | Own = "accuracy",
+    groups: str | Sequence[str] | None = None,
+    loss: Any = None,
+    path: str | Path | None = None,
+    seed: int = 0,
+) -> Sensitivity:
+    """Measure how much a model loses when each group of channels alone is cut, without training in between.
+
+    The cut model is not built: its answers are those of the original with the consumers of the channels zeroed, which
+    is what `prune_filters` holds every model to that it returns.
+
+    Args:
+        model: A built Functional or Sequential model; it is not changed.
+        data: Labelled data, what `model.fit` takes; criteria that need data see the same.
+        ratios: Fractions of a group's channels to remove, each in [0, 1); one channel is always kept.
+        criterion: What chooses the channels: a registered name, or a function of `Evidence`.
+        metric: "accuracy", "loss", or a function of (labels, outputs) of which higher is better.
+        groups: Which groups: a regex on the paths of the layers that produce the channels, or several. None: all.
+        loss: For "loss" and criteria that need gradients: what `compile` takes. None: the one that the model is
+            compiled with.
+        path: A JSON file to keep each figure in as soon as it is known; a scan that was broken off, or one of fewer
+            ratios or groups, goes on from there.
+        seed: Of the criterion's randomness.
+
+    Returns:
+        The figures: a table when printed, `plot` draws them, `ratios` makes them ratios for `plan_filters`.
+
+    Raises:
+        KpipeError: When an argument is out of range, a regex matches nothing, or the file is of another scan.
+        SurgeryError: When the model's channels cannot be followed; it names the layer.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> layers = [keras.Input((4,)), keras.layers.Dense(8, "relu", name="a"), keras.layers.Dense(2, name="b")]
+        >>> net = keras.Sequential(layers)
+        >>> labels = np.asarray(net(x)).argmax(-1)
+        >>> found = sensitivity(net, (x, labels), ratios=(0.5,))
+        >>> found.baseline, [(group.name, group.removed) for group in found.groups]
+        (1.0, [('a', (4,))])
+
+    References:
+        Li et al., Pruning filters for efficient ConvNets (2017), https://arxiv.org/abs/1608.08710
+    """
+    refuse_quantized(model)
+    wanted = _checked(ratios)
+    check_data(data, again="sensitivity")
+    traced = trace(model, unknown="freeze")
+    chosen = _chosen(traced, groups)
+    figure = metric_of(metric, model, data, loss)
+    named = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", repr(criterion))
+    record = None
+    if path is not None:
+        settings: dict[str, Any] = {"criterion": named, "metric": figure.name, "seed": seed}
+        if figure.name == "loss" or criterion_of(criterion)[1]["needs"]:
+            settings["loss"] = model.loss if loss is None else loss
+        record = ScanRecord.open(path, identity(model, traced, data, settings))
+    if not chosen:
+        reasons = "; ".join(f"{one}: {why}" for one, why in traced.frozen.items())
+        warnings.warn(f"No channel of {model.name!r} can be cut. {reasons}", NoEffectWarning, stacklevel=2)
+    with undisturbed(model):
+        scan = _Scan(model, data, traced, figure, record or ScanRecord(None, {}))
+        baseline = scan.value("", np.ones(traced.class_count, bool))
+        every = channel_scores(model, traced, criterion, data, loss, seed) if chosen else []
+        scores = {group.name: one for group, one in zip(traced.groups, every, strict=True)}
+        found = tuple(scan.group(group, scores[group.name], wanted) for group in chosen)
+    return Sensitivity(figure.name, figure.higher_is_better, baseline, named, found, dict(traced.frozen))
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """Measure one model with some of its channels masked; what the record knows is not measured again."""
+
+    model: keras.Model
+    data: Any
+    traced: Trace
+    metric: Metric
+    record: ScanRecord
+
+    def value(self, group: str, keep: np.ndarray) -> float:
+        """Give the metric with only some classes of channels kept."""
+        gone = int((~keep).sum())
+        known = self.record.get(group, gone)
+        if known is None:
+            known = self.metric.of(lambda inputs: masked_answer(self.traced, keep, inputs), self.model, self.data)
+            self.record.put(group, gone, known)
+        return known
+
+    def group(self, group: Group, scores: np.ndarray, ratios: Sequence[float]) -> GroupSensitivity:
+        """Measure one group at each ratio."""
+        removed, values = [], []
+        for ratio in ratios:
+            (places,) = choose([scores], ratio, "layer", [1])
+            keep = np.ones(self.traced.class_count, bool)
+            keep[group.classes[places]] = False
+            removed.append(len(places))
+            values.append(self.value(group.name if len(places) else "", keep))
+        return GroupSensitivity(group.name, group.layers, len(group), tuple(ratios), tuple(removed), tuple(values))
+
+
+def _checked(ratios: Any) -> tuple[float, ...]:
+    try:
+        found = sorted({float(ratio) for ratio in ratios})
+    except (TypeError, ValueError):
+        found = []
+    if not found or not all(0 <= ratio < 1 for ratio in found):
+        raise KpipeError(f"ratios is {ratios!r}; expected fractions of channels to remove, each in [0, 1).")
+    return tuple(found)
+
+
+def _chosen(traced: Trace, groups: str | Sequence[str] | None) -> list[Group]:
+    """Give the groups that are meant."""
+    if groups is None:
+        return list(traced.groups)
+    found: set[str] = set()
+    for wanted in [groups] if isinstance(groups, str) else groups:
+        try:
+            meant = {group.name for group in traced.groups if any(re.search(wanted, one) for one in group.layers)}
+        except (re.error, TypeError) as fault:
+            raise KpipeError(f"groups={wanted!r} is no regular expression: {fault}.") from fault
+        if not meant:
+            known = ", ".join(path for group in traced.groups for path in group.layers)
+            raise KpipeError(
+                f"groups={wanted!r} matches no layer whose channels can be cut: {known or 'there is none'}."
+            )
+        found |= meant
+    return [group for group in traced.groups if group.name in found]
