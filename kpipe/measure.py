@@ -150,11 +150,11 @@ def _rows(model: keras.Model) -> list[LayerMeasure]:
         traced = trace(model, unknown="freeze")
     except SurgeryError:
         return _rows_inside(model)
-    layers = [(layer.path, layer.layer, sum_macs(layer.weights)) for layer in traced.layers]
+    layers = [(layer.path, layer.layer, traced.macs_of(layer)) for layer in traced.layers]
     return [
         _row(path, layer, macs, layer.weights, weights_within(layer))
         for path, layer, macs in layers
-        if isinstance(layer, keras.Layer) and layer.weights
+        if isinstance(layer, keras.Layer) and (layer.weights or macs != 0)
     ]
 
 
@@ -170,13 +170,6 @@ def _rows_inside(model: keras.Model) -> list[LayerMeasure]:
         if own:
             rows.append(_row(path or layer.name, layer, None if multiplied or unknown else 0, own, known))
     return rows
-
-
-def sum_macs(traced_weights: Sequence[Any]) -> int | None:
-    """Add up the MACs of traced weights; None when one is not known."""
-    if any(weight.reuse is None for weight in traced_weights):
-        return None
-    return sum(weight.reuse * int(np.prod(weight.variable.shape)) for weight in traced_weights if weight.reuse)
 
 
 def _row(

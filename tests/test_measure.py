@@ -71,7 +71,7 @@ class Two(keras.Model):
 
 
 def test_what_is_not_known_is_said():
-    x = keras.Input((5, 4))
+    x = keras.Input((None, 4))  # steps of an unknown number
     unknown = measure(keras.Model(x, L.Dense(2, name="fc")(L.LSTM(3, name="lstm")(x))))
     assert unknown.macs is None and "?" in str(unknown)
     assert {row.layer: row.macs for row in unknown.rows} == {"lstm": None, "fc": 6}
@@ -125,16 +125,19 @@ class Mixed(keras.Model):
 
 
 def test_layers_inside_layers_are_counted_once():
-    """Kernels: 7·5 tokens; 3 projections 5 → 2·3 and one back; 2 cells 5 → 4·4 and 4 → 4·4."""
+    """Kernels: 7·5 tokens; 3 projections 5 → 2·3 and one back; 2 cells 5 → 4·4 and 4 → 4·4.
+
+    At each of 6 steps all are multiplied but the tokens, and scores of 2·3 between each two steps, then their sum.
+    """
     kernels = 7 * 5 + 4 * 5 * 6 + 2 * (5 * 16 + 4 * 16)
     mixed = Mixed()
     mixed(np.ones((2, 6), "int32"))
     tokens = keras.Input((6,), dtype="int32")
-    for model in (mixed, keras.Model(tokens, mixed.read(mixed.attend(mixed.embed(tokens), mixed.embed(tokens))))):
-        counts = measure(model)
-        assert counts.params == model.count_params()
+    model = keras.Model(tokens, mixed.read(mixed.attend(mixed.embed(tokens), mixed.embed(tokens))))
+    for one, macs in (mixed, None), (model, 6 * (kernels - 7 * 5) + 2 * 6 * 6 * 2 * 3):
+        counts = measure(one)
+        assert counts.params == one.count_params() and counts.macs == macs
         assert sum(row.kernel_params for row in counts.rows) == kernels
-        assert counts.macs is None
     cell = mixed.read.forward_layer.cell
     cell.recurrent_kernel.assign(np.zeros((4, 16)))
     assert measure(model).sparsity == pytest.approx(64 / kernels)

@@ -1,7 +1,7 @@
 """What tracing a model gives: layers and weights with the channel ids along their axes, groups, counts."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -137,17 +137,31 @@ class Trace:
     def macs(self, keep: np.ndarray | None = None) -> int | None:
         """Count multiply-accumulates for one sample; None when an input size or a layer is not known."""
         keep = np.ones(self.class_count, bool) if keep is None else keep
-        products = [product for layer in self.layers for product in layer.products]
-        if any(weight.reuse is None for weight in self.weights) or any(
-            size is None for product in products for size in product
-        ):
-            return None
-        beside = sum(math.prod(self.size(product, keep)) for product in products)
-        return int(beside) + sum(
-            weight.reuse * math.prod(self.shape(weight, keep)) for weight in self.weights if weight.reuse
-        )
+        return added(self.macs_of(layer, keep) for layer in self.layers)
+
+    def macs_of(self, layer: TracedLayer, keep: np.ndarray | None = None) -> int | None:
+        """Count them for one layer: what its kernels multiply, and products such as an attention's scores."""
+        keep = np.ones(self.class_count, bool) if keep is None else keep
+        counts: list[int | None] = []
+        for sizes in layer.products:
+            counts.append(None if any(n is None for n in sizes) else int(math.prod(self.size(sizes, keep))))
+        for weight in layer.weights:
+            if weight.reuse != 0:
+                counts.append(None if weight.reuse is None else weight.reuse * math.prod(self.shape(weight, keep)))
+        return added(counts)
 
     def params(self, keep: np.ndarray | None = None) -> int:
         """Count the parameters of the traced layers."""
         keep = np.ones(self.class_count, bool) if keep is None else keep
         return sum(math.prod(self.shape(weight, keep)) for weight in self.weights)
+
+
+def added(counts: Iterable[int | None]) -> int | None:
+    """Add up counts; None where one is not known.
+
+    Example:
+        >>> added([1, 2]), added([1, None]), added([])
+        (3, None, 0)
+    """
+    known = list(counts)
+    return None if None in known else sum(count or 0 for count in known)
