@@ -73,18 +73,23 @@ def functional(model: Any) -> Functional:
     """Give the Functional graph of a model, or refuse with the way to get one."""
     if not isinstance(model, keras.Model):
         raise SurgeryError(f"Expected a Keras 3 model. Received: {type(model).__module__}.{type(model).__name__}.")
-    if isinstance(model, keras.Sequential):
+    if isinstance(model, keras.Sequential) and _calls_graph(model):
         if model._functional is None:
             raise SurgeryError(
                 f"Model {model.name!r} is not built. Add a keras.Input as its first layer, or call it once."
             )
         return model._functional
-    if not isinstance(model, Functional):
+    if not (isinstance(model, Functional) and _calls_graph(model)):
         raise SurgeryError(
             f"Model {model.name!r} ({type(model).__name__}) is a subclassed model: its graph cannot be read. If its "
-            "call is made of layers, turn it into a graph: x = keras.Input(...); keras.Model(x, model.call(x))."
+            "call is made of layers and keras.ops, turn it into a graph by kpipe.functionalize(model)."
         )
     return model
+
+
+def _calls_graph(model: Any) -> bool:
+    """Say whether a call of a model runs through its graph, and not through a `call` that its class writes anew."""
+    return type(model).call in (Functional.call, keras.Sequential.call)
 
 
 def sites(model: keras.Model) -> Flow:
@@ -126,6 +131,11 @@ def _walk(graph: Functional, prefix: str, fed: tuple[Key, ...], keys, calls: dic
                 inputs = tuple(feeds[id(t)] for t in node.outputs if id(t) in feeds)
             elif has_graph(operation):
                 inner, inside = functional(operation), {}
+                if len(arguments) < len(inner.inputs):
+                    raise SurgeryError(
+                        f"Model {path!r} takes a constant where it has an input; hand it over as an input of the model "
+                        "around it, or build it with the constant inside."
+                    )
                 yield from _walk(inner, path + "/", inputs, keys, calls, inside)
                 values.update(zip(map(id, node.outputs), (inside[id(t)] for t in inner.outputs), strict=True))
                 continue
@@ -141,9 +151,9 @@ def has_graph(operation: Any) -> bool:
 
     A subclassed model inside another is a layer like any other.
     """
-    return isinstance(operation, Functional) or (
-        isinstance(operation, keras.Sequential) and operation._functional is not None
-    )
+    if isinstance(operation, keras.Sequential):
+        return operation._functional is not None and _calls_graph(operation)
+    return isinstance(operation, Functional) and _calls_graph(operation)
 
 
 Call = Callable[..., Any]
@@ -171,14 +181,28 @@ def evaluate(
         [[0.0, 2.0]]
     """
     fresh, values = dict(zip(flow.inputs, inputs, strict=True)), {}
-    for site in flow.sites:
+    ends = _last_uses(flow)
+    for place, site in enumerate(flow.sites):
         if site.is_input:
             key = site.outputs[0]
             values[key] = values[site.inputs[0]] if site.inputs else on_input(site, fresh[key])
-            continue
-        args, kwargs = site.rebind(values)
-        values.update(zip(site.outputs, keras.tree.flatten(call(site, *args, **kwargs)), strict=True))
+        else:
+            args, kwargs = site.rebind(values)
+            values.update(zip(site.outputs, keras.tree.flatten(call(site, *args, **kwargs)), strict=True))
+            del args, kwargs
+        for key in ends.get(place, ()):
+            del values[key]
     return [values[key] for key in flow.outputs]
+
+
+def _last_uses(flow: Flow) -> dict[int, list[Key]]:
+    """Say after which site which values are needed no more: a large model has many maps, few of them at a time."""
+    last = {key: place for place, site in enumerate(flow.sites) for key in (*site.outputs, *site.inputs)}
+    ends: dict[int, list[Key]] = {}
+    for key, place in last.items():
+        if key not in flow.outputs:
+            ends.setdefault(place, []).append(key)
+    return ends
 
 
 def replay(

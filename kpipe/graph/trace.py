@@ -1,6 +1,8 @@
 """Channel ids followed through a Functional graph; groups of channels that live and die together."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any, Literal
 
 import keras
@@ -52,20 +54,58 @@ def trace(model: keras.Model, unknown: Literal["refuse", "freeze"] = "refuse") -
     """
     flow, ids = sites(model), ChannelIds()
     tensors: dict[int, Ids] = {}
+    samples: dict[int, Samples] = {}
     calls: list[tuple[Site, Rule]] = []
     for site in flow.sites:
         arguments = ((), {}) if site.is_input else site.rebind(tensors)
         ids.at(site.path, site.input_shapes, site.output_shapes, arguments)
         found = _ask(site, ids, [tensors[key] for key in site.inputs], unknown)
         tensors.update(zip(site.outputs, _outputs(found, len(site.outputs)), strict=True))
-        calls.append((site, found))
+        here = _samples({samples[key] for key in site.inputs})
+        out = None if here is None or found.samples is None else here * found.samples
+        samples.update(dict.fromkeys(site.outputs, out))
+        calls.append((site, found if here == 1 else _counted(found, here)))
     for key in flow.outputs:
         ids.freeze(tensors[key], "it is an output of the model")
     layers = _merge_calls(calls, ids)
     _refuse_shared_variables(layers)
     classes, frozen = ids.classes(), ids.frozen_classes()
-    groups = _groups(ids, classes, set(frozen))
+    held = _held_classes(layers, classes)
+    stay = set(frozen) | set(np.flatnonzero(~held).tolist())  # of what no weight has, nothing can be cut
+    frozen = {one: reason for one, reason in frozen.items() if held[one]}
+    groups = _groups(ids, classes, stay)
     return Trace(flow, layers, classes, _frozen_layers(ids, classes, frozen), groups, tensors)
+
+
+Samples = Fraction | int | None
+"""Entries along a tensor's first axis for each sample of the model; None when not known."""
+
+
+def _samples(fed: set[Samples]) -> Samples:
+    """Bring together what the inputs of a call say; those that do not know are asked for nothing."""
+    known = fed - {None}
+    return known.pop() if len(known) == 1 else None if fed else 1
+
+
+def _counted(found: Rule, samples: Samples) -> Rule:
+    """Count what a call costs for each sample of the model, and not for each entry of its first axis."""
+
+    def each(reuse: int | None) -> int | None:
+        return reuse and (None if samples is None else int(reuse * samples))
+
+    reuse = found.reuse
+    reuse = {name: each(one) for name, one in reuse.items()} if isinstance(reuse, Mapping) else each(reuse)
+    return replace(found, reuse=reuse, products=[(*product, samples) for product in found.products])
+
+
+def _held_classes(layers: Sequence[TracedLayer], classes: np.ndarray) -> np.ndarray:
+    """Say of each class whether a weight has such channels, shape (classes,), bool."""
+    held = np.zeros(int(classes.max(initial=-1)) + 1, bool)
+    for layer in layers:
+        for weight in layer.weights:
+            for along in weight.axes.values():
+                held[classes[along]] = True
+    return held
 
 
 def _ask(site: Site, ids: ChannelIds, inputs: list[Ids], unknown: str) -> Rule:
@@ -245,6 +285,6 @@ def _groups(ids: ChannelIds, classes: np.ndarray, frozen: set[int]) -> tuple[Gro
 
 def _frozen_layers(ids: ChannelIds, classes: np.ndarray, frozen: Mapping[int, str]) -> dict[str, str]:
     """Map the path of each layer that minted frozen channels to the reason."""
-    mint_of = ids.mint_of()
-    first = {one: int(mint_of[np.argmax(classes == one)]) for one in frozen}
-    return {ids.mints[mint].name: frozen[one] for one, mint in sorted(first.items(), key=lambda item: item[1])}
+    found, first = np.unique(classes, return_index=True)
+    mints = sorted(zip(ids.mint_of()[first].tolist(), found.tolist(), strict=True))
+    return {ids.mints[mint].name: frozen[one] for mint, one in mints if one in frozen}

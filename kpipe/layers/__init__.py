@@ -1,6 +1,20 @@
 """What kpipe knows of each Keras layer: weight roles, channel axes, config, MACs. A new layer is one function."""
 
-from kpipe.layers import attention, convolution, core, einsum, embedding, merge, recurrent, shape, wrappers
+from kpipe.layers import (
+    applications,
+    attention,
+    convolution,
+    core,
+    einsum,
+    embedding,
+    merge,
+    norms,
+    operations,
+    preprocessing,
+    recurrent,
+    shape,
+    wrappers,
+)
 from kpipe.layers.activation import ELEMENTWISE, FUSED
 from kpipe.layers.channel_ids import ChannelIds, Compressed, Ids, Mint
 from kpipe.layers.layout import DEPTHWISE, NATURAL, Layout
@@ -52,6 +66,7 @@ __all__ = [
     "Rule",
     "RuleFunction",
     "Weight",
+    "applications",
     "attention",
     "convolution",
     "core",
@@ -65,7 +80,10 @@ __all__ = [
     "leaves",
     "located",
     "merge",
+    "norms",
+    "operations",
     "own_variables",
+    "preprocessing",
     "quantization_of",
     "recurrent",
     "register_weights",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any, Literal, get_args
 
 import keras
@@ -63,6 +64,8 @@ class Rule:
             a tuple of ids and plain sizes, None for one that is not known.
         reference: Where the layer computes something over its channels, as a norm its mean: `(kept) -> function` that
             computes the same over those that are kept alone, called like the layer. The check of a removal uses it.
+        samples: Entries along the first axis of the output for each along that of the input: more than one where an
+            operation counts places as samples, None where it is not known. MACs are those of one sample of the model.
     """
 
     out: Ids | tuple[Ids, ...]
@@ -74,6 +77,7 @@ class Rule:
     arguments: Mapping[int | str, Any] = field(default_factory=dict)
     products: Sequence[tuple[Any, ...]] = ()
     reference: Callable[[Kept], Callable[..., Any]] | None = None
+    samples: Fraction | int | None = 1
 
 
 RuleFunction = Callable[..., Rule]

@@ -6,10 +6,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from kpipe.copies import by_reference
+from kpipe.copies import by_reference, pairs, take_rest
 from kpipe.errors import SurgeryError
-from kpipe.graph import Site, Trace, TracedLayer, TracedWeight, evaluate, functional, has_graph
-from kpipe.layers import leaves
+from kpipe.graph import Site, Trace, TracedLayer, TracedWeight, evaluate, functional, has_graph, random_inputs
 
 
 def remove_channels(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras.Model:
@@ -28,7 +27,9 @@ def remove_channels(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras
     """
     small = rebuild(model, trace, keep)
     for layer, new in zip(trace.layers, _like_order(small, trace), strict=True):
-        _copy_weights(trace, layer, new, keep)
+        if isinstance(new, keras.Layer):
+            _copy_weights(trace, layer, new, keep)
+            _copy_rest(trace, layer, new, keep)
     return small
 
 
@@ -54,6 +55,8 @@ def masked_answer(trace: Trace, keep: np.ndarray, inputs: list[Any]) -> list[Any
         function = one.layer if one.reference is None else one.reference(lambda ids: trace.kept(ids, keep))
         masks = [(weight.variable, axis_mask(trace, weight, weight.summed, keep)) for weight in one.weights]
         masked = [(variable, variable * mask.astype(variable.dtype)) for variable, mask in masks if not mask.all()]
+        if one.reference is None and getattr(one.layer, "_call_has_training_arg", False):
+            kwargs["training"] = False  # a layer that varies images does so unless it is told not to
         with keras.StatelessScope(state_mapping=masked):
             return function(*args, **kwargs)
 
@@ -105,10 +108,11 @@ def _edit(config: dict[str, Any], prefix: str, edits: Edits) -> None:
             place = entry["config"]
             for key in outer:
                 place = place[int(key) if key.isdigit() else key]
-            place[last] = value
-        for name, value in arguments.items():
-            for call in entry["inbound_nodes"]:
-                call["args" if isinstance(name, int) else "kwargs"][name] = keras.saving.serialize_keras_object(value)
+            place[last] = value.tolist() if isinstance(value, np.ndarray) else value
+        written = {name: keras.saving.serialize_keras_object(value) for name, value in arguments.items()}
+        for call in entry["inbound_nodes"] if written else ():
+            call["args"] = tuple(written.get(place, value) for place, value in enumerate(call["args"]))
+            call["kwargs"] = {name: written.get(name, value) for name, value in call["kwargs"].items()}
 
 
 def _forget_shapes(config: Any) -> None:
@@ -160,6 +164,14 @@ def _copy_weights(trace: Trace, layer: TracedLayer, new: keras.Layer, keep: np.n
         variable.assign(old)  # random states, of dropout for example
 
 
+def _copy_rest(trace: Trace, layer: TracedLayer, new: keras.Layer, keep: np.ndarray) -> None:
+    """Hand over what a layer holds beside its weights, such as a vocabulary, or makes of them."""
+    whole = all(trace.shape(weight, keep) == tuple(weight.variable.shape) for weight in layer.weights)
+    for twin, held in pairs(new, layer.layer):
+        if whole or isinstance(held, keras.layers.Normalization):
+            take_rest(twin, held)
+
+
 def check_removal(
     model: keras.Model,
     small: keras.Model,
@@ -195,23 +207,11 @@ def check_removal(
             f"On random input the smaller model differs by {worst:.3g} from the {'masked ' if masked else ''}original "
             f"(allowed: {tolerance:g}). "
             f"None is returned. A rule of one of these layers does not fit it: "
-            f"{sorted({type(layer).__name__ for layer in leaves(model)})}."
+            f"{sorted({type(layer.layer).__name__ for layer in trace.layers})}."
         )
     return worst
 
 
 def _call(model: keras.Model, inputs: list[Any]) -> Any:
-    return model(keras.tree.pack_sequence_as(functional(model)._inputs_struct, inputs), training=False)
-
-
-def random_inputs(model: keras.Model) -> list[np.ndarray]:
-    """Draw the same two samples each time, one array for each input of a model."""
-    rng = np.random.default_rng(0)
-    return [_random_input(tensor, rng) for tensor in model.inputs]
-
-
-def _random_input(tensor: Any, rng: np.random.Generator, batch: int = 2, open_size: int = 32) -> np.ndarray:
-    shape = (batch, *(open_size if size is None else size for size in tensor.shape[1:]))
-    if "int" in tensor.dtype or tensor.dtype == "bool":
-        return rng.integers(0, 2, shape).astype(tensor.dtype)
-    return rng.normal(0.0, 1.0, shape).astype("float32")
+    with keras.StatelessScope():  # a stateful layer keeps the state that it has
+        return model(keras.tree.pack_sequence_as(functional(model)._inputs_struct, inputs), training=False)

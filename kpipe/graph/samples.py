@@ -1,0 +1,35 @@
+"""Random input for comparing models."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+
+def random_inputs(model: keras.Model, seed: int = 0, batch: int = 2, open_size: int = 32) -> list[np.ndarray]:
+    """Draw one array for each input of a model: normal numbers, or 0 and 1 where it takes whole ones.
+
+    Args:
+        model: A model with a graph.
+        seed: Of the randomness.
+        batch: How many samples, where the model leaves it open.
+        open_size: Stands in for other sizes that are open.
+
+    Returns:
+        One array for each input.
+
+    Example:
+        >>> image, token = keras.Input((2, 3)), keras.Input((4,), dtype="int32")
+        >>> [(one.shape, str(one.dtype)) for one in random_inputs(keras.Model([image, token], [image, token]))]
+        [((2, 2, 3), 'float32'), ((2, 4), 'int32')]
+    """
+    rng = np.random.default_rng(seed)
+    return [_random(tensor, rng, batch, open_size) for tensor in model.inputs]
+
+
+def _random(tensor: Any, rng: np.random.Generator, batch: int, open_size: int) -> np.ndarray:
+    first, *others = (*tensor.shape,)
+    shape = (batch if first is None else first, *(open_size if size is None else size for size in others))
+    if "int" in tensor.dtype or tensor.dtype == "bool":
+        return rng.integers(0, 2, shape).astype(tensor.dtype)
+    return rng.normal(0.0, 1.0, shape).astype("float32")

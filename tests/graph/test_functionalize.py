@@ -1,0 +1,279 @@
+"""Subclassed models become graphs over the same layers."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+from keras import ops
+
+from kpipe.errors import SurgeryError
+from kpipe.graph import functionalize, sites
+from kpipe.structured import plan_filters, prune_filters
+
+
+class Residual(L.Layer):
+    """Layers and operations in a layer: written out."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.norm, self.wide, self.narrow = L.BatchNormalization(name="norm"), L.Dense(9, name="wide"), None
+        self.units, self.drop = units, L.Dropout(0.5)
+
+    def build(self, shape):
+        self.narrow = L.Dense(self.units, name="narrow")
+
+    def call(self, x, training=None):
+        y = self.drop(ops.gelu(self.wide(self.norm(x, training=training))), training=training)
+        return x + self.narrow(y)
+
+
+class Net(keras.Model):
+    """Blocks with layers of the same names, one of them called twice."""
+
+    def __init__(self, blocks=2, **kwargs):
+        super().__init__(**kwargs)
+        self.stem, self.blocks = L.Dense(6, name="stem"), [Residual(6, name=f"block{i}") for i in range(blocks)]
+        self.head = L.Dense(3, name="head")
+
+    def call(self, x, training=None):
+        x = ops.relu(self.stem(x))
+        for block in [*self.blocks, self.blocks[0]]:
+            x = block(x, training=training)
+        return self.head(x[..., :4])
+
+
+def randomised(model, seed=0):
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        if len(variable.shape) == 1:
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+    return model
+
+
+def built(cls, shape=(2, 5), **kwargs):
+    keras.utils.set_random_seed(0)
+    model = cls(**kwargs)
+    model(np.zeros(shape, "float32"))
+    return randomised(model)
+
+
+def drawn(*shape):
+    return np.random.default_rng(1).normal(size=shape).astype("float32")
+
+
+def test_a_graph_answers_alike_over_the_same_layers():
+    model = built(Net, name="net")
+    graph = functionalize(model)
+    x = drawn(4, 5)
+    assert np.allclose(graph(x), model(x), atol=1e-6) and graph.name == "net"
+    assert {id(v) for v in graph.weights} == {id(v) for v in model.weights}
+    paths = [site.path for site in sites(graph).sites if isinstance(site.operation, L.Dense)]
+    assert paths == ["stem", *["block0/wide", "block0/narrow", "block1/wide", "block1/narrow"], *paths[1:3], "head"]
+    model.stem.kernel.assign(model.stem.kernel * 2)
+    assert np.allclose(graph(x), model(x), atol=1e-6)
+    keras.utils.set_random_seed(3)
+    assert not np.allclose(graph(x, training=True), graph(x))  # dropout and batch norm are told
+
+
+def test_layers_keep_no_nodes_of_calls_that_were_tried():
+    model = built(Net)
+    functionalize(model)
+    assert [len(layer._inbound_nodes) for layer in (model.stem, model.head, model.blocks[0].wide)] == [1, 1, 1]
+    assert not model._inbound_nodes and not model.blocks[0]._inbound_nodes
+
+
+def test_channels_of_a_subclassed_model_can_be_cut(tmp_path):
+    graph = functionalize(built(Net))
+    plan = plan_filters(graph, ratio=0.5)
+    assert {"block0/wide", "block1/wide"} <= {group.name for group in plan.groups}
+    small = prune_filters(graph, plan)
+    small.save(tmp_path / "small.keras")
+    x = drawn(3, 5)
+    assert np.array_equal(keras.models.load_model(tmp_path / "small.keras")(x), small(x))
+    assert small.get_layer("block1").get_layer("wide").units == 4 and graph.get_layer("stem").units == 6
+
+
+class Unbuilt(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = L.Dense(3), L.Dense(3)
+
+    def call(self, left, right):
+        return {"sum": self.a(left) + self.b(right), "left": left}
+
+
+class Named(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.words, self.numbers = L.Embedding(7, 4), L.Dense(4)
+
+    def call(self, inputs):
+        return ops.mean(self.words(inputs["words"]), axis=1) * self.numbers(inputs["numbers"])
+
+
+def test_several_inputs_and_outputs_keep_their_structure():
+    graph = functionalize(Unbuilt(), [(None, 2), keras.KerasTensor((None, 5))])
+    out = graph([drawn(4, 2), drawn(4, 5)])
+    assert sorted(out) == ["left", "sum"] and out["sum"].shape == (4, 3)
+
+    example = {"words": np.ones((2, 3), "int32"), "numbers": np.ones((2, 5), "float32")}
+    model = Named()
+    graph = functionalize(model, example)
+    assert {tensor.name: (tensor.shape, tensor.dtype) for tensor in graph.inputs} == {
+        "words": ((None, 3), "int32"),
+        "numbers": ((None, 5), "float32"),
+    }
+    assert np.allclose(graph(example), model(example))
+
+
+def test_models_with_a_graph_come_back():
+    x = keras.Input((4,))
+    model = keras.Model(x, L.Dense(2)(x))
+    assert functionalize(model) is model
+    late = keras.Sequential([L.Dense(3), L.Dense(2)])
+    assert functionalize(late, (None, 4)) is late and late.output_shape == (None, 2)
+
+
+def test_blocks_in_a_graph_are_written_out():
+    x = keras.Input((6,), name="x")
+    inner = keras.Sequential([keras.Input((6,)), Residual(6, name="block")], name="inner")
+    model = randomised(keras.Model(x, L.Dense(2, name="out")(inner(x))))
+    graph = functionalize(model)
+    assert {"inner/block/wide", "out"} <= {site.path for site in sites(graph).sites}
+    assert np.allclose(graph(drawn(3, 6)), model(drawn(3, 6)), atol=1e-6)
+
+
+class Scaled(L.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", name="scale")
+        self.dense = L.Dense(4, name="dense")
+
+    def call(self, x):
+        return self.dense(x * self.scale)
+
+
+class Positions(L.Layer):
+    """As in many a transformer: embeddings of 0, 1, 2 are called on a constant."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.words, self.places = L.Dense(4), L.Embedding(5, 4)
+
+    def call(self, x):
+        return self.words(x) + self.places(ops.arange(5))
+
+
+class Branching(L.Layer):
+    def call(self, x, training=None):
+        return x * 2.0 if training else x
+
+
+class Noisy(L.Layer):
+    def call(self, x):
+        return x + keras.random.normal((5, 4))
+
+
+class Outer(keras.Model):
+    def __init__(self, inside):
+        super().__init__()
+        self.inside, self.head = inside, L.Dense(2, name="head")
+
+    def call(self, x):
+        return self.head(self.inside(x))
+
+
+@pytest.mark.parametrize("inside", [Scaled, Positions, Branching, Noisy])
+def test_what_cannot_be_written_out_stays_one_layer(inside):
+    model = Outer(inside(name="inside"))
+    if inside is Noisy:  # its answers are random: nothing could be compared
+        with pytest.raises(SurgeryError, match="does not answer as the model does"):
+            functionalize(model, (None, 5, 4))
+        return
+    graph = functionalize(model, (None, 5, 4))
+    assert any(site.operation is model.inside for site in sites(graph).sites)
+    assert "has no rule" in plan_filters(graph, ratio=0.0).frozen["inside"]
+    x = drawn(2, 5, 4)
+    assert np.allclose(graph(x, training=True), model(x, training=True))
+
+
+class Whole(keras.Model):
+    """A layer's call as the call of a model."""
+
+    def __init__(self, layer):
+        super().__init__(name="whole")
+        for name, value in vars(layer).items():
+            if isinstance(value, L.Layer):
+                setattr(self, name, value)
+        self.behaviour = type(layer)
+
+    def build(self, shape):
+        self.behaviour.build(self, shape)
+
+    def call(self, x, training=None):
+        if self.behaviour is Branching:
+            return Branching.call(self, x, training)
+        return self.behaviour.call(self, x)
+
+
+class Held(keras.Model):
+    def __init__(self):
+        super().__init__(name="held")
+        self.norm = L.BatchNormalization(name="norm")
+
+    def call(self, x):
+        return self.norm(x, training=False)
+
+
+class Choosing(keras.Model):
+    def call(self, x):
+        return x if ops.max(x) > 0 else -x
+
+
+class Other(keras.Sequential):
+    def call(self, x, training=None, mask=None):
+        return 2.0 * super().call(x)
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (Whole(Scaled()), r"lack weights of \['whole'\]"),
+        (Whole(Positions()), r"lack weights of \['embedding.*constants alone"),
+        (Whole(Branching()), "does not do the same in training"),
+        (Whole(Noisy()), "draws random numbers itself"),
+        (Held(), r"'norm' is always called with training=False"),
+        (Choosing(name="choosing"), r"'choosing'.*line .* of test_functionalize.py, 'return x if"),
+    ],
+)
+def test_what_a_graph_cannot_hold_is_refused(model, message):
+    with pytest.raises(SurgeryError, match=message):
+        functionalize(model, (None, 5, 4))
+
+
+def test_a_sequential_with_a_call_of_its_own_is_no_plain_graph():
+    model = Other([keras.Input((4,)), L.Dense(3)])
+    with pytest.raises(SurgeryError, match="subclassed"):
+        sites(model)
+
+
+class Spared(Net):
+    def __init__(self):
+        super().__init__()
+        self.spare = L.Dense(7, name="spare")
+
+
+def test_a_layer_that_nothing_calls_is_left_out_with_a_warning():
+    model = Spared()
+    model.spare.build((None, 3))
+    model(np.zeros((2, 5), "float32"))
+    with pytest.warns(UserWarning, match=r"leaves out \['spare'\]"):
+        graph = functionalize(model)
+    assert len(graph.weights) == len(model.weights) - 2
+
+
+@pytest.mark.parametrize("spec, message", [(None, "not built on known shapes"), ("x", "Expected in input_spec")])
+def test_a_specification_is_asked_for(spec, message):
+    with pytest.raises(SurgeryError, match=message):
+        functionalize(Net(), spec)
+    with pytest.raises(SurgeryError, match="Expected a Keras 3 model"):
+        functionalize("net")
