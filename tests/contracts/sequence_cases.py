@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 from keras import layers as L
+from keras.src.models.functional import Functional
 
 from kpipe.layers.recurrent import ConvLSTMCell
 
@@ -88,7 +89,23 @@ def luong(layer):
     return ended([one, two], layer([query, value, L.Dense(WIDTH, name="to_key")(two)]), layer([query, query]))
 
 
+def each_step(inner):
+    """A model at each step of a sequence of maps, then a recurrent layer."""
+    given = keras.Input((3, 4, 4, 2), name="maps")
+    return ended(given, L.GRU(6, return_sequences=True)(L.TimeDistributed(inner)(given)))
+
+
+def residual_inside():
+    maps = keras.Input((4, 4, 2), name="map")
+    x = L.Conv2D(6, 3, padding="same", name="a")(maps)
+    x = L.LayerNormalization(name="norm")(L.Add()([x, L.Conv2D(6, 1, name="b")(x)]))
+    block = keras.Sequential([L.Conv2D(5, 1, name="c"), L.ReLU()], name="block")
+    return each_step(keras.Model(maps, L.Flatten()(block(x)), name="inner"))
+
+
 CASES = {
+    Functional: residual_inside,
+    keras.Sequential: lambda: each_step(keras.Sequential([L.Conv2D(6, 3), L.BatchNormalization(), L.Flatten()])),
     L.EinsumDense: lambda: around(L.EinsumDense("abc,cde->abde", (STEPS, 2, 7), bias_axes="de", activation="tanh")),
     L.Embedding: lambda: embedded(L.Embedding(9, 8)),
     L.ReversibleEmbedding: lambda: there_and_back(True),

@@ -184,6 +184,36 @@ def test_a_layer_at_each_step_against_rows_zeroed_by_hand():
     assert alike(model, small)
 
 
+def test_a_model_at_each_step_against_rows_zeroed_by_hand():
+    keras.utils.set_random_seed(0)
+    maps = keras.Input((4, 4, 2), name="map")
+    x = L.Conv2D(6, 3, padding="same", name="a")(maps)
+    block = keras.Sequential([L.Conv2D(5, 1, activation="tanh", name="c")], name="block")
+    inner = keras.Model(maps, L.Flatten(name="flat")(block(L.Add()([x, L.Conv2D(6, 1, name="b")(x)]))), name="inner")
+    given = keras.Input((3, 4, 4, 2), name="maps")
+    model = seeded(keras.Model(given, L.Dense(2, name="after")(L.TimeDistributed(inner, name="layer")(given))))
+    first, second = (group.name for group in trace(model).groups)
+    small = cut(model, **{first: [1, 2], second: [4]})
+    assert trace(model).macs() == 3 * 16 * (9 * 2 * 6 + 6 * 6 + 6 * 5) + 3 * 16 * 5 * 2
+    inside = small.get_layer("layer").layer
+    assert (inside.get_layer("b").filters, inside.get_layer("block").layers[0].filters) == (4, 4)
+    assert not alike(model, small, 1e-4)
+    for one in (inner.get_layer("b"), block.layers[0]):
+        zeroed(one.kernel, ..., [1, 2], slice(None))
+    zeroed(model.get_layer("after").kernel, [place * 5 + 4 for place in range(16)])
+    assert alike(model, small)
+
+
+def test_what_cannot_be_followed_in_a_model_inside_is_named():
+    given, step = keras.Input((3, 4), name="given"), keras.Input((4,), name="step")
+    twice = L.Dense(4, name="twice")
+    again = keras.Model(step, twice(twice(step)), name="inner")
+    sliced = keras.Model(step, L.Dense(6, name="wide")(step)[:, :5], name="inner")
+    for inner, reason in (again, "'twice' of 'inner' inside is called more than once"), (sliced, "sizes of its own"):
+        with pytest.raises(SurgeryError, match=f"'layer': .*{reason}"):
+            trace(keras.Model(given, L.Dense(2)(L.TimeDistributed(inner, name="layer")(given))))
+
+
 def test_the_reference_of_a_layer_inside_is_computed_at_each_step(monkeypatch):
     class Centred(L.Layer):
         """Subtract the mean over the channels."""
