@@ -1,21 +1,13 @@
-"""Rules of dense layers, norms, and layers that treat each value or each channel alone."""
-
-import math
+"""Rules of dense layers, and of layers that treat each value or each channel alone."""
 
 import keras
 import numpy as np
 from keras import layers as L
 
 from kpipe.layers.activation import FUSED, activate
+from kpipe.layers.axes import against, channels_on, freeze_masks, positions, varying
 from kpipe.layers.channel_ids import ChannelIds, Ids
-from kpipe.layers.layout import Layout
-from kpipe.layers.rule import Quantization, Role, Rule, register_weights, rule
-
-
-def positions(shape: tuple, axis: int) -> int | None:
-    """Count the places of an output (batch axis left out) along all axes but the channel axis; None if one is open."""
-    others = [size for i, size in enumerate(shape) if i != axis % len(shape)]
-    return None if None in others else math.prod(others)
+from kpipe.layers.rule import Quantization, Rule, rule
 
 
 @rule(L.InputLayer, quantization="same")
@@ -29,7 +21,7 @@ def input_layer(layer: L.InputLayer, ids: ChannelIds, *x: Ids) -> Rule:
 @rule(L.Dense, roles={"kernel": "kernel", "bias": "bias"}, quantization="weights")
 def dense(layer: L.Dense, ids: ChannelIds, x: Ids) -> Rule:
     """Kernel (in, units); on inputs of rank > 2 it acts on the last axis."""
-    taken, out = ids.along(x, -1), ids.fresh(layer.units)
+    taken, out = channels_on(ids, x, -1), ids.fresh(layer.units)
     activate(ids, out, layer.activation)
     return Rule(
         ids.spread(out, -1),
@@ -37,62 +29,6 @@ def dense(layer: L.Dense, ids: ChannelIds, x: Ids) -> Rule:
         config={"units": out},
         reuse=positions(ids.output_shapes[0], -1),
     )
-
-
-def einsum_layout(equation: str) -> Layout:
-    """Say which axes of an einsum's second operand are summed over and which it brings into the output.
-
-    An axis that stands in both operands and in the output, such as that of heads which each have a matrix of their
-    own, is a position.
-
-    Example:
-        >>> einsum_layout("...d,dhk->...hk"), einsum_layout("bhd,hde->bhe")
-        (Layout(inputs=(0,), outputs=(1, 2)), Layout(inputs=(1,), outputs=(2,)))
-    """
-    operands, output = equation.split("->")
-    given, kernel = operands.split(",")
-    return Layout(
-        inputs=tuple(axis for axis, letter in enumerate(kernel) if letter not in output),
-        outputs=tuple(axis for axis, letter in enumerate(kernel) if letter not in given),
-    )
-
-
-register_weights(
-    L.EinsumDense,
-    roles={"kernel": "kernel", "bias": "bias"},
-    layouts=lambda layer: {"kernel": einsum_layout(layer.equation)},
-)
-register_weights(L.Embedding, roles={"embeddings": "embedding"})
-register_weights(L.ReversibleEmbedding, roles={"embeddings": "embedding", "reverse_embeddings": "kernel"})
-
-
-BATCH_NORMALIZATION: dict[str, Role] = {
-    "gamma": "gamma",
-    "beta": "beta",
-    "moving_mean": "statistic",
-    "moving_variance": "statistic",
-    "moving_stddev": "statistic",  # this and what follows are there with `renorm` only
-    "renorm_mean": "statistic",
-    "renorm_stddev": "statistic",
-}
-
-
-@rule(L.BatchNormalization, roles=BATCH_NORMALIZATION, quantization="normalise")
-def batch_normalization(layer: L.BatchNormalization, ids: ChannelIds, x: Ids) -> Rule:
-    """Vectors along `axis`; channels pass through."""
-    axis = layer.axis - 1 if layer.axis > 0 else layer.axis  # the ids have no batch axis
-    channels = ids.along(x, axis)
-    return Rule(ids.spread(channels, axis), axes={name: {0: channels} for name in BATCH_NORMALIZATION})
-
-
-register_weights(L.LayerNormalization, L.GroupNormalization, roles={"gamma": "gamma", "beta": "beta"})
-register_weights(L.RMSNormalization, roles={"scale": "gamma"})
-register_weights(L.SpectralNormalization, roles={"vector_u": "statistic"})
-register_weights(
-    L.Normalization, roles={"adapt_mean": "statistic", "adapt_variance": "statistic", "count": "statistic"}
-)
-register_weights(L.STFTSpectrogram, roles={"real_kernel": "statistic", "imag_kernel": "statistic"})
-register_weights(L.PReLU, roles={"alpha": "gamma"})
 
 
 def _activation_quantization(layer: keras.Layer) -> Quantization:
@@ -125,14 +61,6 @@ rule(L.LeakyReLU, L.ELU, quantization="output")(_pass)
 rule(L.ReLU, quantization=_relu_quantization)(_pass)
 
 
-@rule(L.Rescaling, quantization="output")
-def rescaling(layer: L.Rescaling, ids: ChannelIds, x: Ids) -> Rule:
-    """Pass the ids where one scale and offset serve all; those of their own for each channel freeze them."""
-    if np.ndim(layer.scale) or np.ndim(layer.offset):
-        ids.freeze(x, f"{ids.path!r} has a scale or an offset for each channel")
-    return Rule(x)
-
-
 @rule(L.Activation, quantization=_activation_quantization)
 def activation(layer: L.Activation, ids: ChannelIds, x: Ids) -> Rule:
     """Pass the ids; a function that mixes channels freezes them."""
@@ -141,9 +69,26 @@ def activation(layer: L.Activation, ids: ChannelIds, x: Ids) -> Rule:
 
 
 @rule(L.Softmax, quantization="output")
-def softmax(layer: L.Softmax, ids: ChannelIds, x: Ids) -> Rule:
-    """Freeze the channels it sums over; over another axis they pass."""
+def softmax(layer: L.Softmax, ids: ChannelIds, x: Ids, *masks: Ids) -> Rule:
+    """Freeze the channels it sums over, or that a mask is laid on; over another axis they pass."""
+    freeze_masks(ids, masks)
+    if masks:
+        ids.freeze(x, f"the softmax {ids.path!r} takes a mask")
     axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
-    if any(x.shape[axis - 1 if axis > 0 else axis] > 1 for axis in axes) or x.size == 1:
+    if any(varying(x) in (None, axis % (x.ndim + 1) - 1) for axis in axes):
         ids.freeze(x, f"the softmax {ids.path!r} sums over them")
+    return Rule(x)
+
+
+@rule(L.PReLU, roles={"alpha": "gamma"})
+def parametric_relu(layer: L.PReLU, ids: ChannelIds, x: Ids) -> Rule:
+    """Alpha has the shape of one sample, with size 1 along each of `shared_axes`."""
+    return Rule(x, axes={"alpha": against(x, layer.alpha.shape)})
+
+
+@rule(L.Masking)
+def masking(layer: L.Masking, ids: ChannelIds, x: Ids) -> Rule:
+    """A step is masked where none of the values on the last axis differs from one: channels there stay."""
+    if varying(x) == x.ndim - 1 or np.ndim(layer.mask_value):
+        ids.freeze(x, f"{ids.path!r} looks at all of them to mask a step")
     return Rule(x)

@@ -30,6 +30,28 @@ def ending(layer, rank=2):
     return keras.Model(image, L.Dense(3, name="logits")(L.Flatten(name="flat")(x)))
 
 
+def dotted():
+    """Two maps, whose channels are summed over, and a third that is laid beside."""
+    image = keras.Input((4, 4, 2), name="image")
+    a, b = (L.Reshape((16, 6))(L.Conv2D(6, 3, padding="same", name=name)(image)) for name in ("left", "right"))
+    x = L.Conv1D(5, 1, name="after")(L.Dot((2, 2), name="layer")([a, b]))
+    return keras.Model(image, L.Dense(3, name="logits")(L.Flatten(name="flat")(x)))
+
+
+def vector(layer):
+    """dense -> a layer on vectors -> dense."""
+    x = keras.Input((4,), name="x")
+    return keras.Model(x, L.Dense(3, name="logits")(L.Flatten()(layer(L.Dense(6, name="before")(x)))))
+
+
+def masked():
+    """Steps that are all zero do not count in the mean."""
+    steps = keras.Input((4, 2), name="steps")
+    x = L.Dense(6, name="before")(L.Masking(name="layer")(steps))
+    x = L.BatchNormalization(name="norm")(L.Add(name="add")([x, L.Dense(6, name="beside")(x)]))
+    return keras.Model(steps, L.Dense(3, name="logits")(L.GlobalAveragePooling1D(name="mean")(x)))
+
+
 def first_of(rank, cls, *args, **kwargs):
     return lambda: around(cls(*args, **kwargs, name="layer"), rank)
 
@@ -38,6 +60,13 @@ CASES = {
     L.InputLayer: lambda: around(L.Identity()),
     L.Dense: first_of(2, L.Dense, 7),
     L.BatchNormalization: first_of(2, L.BatchNormalization),
+    L.LayerNormalization: first_of(2, L.LayerNormalization, [1, -1]),
+    L.RMSNormalization: first_of(2, L.RMSNormalization),
+    L.GroupNormalization: first_of(2, L.GroupNormalization, 2),
+    L.UnitNormalization: first_of(2, L.UnitNormalization),
+    L.SpectralNormalization: lambda: around(L.SpectralNormalization(L.Conv2D(7, 3), name="layer")),
+    L.PReLU: first_of(2, L.PReLU, "normal"),
+    L.Masking: masked,
     L.Dropout: first_of(2, L.Dropout, 0.3),
     L.SpatialDropout1D: first_of(1, L.SpatialDropout1D, 0.3),
     L.SpatialDropout2D: first_of(2, L.SpatialDropout2D, 0.3),
@@ -50,7 +79,10 @@ CASES = {
     L.LeakyReLU: first_of(2, L.LeakyReLU, negative_slope=0.2),
     L.ELU: first_of(2, L.ELU),
     L.ReLU: first_of(2, L.ReLU, 6.0),
-    L.Rescaling: first_of(2, L.Rescaling, 0.5, offset=0.1),
+    L.Rescaling: first_of(2, L.Rescaling, [0.5, 1.0, 1.5, 2.0, 2.5, 3.0], offset=0.1),
+    L.Normalization: first_of(2, L.Normalization, mean=[1.0, 2, 3, 4, 5, 6], variance=[6.0, 5, 4, 3, 2, 1]),
+    L.Resizing: first_of(2, L.Resizing, 6, 5),
+    L.CenterCrop: first_of(2, L.CenterCrop, 2, 3),
     L.Activation: first_of(2, L.Activation, "sigmoid"),
     L.Softmax: first_of(2, L.Softmax, axis=1),
     L.Conv1D: first_of(1, L.Conv1D, 7, 3),
@@ -60,12 +92,21 @@ CASES = {
     L.DepthwiseConv2D: first_of(2, L.DepthwiseConv2D, 3, depth_multiplier=2),
     L.SeparableConv1D: first_of(1, L.SeparableConv1D, 7, 3, depth_multiplier=2),
     L.SeparableConv2D: first_of(2, L.SeparableConv2D, 7, 3, depth_multiplier=2),
+    L.Conv1DTranspose: first_of(1, L.Conv1DTranspose, 7, 3, strides=2),
+    L.Conv2DTranspose: first_of(2, L.Conv2DTranspose, 7, 3, strides=2, padding="same"),
+    L.Conv3DTranspose: first_of(3, L.Conv3DTranspose, 7, 2),
     L.MaxPooling1D: first_of(1, L.MaxPooling1D, 2),
     L.MaxPooling2D: first_of(2, L.MaxPooling2D, 2),
     L.MaxPooling3D: first_of(3, L.MaxPooling3D, 2),
     L.AveragePooling1D: first_of(1, L.AveragePooling1D, 2),
     L.AveragePooling2D: first_of(2, L.AveragePooling2D, 2),
     L.AveragePooling3D: first_of(3, L.AveragePooling3D, 2),
+    L.AdaptiveMaxPooling1D: first_of(1, L.AdaptiveMaxPooling1D, 2),
+    L.AdaptiveMaxPooling2D: first_of(2, L.AdaptiveMaxPooling2D, 2),
+    L.AdaptiveMaxPooling3D: first_of(3, L.AdaptiveMaxPooling3D, 2),
+    L.AdaptiveAveragePooling1D: first_of(1, L.AdaptiveAveragePooling1D, 2),
+    L.AdaptiveAveragePooling2D: first_of(2, L.AdaptiveAveragePooling2D, 2),
+    L.AdaptiveAveragePooling3D: first_of(3, L.AdaptiveAveragePooling3D, 2),
     L.ZeroPadding1D: first_of(1, L.ZeroPadding1D, 1),
     L.ZeroPadding2D: first_of(2, L.ZeroPadding2D, 1),
     L.ZeroPadding3D: first_of(3, L.ZeroPadding3D, 1),
@@ -84,6 +125,7 @@ CASES = {
     L.Flatten: lambda: ending(L.Flatten()),
     L.Reshape: lambda: ending(L.Reshape((2, 8, 6))),
     L.Permute: lambda: ending(L.Permute((3, 1, 2))),
+    L.RepeatVector: lambda: vector(L.RepeatVector(3)),
     L.Add: lambda: merged(L.Add()),
     L.Subtract: lambda: merged(L.Subtract()),
     L.Multiply: lambda: merged(L.Multiply()),
@@ -91,4 +133,5 @@ CASES = {
     L.Maximum: lambda: merged(L.Maximum()),
     L.Minimum: lambda: merged(L.Minimum()),
     L.Concatenate: lambda: merged(L.Concatenate()),
+    L.Dot: dotted,
 }

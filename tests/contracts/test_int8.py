@@ -13,11 +13,13 @@ import kpipe
 from kpipe.errors import KpipeError
 from kpipe.export import FORMATS, inspect
 from kpipe.export.verify import predict
-from kpipe.layers import RULES
+from kpipe.graph import sites
+from kpipe.layers import RULES, quantization_of
 from tests.contracts.test_layer_rules import CASES, keras_rules, seeded
 from tests.models import samples
 
-CLASSES = sorted(keras_rules(), key=lambda cls: cls.__name__)
+CLASSES = sorted((cls for cls in keras_rules() if RULES[cls].quantization is not None), key=lambda cls: cls.__name__)
+WITHOUT_FACT = sorted(keras_rules() - set(CLASSES), key=lambda cls: cls.__name__)
 VARIANTS = {L.Softmax: L.Softmax, L.UpSampling2D: lambda: L.UpSampling2D(2)}
 """Arguments with which a class can be rounded, where those of its channel contract are refused."""
 REFUSED = {
@@ -64,6 +66,15 @@ def test_a_layer_is_refused_by_name_or_whole_in_both_runtimes(cls, tmp_path):
         hold(model, tmp_path)
         return
     with pytest.raises(KpipeError, match=rf"^Layer '\w+' \(keras.*{cls.__name__}\) cannot be quantized: \w.*\.$"):
+        kpipe.quantize(model, calibration=samples(model, 4))
+
+
+@pytest.mark.parametrize("cls", WITHOUT_FACT, ids=lambda cls: cls.__name__)
+def test_a_class_of_which_nothing_is_said_is_refused_by_name(cls):
+    model = CASES[cls]()
+    unknown = [site.operation for site in sites(model).sites if quantization_of(site.operation) is None]
+    names = {type(one).__name__ for one in unknown} | {"InputLayer"}  # tokens cannot be rounded either
+    with pytest.raises(KpipeError, match=rf"({'|'.join(names)})\) cannot be quantized: \w.*\.$"):
         kpipe.quantize(model, calibration=samples(model, 4))
 
 

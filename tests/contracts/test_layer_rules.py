@@ -7,7 +7,7 @@ from keras import layers as L
 
 from kpipe.errors import SurgeryError
 from kpipe.graph import trace
-from kpipe.layers import RULES, Rule
+from kpipe.layers import RULES, LayerFacts, Rule
 from kpipe.structured import plan_filters, prune_filters
 from tests.contracts.layer_cases import CASES as LAYERS
 from tests.contracts.layer_cases import around
@@ -45,7 +45,8 @@ def test_channels_are_cut_around_the_layer(cls, tmp_path):
     small = prune_filters(model, plan)  # raises unless it equals the masked original
     assert small.count_params() == plan.after["params"] < model.count_params()
     small.save(tmp_path / "small.keras")
-    x = samples(small, 2)[0]
+    x = samples(small, 2)
+    x = x if len(x) > 1 else x[0]
     assert np.array_equal(keras.models.load_model(tmp_path / "small.keras")(x), small(x))
 
 
@@ -92,11 +93,6 @@ def test_a_softmax_over_channels_freezes_them(softmax):
     assert "before" not in {group.name for group in traced.groups} and "before" in traced.frozen
 
 
-def test_a_rescaling_for_each_channel_freezes_them():
-    traced = trace(seeded(lambda: around(L.Rescaling([1.0, 2.0, 3.0, 1.0, 2.0, 3.0]))))
-    assert "before" not in {group.name for group in traced.groups} and "before" in traced.frozen
-
-
 @pytest.mark.parametrize(
     "layer",
     [
@@ -119,12 +115,20 @@ def test_channels_first_ids_lie_on_the_first_axis(layer):
         assert np.array_equal(traced.layers[-1].out[0], np.tile(out.reshape(-1), 16))
 
 
-@pytest.mark.parametrize(
-    "layer", [L.Conv2DTranspose(4, 3), L.LayerNormalization(), L.PReLU(), L.EinsumDense("abcd,de->abce", (4, 4, 5))]
-)
-def test_a_layer_of_which_only_the_weights_are_known_stays_whole(layer):
-    model = seeded(lambda: around(layer))
-    with pytest.raises(SurgeryError, match=rf"the layer .*{type(layer).__name__}\) has no rule"):
+class Scale(L.Layer):
+    """Multiply each channel by a learned factor."""
+
+    def build(self, input_shape):
+        self.factor = self.add_weight(shape=(input_shape[-1],), name="factor")
+
+    def call(self, x):
+        return x * self.factor
+
+
+def test_a_layer_of_which_only_the_weights_are_known_stays_whole(monkeypatch):
+    monkeypatch.setitem(RULES, Scale, LayerFacts(roles={"factor": "gamma"}))
+    model = seeded(lambda: around(Scale()))
+    with pytest.raises(SurgeryError, match=r"the layer .*Scale\) has no rule"):
         trace(model)
     plan = plan_filters(model, ratio=0.34)
     assert "has no rule" in plan.frozen["before"] and [group.name for group in plan.groups] == ["after"]
