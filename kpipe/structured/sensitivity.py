@@ -10,13 +10,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from kpipe.errors import KpipeError, NoEffectWarning
-from kpipe.graph import Group, Trace, trace
+from kpipe.errors import KpipeError, NoEffectWarning, SurgeryError
+from kpipe.graph import Group, Trace, functional, trace
 from kpipe.saliency import Criterion, check_data, criterion_of
 from kpipe.saliency.losses import undisturbed
 from kpipe.structured.channels import masked_answer
 from kpipe.structured.filters import refuse_quantized
-from kpipe.structured.metrics import Metric, Own, metric_of
+from kpipe.structured.metrics import Metric, Own, input_batches, metric_of
 from kpipe.structured.ranking import channel_scores, choose
 from kpipe.structured.scan import GroupSensitivity, Sensitivity
 from kpipe.structured.scan_record import ScanRecord, identity
@@ -56,7 +56,8 @@ def sensitivity(
 
     Raises:
         KpipeError: When an argument is out of range, a regex matches nothing, or the file is of another scan.
-        SurgeryError: When the model's channels cannot be followed; it names the layer.
+        SurgeryError: When the model's channels cannot be followed; it names the layer. When the masked model answers
+            otherwise than the model itself before any channel is cut.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
@@ -87,6 +88,7 @@ def sensitivity(
         reasons = "; ".join(f"{one}: {why}" for one, why in traced.frozen.items())
         warnings.warn(f"No channel of {model.name!r} can be cut. {reasons}", NoEffectWarning, stacklevel=2)
     with undisturbed(model):
+        _check_masked(model, traced, data)
         scan = _Scan(model, data, traced, figure, record or ScanRecord(None, {}))
         baseline = scan.value("", np.ones(traced.class_count, bool))
         every = channel_scores(model, traced, criterion, data, loss, seed) if chosen else []
@@ -124,6 +126,21 @@ class _Scan:
             removed.append(len(places))
             values.append(self.value(group.name if len(places) else "", keep))
         return GroupSensitivity(group.name, group.layers, len(group), tuple(ratios), tuple(removed), tuple(values))
+
+
+def _check_masked(model: keras.Model, traced: Trace, data: Any, tolerance: float = 1e-4) -> None:
+    """Refuse a model that answers otherwise once its calls are taken one by one, all channels kept."""
+    inputs, *_ = next(input_batches(model, data, "sensitivity"))
+    whole = model(keras.tree.pack_sequence_as(functional(model)._inputs_struct, inputs), training=False)
+    found = masked_answer(traced, np.ones(traced.class_count, bool), inputs)
+    for expected, got in zip(map(np.asarray, keras.tree.flatten(whole)), map(np.asarray, found), strict=True):
+        worst = float(np.abs(expected - got).max(initial=0.0)) / max(1.0, float(np.abs(expected).max(initial=0.0)))
+        if not worst <= tolerance:
+            raise SurgeryError(
+                f"With no channel cut, the calls of {model.name!r} one by one answer otherwise than the model, by "
+                f"{worst:.3g}: a layer hands on something beside its output, such as a mask, that is lost on the way. "
+                "Build the model without implicit masks."
+            )
 
 
 def _checked(ratios: Any) -> tuple[float, ...]:

@@ -214,27 +214,35 @@ def answers(model: keras.Model, inputs: Sequence[Any], without: Stretch | None =
         >>> [y.numpy().tolist() for y in answers(net, [keras.ops.array([[-1.0, 3.0]])], without=relu)]
         [[[-2.0, 6.0]]]
     """
-    return _run(functional(model), inputs, without)
+    with keras.StatelessScope():  # random states, and those of stateful layers, stay as they are
+        return _run(functional(model), inputs, without)
 
 
 def _run(graph: Functional, inputs: Sequence[Any], without: Stretch | None) -> list[Any]:
     here = without if without is not None and without.graph is graph else None
     gone = {id(node) for node in here.nodes} if here else set()
     stands_for = {id(here.end): id(here.start)} if here else {}
+    nodes = [node for node in in_order(graph) if not node.is_input and id(node) not in gone]
+    taken = [[stands_for.get(id(tensor), id(tensor)) for tensor in node.arguments.keras_tensors] for node in nodes]
+    wanted = [stands_for.get(id(tensor), id(tensor)) for tensor in graph.outputs]
+    last = {key: place for place, keys in enumerate([*taken, wanted]) for key in keys}
     values = {id(tensor): value for tensor, value in zip(graph.inputs, inputs, strict=True)}
-
-    def value(tensor: Any) -> Any:
-        return values[stands_for.get(id(tensor), id(tensor))]
-
-    for node in in_order(graph):
-        if node.is_input or id(node) in gone:
-            continue
-        taken = {id(tensor): value(tensor) for tensor in node.arguments.keras_tensors}
-        if has_graph(node.operation):
-            fed = [taken[id(tensor)] for tensor in node.arguments.keras_tensors]
-            made = _run(functional(node.operation), fed, without)
-        else:
-            args, kwargs = node.arguments.fill_in(taken)
-            made = keras.tree.flatten(node.operation(*(args or ()), **(kwargs or {})))
+    for place, (node, keys) in enumerate(zip(nodes, taken, strict=True)):
+        made = _call(node, [values[key] for key in keys], without)
         values.update(zip(map(id, node.outputs), made, strict=True))
-    return [value(tensor) for tensor in graph.outputs]
+        for key in keys:
+            if last[key] == place:
+                values.pop(key, None)  # a large model has many maps, few of them at a time
+    return [values[key] for key in wanted]
+
+
+def _call(node: Node, inputs: Sequence[Any], without: Stretch | None) -> list[Any]:
+    """Call a layer, an operation or a nested model as its node says."""
+    operation: Any = node.operation
+    if has_graph(operation):
+        return _run(functional(operation), inputs, without)
+    args, kwargs = node.arguments.fill_in(dict(zip(map(id, node.arguments.keras_tensors), inputs, strict=True)))
+    kwargs = dict(kwargs or {})
+    if getattr(operation, "_call_has_training_arg", False):
+        kwargs["training"] = False  # layers that vary images do so unless they are told not to
+    return keras.tree.flatten(operation(*(args or ()), **kwargs))

@@ -287,6 +287,45 @@ def test_the_answers_are_those_of_the_graph_and_of_keras(name):
         assert np.allclose(one, third, atol=1e-5)
 
 
+def test_layers_that_vary_in_training_or_keep_a_state_are_compared_as_in_inference():
+    net = keras.Sequential(
+        [
+            keras.Input(batch_shape=(2, 4, 4, 1)),
+            L.RandomFlip(),
+            L.Reshape((4, 4)),
+            L.GRU(4, return_sequences=True, stateful=True, name="gru"),
+            L.Dense(4, name="dense"),
+            L.Dropout(0.5),
+            L.Flatten(),
+            L.Dense(2),
+        ]
+    )
+    state = np.asarray(net.get_layer("gru").states[0]).copy()
+    data = rng().normal(0, 1, (4, 4, 4, 1)).astype("float32")
+    small = remove_layers(net, layers="dense")
+    assert "dense" not in layer_names(small) and "random_flip" in "".join(layer_names(small))
+    assert np.array_equal(net.get_layer("gru").states[0], state)
+    assert np.array_equal(answers(net, [data[:2]])[0], answers(net, [data[:2]])[0])
+
+
+def test_implicit_masks_are_handed_on():
+    keras.utils.set_random_seed(0)
+    tokens = keras.Input((6,), dtype="int32", name="tokens")
+    x = L.Embedding(9, 8, mask_zero=True, name="embed")(tokens)
+    for n in range(2):
+        y = L.LayerNormalization(name=f"norm{n}")(x)
+        x = L.Add(name=f"attend{n}")([x, L.MultiHeadAttention(2, 4, name=f"heads{n}")(y, y)])
+    net = keras.Model(tokens, L.Dense(3, name="logits")(L.GlobalAveragePooling1D(name="mean")(x)))
+    data = rng().integers(0, 9, (40, 6)).astype("int32")
+    small = remove_layers(net, layers="attend0")
+    x = net.get_layer("embed")(data)
+    y = net.get_layer("norm1")(x)
+    x = x + net.get_layer("heads1")(y, y)
+    expected = net.get_layer("logits")(net.get_layer("mean")(x, mask=data != 0))
+    assert np.allclose(small(data), expected, atol=1e-5)
+    assert not np.allclose(small(data), net.get_layer("logits")(np.asarray(x).mean(1)), atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["residual", "grouped", "se_block", "nested"])
 def test_what_remains_is_saved_trained_and_keeps_what_is_frozen(name, tmp_path):
     net = build(name)

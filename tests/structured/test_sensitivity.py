@@ -1,5 +1,6 @@
 """Sensitivity scans, against channels zeroed by hand and against models that were really cut."""
 
+import importlib
 import json
 import re
 
@@ -249,6 +250,15 @@ def test_models_of_which_nothing_can_be_cut():
     assert found.groups == () and "out: stays" in str(found)
     with pytest.raises(SurgeryError, match="quantized already"):
         sensitivity(quantize(net, calibration=np.ones((4, 5), "float32")), points(net))
+
+
+def test_figures_of_a_model_that_cannot_be_masked_are_refused(monkeypatch):
+    """Wherever the masked model is not the model, as one that loses a mask on the way, no figure is told."""
+    net = two_layers()
+    module = importlib.import_module("kpipe.structured.sensitivity")
+    monkeypatch.setattr(module, "masked_answer", lambda traced, keep, inputs: [np.asarray(net(inputs[0])) + 0.01])
+    with pytest.raises(SurgeryError, match=r"no channel cut, .* answer otherwise than the model, by 0\.0"):
+        sensitivity(net, points(net))
 
 
 def test_the_model_stays_as_it_is():
