@@ -1,6 +1,6 @@
 """Channel ids followed through a Functional graph; groups of channels that live and die together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from kpipe.layers import (
     ChannelIds,
     Compressed,
     Ids,
+    Kept,
     Rule,
     RuleFunction,
     layers_within,
@@ -180,11 +181,24 @@ def _merge_calls(calls: list[tuple[Site, Rule]], ids: ChannelIds) -> tuple[Trace
                 first.config,
                 first.arguments,
                 products,
-                first.reference,
+                _reference(site.operation, [found for _, found in group]),
                 _outputs(first, len(site.outputs)),
             )
         )
     return tuple(layers)
+
+
+def _reference(operation: Any, calls: Sequence[Rule]) -> Callable[..., Callable[..., Any]] | None:
+    """Give the reference of a layer, asked for one of its calls: each has channels of its own."""
+    each = [found.reference for found in calls]
+    if each == [None] * len(each):
+        return None
+
+    def reference(kept: Kept, call: int = 0) -> Callable[..., Any]:
+        own = each[call]
+        return operation if own is None else own(kept)
+
+    return reference
 
 
 def _tie_alike(ids: ChannelIds, a: Any, b: Any) -> None:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from kpipe.graph.flow import Flow, Key
-from kpipe.layers import Compressed, Ids, Kept
+from kpipe.layers import Compressed, Ids
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class TracedLayer:
         config: Setting, with dots into what is inside -> new value, with ids for counts.
         arguments: Position or name of an argument of its call -> likewise.
         products: Products of sizes that count further MACs.
-        reference: Its computation over kept channels alone, where that differs; see `kpipe.layers.Rule`.
+        reference: `(kept, call) -> function`: the computation of one of its calls over kept channels alone, where that
+            differs; see `kpipe.layers.Rule`.
         out: Channel ids of its outputs, in its first call.
     """
 
@@ -57,7 +58,7 @@ class TracedLayer:
     config: Mapping[str, Any]
     arguments: Mapping[int | str, Any]
     products: tuple[tuple[Any, ...], ...]
-    reference: Callable[[Kept], Callable[..., Any]] | None
+    reference: Callable[..., Callable[..., Any]] | None
     out: tuple[Ids, ...]
 
 

@@ -52,7 +52,7 @@ def masked_answer(trace: Trace, keep: np.ndarray, inputs: list[Any]) -> list[Any
 
     def call(site: Site, *args: Any, **kwargs: Any) -> Any:
         one = traced[site.path]
-        function = one.layer if one.reference is None else one.reference(lambda ids: trace.kept(ids, keep))
+        function = one.layer if one.reference is None else one.reference(lambda ids: trace.kept(ids, keep), site.call)
         masks = [(weight.variable, axis_mask(trace, weight, weight.summed, keep)) for weight in one.weights]
         masked = [(variable, variable * mask.astype(variable.dtype)) for variable, mask in masks if not mask.all()]
         if one.reference is None and getattr(one.layer, "_call_has_training_arg", False):

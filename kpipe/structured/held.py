@@ -63,12 +63,12 @@ def _asked(model: keras.Model, trace: Trace) -> dict[str, set[int]]:
     asked: dict[str, set[int]] = {}
 
     def listening(layer: TracedLayer) -> TracedLayer:
-        def reference(kept: Kept) -> Any:
+        def reference(kept: Kept, call: int) -> Any:
             def note(ids: Ids) -> np.ndarray:
                 asked.setdefault(layer.path, set()).update(trace.class_of[ids].reshape(-1).tolist())
                 return kept(ids)
 
-            return layer.reference(note)  # type: ignore[misc]
+            return layer.reference(note, call)  # type: ignore[misc]
 
         return replace(layer, reference=reference)
 
@@ -88,9 +88,9 @@ def _wrong_with_zeros(model: keras.Model, trace: Trace, keep: np.ndarray, asked:
         return replace(layer, weights=weights, reference=compared(layer) if layer.path in asked else layer.reference)
 
     def compared(layer: TracedLayer) -> Any:
-        def reference(kept: Kept) -> Any:
+        def reference(kept: Kept, number: int) -> Any:
             def call(*args: Any, **kwargs: Any) -> Any:
-                exact = layer.reference(kept)(*args, **kwargs)  # type: ignore[misc]
+                exact = layer.reference(kept, number)(*args, **kwargs)  # type: ignore[misc]
                 plain = layer.layer(*args, **kwargs)
                 if not _alike(plain, exact, [trace.kept(ids, keep) for ids in layer.out]):
                     wrong.append(layer.path)

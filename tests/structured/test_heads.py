@@ -182,6 +182,19 @@ def test_attention_without_projections_against_numpy(additive, scaled):
     assert check_removal(model, small, traced, keep) < 1e-6
 
 
+def test_each_call_of_a_shared_attention_has_channels_of_its_own():
+    keras.utils.set_random_seed(0)
+    given, layer = keras.Input((STEPS, 3), name="given"), L.Attention(name="layer")
+    ends = [layer([L.Dense(n, name=f"query{n}")(given), L.Dense(n, name=f"value{n}")(given)]) for n in (6, 8)]
+    model = seeded(keras.Model(given, L.Dense(2)(L.Concatenate()(ends))))
+    plan = plan_filters(model, ratio=0.5)
+    assert {frozenset(group.layers): group.kept for group in plan.groups} == {
+        frozenset({"query6", "value6"}): 3,
+        frozenset({"query8", "value8"}): 4,
+    }
+    prune_filters(model, plan)
+
+
 def masked_tokens(attention):
     keras.utils.set_random_seed(0)
     tokens = keras.Input((STEPS,), dtype="int32", name="tokens")
