@@ -42,9 +42,9 @@ def remove_layers(
         count: How many to take out. Give this or `layers`.
         layers: Which to take out: a regex on the names of candidates, or several. Also layers that compute nothing
             that counts, such as a dropout, may be named.
-        criterion: What `count` is ranked by. "output": how far the outputs move from the given model's, as the L2 norm of
-            the change over that of the outputs, mean over the outputs. "loss" or "accuracy" on labelled data, or a
-            function of (labels, outputs) of which higher is better. "random": a draw, for comparison.
+        criterion: What they are ranked by for `count`. "output": how far the outputs move from the given model's, as
+            the L2 norm of the change over that of the outputs, mean over the outputs. "loss" or "accuracy" on labelled
+            data, or a function of (labels, outputs) of which higher is better. "random": a draw, for comparison.
         data: For `count`: what `model.fit` takes; "output" needs no labels, "random" no data.
         loss: For "loss": what `compile` takes. None: the one that the model is compiled with.
         ignore: Layers that stay: a regex on the path, several, or a function of the layer.

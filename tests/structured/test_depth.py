@@ -163,6 +163,20 @@ def test_the_block_that_does_nothing_goes_first(scales):
     assert np.allclose(net(data), remove_layers(net, count=1, data=data)(data), atol=0.1)
 
 
+@pytest.mark.parametrize(("idle", "gone"), [("down1", "feed1"), ("heads0", "attend0"), ("down0", "feed0")])
+def test_the_half_of_a_transformer_block_that_does_nothing_goes_first(idle, gone):
+    net = transformer()
+    layer = net.get_layer(idle)
+    last = layer.output_dense if idle.startswith("heads") else layer
+    last.set_weights([1e-5 * w for w in last.get_weights()])
+    tokens = rng().integers(0, 9, (40, 6)).astype("int32")
+    small = remove_layers(net, count=1, data=tokens)
+    assert gone not in layer_names(small) and len(names(small)) == 3
+    assert np.allclose(small(tokens), net(tokens), atol=1e-3)
+    others = [remove_layers(net, layers=one)(tokens) for one in names(net) if one != gone]
+    assert not any(np.allclose(y, net(tokens), atol=1e-3) for y in others)
+
+
 def test_dense_layers_are_ranked_by_the_change_of_the_output():
     net, x = plain((0.3, 0.2, 0.4)), rng(5).normal(0, 1, (300, 4)).astype("float32")
     kernels = {layer.name: np.asarray(layer.kernel) for layer in net.layers}
