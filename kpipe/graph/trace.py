@@ -17,7 +17,6 @@ from kpipe.layers import (
     ChannelIds,
     Compressed,
     Ids,
-    Kept,
     Rule,
     RuleFunction,
     layers_within,
@@ -190,15 +189,8 @@ def _merge_calls(calls: list[tuple[Site, Rule]], ids: ChannelIds) -> tuple[Trace
 
 def _reference(operation: Any, calls: Sequence[Rule]) -> Callable[..., Callable[..., Any]] | None:
     """Give the reference of a layer, asked for one of its calls: each has channels of its own."""
-    each = [found.reference for found in calls]
-    if each == [None] * len(each):
-        return None
-
-    def reference(kept: Kept, call: int = 0) -> Callable[..., Any]:
-        own = each[call]
-        return operation if own is None else own(kept)
-
-    return reference
+    each: list[Any] = [found.reference for found in calls]
+    return (lambda kept, call=0: each[call](kept) if each[call] else operation) if any(each) else None
 
 
 def _tie_alike(ids: ChannelIds, a: Any, b: Any) -> None:
