@@ -13,6 +13,7 @@ from tests.contracts.layer_cases import CASES as LAYERS
 from tests.contracts.layer_cases import around
 from tests.contracts.operation_cases import CASES as OPERATIONS
 from tests.contracts.sequence_cases import CASES as SEQUENCES
+from tests.contracts.test_weight_roles import exported
 from tests.models import samples
 
 CASES = LAYERS | SEQUENCES | OPERATIONS
@@ -31,6 +32,27 @@ def seeded(make):
 
 def keras_rules():
     return {cls for cls, facts in RULES.items() if facts.channels and cls.__module__.startswith("keras.")}
+
+
+WITHOUT_RULE = {
+    # what they compute is not said by their class
+    *(L.Layer, L.Wrapper, L.Lambda, L.Pipeline, L.TFSMLayer, L.JaxLayer, L.FlaxLayer, L.TorchModuleWrapper),
+    # they take tokens, words, boxes or sound, which have no channels that could be cut
+    *(L.CategoryEncoding, L.Discretization, L.HashedCrossing, L.Hashing, L.IntegerLookup, L.StringLookup),
+    *(L.TextVectorization, L.MaxNumBoundingBoxes, L.MelSpectrogram, L.STFTSpectrogram),
+    # they vary or equalise images as these come in; what comes in has its channels from outside
+    *(L.AugMix, L.AutoContrast, L.ContrastLimitedAdaptiveHistogramEqualization, L.CutMix, L.Equalization, L.MixUp),
+    *(L.RandAugment, L.RandomBrightness, L.RandomColorDegeneration, L.RandomColorJitter, L.RandomContrast),
+    *(L.RandomCrop, L.RandomElasticTransform, L.RandomErasing, L.RandomFlip, L.RandomGaussianBlur, L.RandomGrayscale),
+    *(L.RandomHue, L.RandomInvert, L.RandomPerspective, L.RandomPosterization, L.RandomRotation, L.RandomSaturation),
+    *(L.RandomSharpness, L.RandomShear, L.RandomTranslation, L.RandomZoom, L.Solarization),
+}
+"""The channels that touch one of these stay, and the plan says so."""
+
+
+def test_every_layer_of_keras_has_a_rule_or_is_known_to_have_none():
+    assert exported() == {cls for cls in exported() if cls in keras_rules()} | WITHOUT_RULE
+    assert not WITHOUT_RULE & keras_rules()
 
 
 def test_every_rule_has_a_case():
