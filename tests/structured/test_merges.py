@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers as L
 
+from kpipe import measure
 from kpipe.graph import trace
 from kpipe.structured import plan_filters, prune_filters
 from tests.models import samples
@@ -126,6 +127,7 @@ def test_a_dot_sums_over_the_kept_channels_in_numpy():
         assert np.abs(expected - answer(small, [x])).max() < 1e-4 < 1e-1 < np.abs(expected - answer(model, [x])).max()
         # each of the two products (5, d) x (d, 5), beside 3 -> d twice at 5 steps and 5 -> 2 at 5 steps
         counted = [trace(one).macs() for one in (model, small)]
+        assert counted == [measure(one).macs for one in (model, small)]
         assert counted == [2 * 5 * 3 * d + 5 * 5 * d + 5 * 5 * 2 for d in (8, 4)]
 
 
