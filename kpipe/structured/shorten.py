@@ -129,7 +129,7 @@ def check_shortening(model: keras.Model, small: keras.Model, stretch: Stretch, t
         model: The original.
         small: What `shorten` gave.
         stretch: What was left out.
-        tolerance: Largest difference allowed, relative to the largest output, or absolute below an output of 1.
+        tolerance: Largest difference allowed, relative to the largest value of an output.
 
     Returns:
         The largest difference, relative likewise.
@@ -143,7 +143,7 @@ def check_shortening(model: keras.Model, small: keras.Model, stretch: Stretch, t
     structure = keras.tree.pack_sequence_as(functional(small)._inputs_struct, inputs)
     with keras.StatelessScope():
         got = [np.asarray(y) for y in keras.tree.flatten(small(structure, training=False))]
-    scales = [max(1.0, float(np.abs(y).max(initial=0.0))) for y in expected]
+    scales = [max(1e-6, float(np.abs(y).max(initial=0.0))) for y in expected]
     worst = max(float(np.abs(a - b).max(initial=0.0)) / s for a, b, s in zip(expected, got, scales, strict=True))
     if not worst <= tolerance:
         raise SurgeryError(
