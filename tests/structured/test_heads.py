@@ -13,6 +13,7 @@ from kpipe.layers import RULES
 from kpipe.structured import plan_filters, prune_filters
 from kpipe.structured.channels import check_removal, remove_channels
 from kpipe.structured.heads import plan_heads, prune_heads
+from kpipe.structured.ranking import step_of
 from tests.models import samples
 from tests.structured.test_sequences import cut, keeping, seeded, zeroed
 
@@ -262,8 +263,11 @@ def test_attention_over_chosen_axes():
     scores = 3 * STEPS * STEPS * head
     inside = positions * (3 * 6 * head + head * 2 * 5) + 2 * scores
     assert trace(model).macs() == positions * 4 * 6 + inside + positions * 2 * 5 * 2
-    small = prune_filters(model, plan_filters(model, ratio=0.4))
+    gone = {"layer:heads": [0], "layer:key_dim": [1, 3], "layer:value_dim": [0, 2], "layer": [1, 4]}
+    traced, keep = keeping(model, **gone)
+    small = remove_channels(model, traced, keep)
     assert small.get_layer("layer").output_dense.kernel.shape == (1, 2, 2, 3)
+    assert check_removal(model, small, traced, keep) < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["multi-head", "groups"])
@@ -288,8 +292,8 @@ def test_rounding_is_of_the_width_of_the_projections():
     model = attended(L.MultiHeadAttention(8, 6, value_dim=12, name="layer"))
     groups = {group.name: group for group in trace(model).groups}
     assert groups["layer:heads"].width == (6,) and groups["layer:key_dim"].width == (1,)
-    layer = prune_filters(model, plan_filters(model, ratio=0.5, round_to=4)).get_layer("layer")
-    assert layer.num_heads * layer.key_dim % 4 == 0 and layer.num_heads * layer.value_dim % 4 == 0
+    steps = {name: step_of(groups[f"layer:{name}"], 4) for name in ("heads", "key_dim", "value_dim")}
+    assert steps == {"heads": 2, "key_dim": 4, "value_dim": 4}  # 2 heads of 6; and 4 of each head's entries
 
 
 def encoder(norm=True):
@@ -309,20 +313,16 @@ def encoder(norm=True):
 @pytest.mark.parametrize("norm", [False, True])
 def test_a_transformer_encoder_at_half_its_width(norm):
     model = encoder(norm)
-    plan = plan_filters(model, ratio=0.5)
-    kept = {group.name: group.kept for group in plan.groups}
-    widths = {"token", "place", "attention", "narrow"} & set(kept)  # one group: the residual stream
-    assert len(widths) == 1
-    assert {name: kept[name] for name in kept if name not in widths} == {
-        "attention:heads": 2,
-        "attention:key_dim": 2,
-        "attention:value_dim": 2,
-        "wide": 8,
-    }
-    small = prune_filters(model, plan)
+    sizes = {group.name: len(group) for group in trace(model).groups}
+    (stream,) = {"token", "place", "attention", "narrow"} & set(sizes)  # one group: the residual stream
+    parts = {"attention:heads": 4, "attention:key_dim": 4, "attention:value_dim": 4, "wide": 16}
+    assert sizes == {stream: 8, **parts}
+    traced, keep = keeping(model, **{name: list(range(size // 2)) for name, size in sizes.items()})
+    small = remove_channels(model, traced, keep)
+    assert check_removal(model, small, traced, keep) < 1e-6
     d, inner, hidden = 4, 2 * 2, 8
     expected = STEPS * (4 * d * inner + 2 * d * hidden) + 2 * STEPS * STEPS * inner + d * 3
-    assert trace(small).macs() == plan.after["macs"] == expected
+    assert trace(small).macs() == traced.macs(keep) == expected
     layer = small.get_layer("attention")
     assert (layer.num_heads, layer.key_dim, layer.value_dim) == (2, 2, 2)
     small.compile("adam", "mse")
