@@ -9,6 +9,12 @@ import numpy as np
 from kpipe.copies import by_reference, pairs, take_rest
 from kpipe.errors import SurgeryError
 from kpipe.graph import Site, Trace, TracedLayer, TracedWeight, evaluate, functional, has_graph, random_inputs
+from kpipe.layers import leaves
+
+SMALLEST = 1e-6
+"""An output of which no value is larger is compared with this: what is left of it may be rounding alone."""
+ROUNDING = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""Relative distance of neighbouring numbers in half precision."""
 
 
 def remove_channels(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras.Model:
@@ -187,7 +193,8 @@ def check_removal(
         small: What `remove_channels` gave.
         trace: The original's trace.
         keep: Which classes stay, shape (classes,), bool.
-        tolerance: Largest difference allowed, relative to the largest output, or absolute below an output of 1.
+        tolerance: Largest difference allowed, relative to the largest value of an output; layers that compute in half
+            precision are allowed some units of theirs.
         masked: False to compare with the original as it is: what goes is zero in it already.
 
     Returns:
@@ -199,9 +206,10 @@ def check_removal(
     inputs = random_inputs(model)
     original = masked_answer(trace, keep, inputs) if masked else keras.tree.flatten(_call(model, inputs))
     answers = original, keras.tree.flatten(_call(small, inputs))
-    expected, got = ([np.asarray(y) for y in answer] for answer in answers)
-    scales = [max(1.0, float(np.abs(y).max(initial=0.0))) for y in expected]
+    expected, got = ([np.asarray(y, "float64") for y in answer] for answer in answers)
+    scales = [max(SMALLEST, float(np.abs(y).max(initial=0.0))) for y in expected]
     worst = max(float(np.abs(a - b).max(initial=0.0)) / s for a, b, s in zip(expected, got, scales, strict=True))
+    tolerance = max(tolerance, 16 * max((ROUNDING.get(layer.compute_dtype, 0.0) for layer in leaves(model)), default=0))
     if not worst <= tolerance:
         raise SurgeryError(
             f"On random input the smaller model differs by {worst:.3g} from the {'masked ' if masked else ''}original "
