@@ -4,8 +4,20 @@ from kpipe.stages.distill import Distill
 from kpipe.stages.export import Export
 from kpipe.stages.find_ticket import FindTicket
 from kpipe.stages.prune_filters import PruneFilters
+from kpipe.stages.prune_heads import PruneHeads
 from kpipe.stages.prune_weights import PruneWeights
 from kpipe.stages.quantize import Quantize
+from kpipe.stages.remove_layers import RemoveLayers
 from kpipe.stages.train import Train
 
-__all__ = ["Distill", "Export", "FindTicket", "PruneFilters", "PruneWeights", "Quantize", "Train"]
+__all__ = [
+    "Distill",
+    "Export",
+    "FindTicket",
+    "PruneFilters",
+    "PruneHeads",
+    "PruneWeights",
+    "Quantize",
+    "RemoveLayers",
+    "Train",
+]

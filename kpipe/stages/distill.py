@@ -1,12 +1,13 @@
 """Let the baseline teach a student."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kpipe.pipeline import STAGES, Context, FloatModel, ModelSource
 from kpipe.pipeline.source import make_model
-from kpipe.stages.fields import Teaching, TrainingEpochs
+from kpipe.stages.fields import Expression, Teaching, TrainingEpochs
+from kpipe.stages.teaching import teacher_of
 from kpipe.stages.training import TrainingStage, train
 
 
@@ -19,6 +20,9 @@ class Distill(TrainingStage):
             before left it.
         temperature: Softens both answers before they are compared.
         alpha: Share of the labels in the loss, in [0, 1]; the rest is the teacher's.
+        features: Patterns of the names of layers whose outputs are compared too; where the student's has another number
+            of channels, a learned linear map of them is.
+        feature_weight: Of the features, beside the teacher's answers.
         epochs: Passes over the training data.
         batch_size: Samples an update.
         optimizer: The optimizer.
@@ -29,12 +33,28 @@ class Distill(TrainingStage):
     student: ModelSource | None = None
     temperature: Annotated[float, Field(gt=0)] = 3.0
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    features: tuple[Expression, ...] = ()
+    feature_weight: Annotated[float, Field(gt=0)] = 1.0
     epochs: TrainingEpochs = 10
+
+    def teaching(self) -> Teaching:
+        """Say how the baseline teaches."""
+        return Teaching(
+            temperature=self.temperature,
+            alpha=self.alpha,
+            features=self.features,
+            feature_weight=self.feature_weight,
+        )
+
+    @model_validator(mode="after")
+    def _can_teach(self) -> Self:
+        self.teaching()
+        return self
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:
         """Teach."""
         student = artifact.model
         if self.student is not None:
             student = make_model(self.student, context.data, context.recipe_folder)
-        teaching = Teaching(temperature=self.temperature, alpha=self.alpha)
-        return FloatModel(train(self, student, context, teaching=teaching))
+        teacher = teacher_of(self.teaching(), context, artifact.model)
+        return FloatModel(train(self, student, context, teacher=teacher))

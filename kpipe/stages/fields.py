@@ -15,6 +15,8 @@ from kpipe.quantize.quantize import SCHEMES
 from kpipe.registry import nearest
 from kpipe.saliency import CRITERIA
 from kpipe.schedules import schedule, schedules_of
+from kpipe.structured.depth import CRITERIA as LAYER_CRITERIA
+from kpipe.structured.regularisers import regularizer_of
 from kpipe.unstructured.regrowth import regrowth_of
 from kpipe.unstructured.rounds import fractions_of
 
@@ -83,6 +85,7 @@ Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Remaining = Annotated[float, Field(gt=0, lt=1)]
 CriterionName = Annotated[str, _one_of("criterion", CRITERIA)]
+LayerCriterionName = Annotated[str, _one_of("criterion", LAYER_CRITERIA)]
 LossName = Annotated[str, _one_of("loss", ("auto", *LOSSES))]
 FormatName = Annotated[str, _one_of("format", FORMATS)]
 SchemeName = Annotated[str, _one_of("scheme", SCHEMES)]
@@ -94,6 +97,9 @@ PatternName = Annotated[str, _taken_by(pattern_of, (str, int), "text, such as '2
 ScopeSpec = Annotated[str | dict[str, Any], _taken_by(scope_of, (str, dict), "text, such as 'global', or a mapping")]
 RegrowthSpec = Annotated[str | dict[str, Any], _taken_by(regrowth_of, (str, dict), "'rigl', 'set' or a mapping")]
 PerRound = Annotated[float | dict[str, float], _taken_by(fractions_of, (int, float, dict), "a fraction, such as 0.2")]
+RegularizerSpec = Annotated[
+    str | dict[str, Any], _taken_by(regularizer_of, (str, dict), "a name, or {name: {argument: value}}")
+]
 ChannelScope = Annotated[str, _one_of("scope", ("layer", "global"))]
 Expression = Annotated[str, AfterValidator(_expression)]
 
@@ -117,17 +123,47 @@ class Optimizer(BaseModel):
 
 
 class Teaching(BaseModel):
-    """Let the baseline teach while a stage trains.
+    """Let another model teach while a stage trains.
 
     Args:
         temperature: Softens both answers before they are compared.
         alpha: Share of the labels in the loss, in [0, 1]; the rest is the teacher's.
+        teacher: "baseline", the model that everything is compared with, or "input", the model as the stage before left
+            it.
+        features: Patterns of the names of layers whose outputs are compared too. Of a layer that has lost channels,
+            those that it has are compared with the same ones of the teacher; where it is not known which these are, a
+            learned linear map of them is.
+        feature_weight: Of the features, beside the teacher's answers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperature: Annotated[float, Field(gt=0)] = 3.0
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    teacher: Literal["baseline", "input"] = "baseline"
+    features: tuple[Expression, ...] = ()
+    feature_weight: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _has_a_say(self) -> Self:
+        if not self.features and self.feature_weight != 1.0:
+            raise KpipeError("feature_weight weighs features, and there are none; name some, or leave it out")
+        if self.features and self.alpha == 1:
+            raise KpipeError("alpha is 1, so the teacher has no say and features would do nothing; give a lower alpha")
+        return self
+
+
+class Until(BaseModel):
+    """Say when rounds of cutting and training are to end.
+
+    Args:
+        max_accuracy_drop: The most that the accuracy on the validation data may lie below that of the baseline, in
+            [0, 1).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_accuracy_drop: Annotated[float, Field(ge=0, lt=1)]
 
 
 class Target(BaseModel):

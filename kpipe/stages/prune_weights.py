@@ -25,6 +25,7 @@ from kpipe.stages.fields import (
 )
 from kpipe.stages.following import Following
 from kpipe.stages.pruning import PruningStage, tell_weights
+from kpipe.stages.teaching import teacher_of
 from kpipe.stages.training import evidence, steps_in, train
 from kpipe.unstructured import Report, Row, WeightPruning, find_targets, prune_weights
 from kpipe.unstructured.report import make_report
@@ -59,12 +60,12 @@ class PruneWeights(PruningStage):
         batch_size: Samples an update.
         optimizer: The optimizer.
         loss: "auto" takes what fits the labels; else the name of a loss.
-        distill: Let the baseline teach, such as {temperature: 3.0, alpha: 0.5}.
+        distill: Let the baseline teach, such as {temperature: 3.0, alpha: 0.5}, or the model as it came, with teacher:
+            input; features are patterns of layers whose outputs are compared too.
     """
 
     stage: Literal["prune_weights"] = "prune_weights"
     leaves_zeros = True
-    follows_movement = True
     sparsity: Sparsity | None = None
     schedule: SchedulesSpec | None = None
     criterion: CriterionName = "magnitude"
@@ -85,6 +86,10 @@ class PruneWeights(PruningStage):
         kept = {"constant": {"target_sparsity": self.sparsity, "begin_step": 0}}
         reached = {"polynomial_decay": {"final_sparsity": self.sparsity}}
         return schedules_of(self.schedule or (reached if self.regrowth is None else kept), steps)
+
+    def follows_movement(self) -> bool:
+        """Tell whether there is a training to look at."""
+        return self.epochs > 0
 
     def check_amount(self) -> None:
         """Raise unless exactly one of sparsity and schedule is given."""
@@ -129,7 +134,7 @@ class PruneWeights(PruningStage):
         schedules = {name: resolve(one, steps // self.epochs) for name, one in self.schedules(steps).items()}
         pruning = self._pruning(schedules, **known)
         following = Following(context, steps, schedules, lambda: _reached(pruning.report(), schedules))
-        trained = train(self, model, context, [pruning, following], self.distill)
+        trained = train(self, model, context, [pruning, following], teacher_of(self.distill, context, model))
         tell_weights(pruning.report(), context)
         return trained
 

@@ -1,7 +1,7 @@
 """What the pruning stages share: how entries are judged, and how much goes at which step."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from pydantic import model_validator
 
@@ -14,18 +14,13 @@ from kpipe.stages.training import RetrainingStage
 from kpipe.unstructured import Report
 
 
-class PruningStage(RetrainingStage):
-    """Describe a stage that prunes, at once or along a training.
+class JudgingStage(RetrainingStage):
+    """Describe a stage that removes what a criterion judges least.
 
     Args:
-        schedule: A schedule of the fraction that is gone. Steps that it leaves out are laid over the training.
         criterion: How entries are judged.
     """
 
-    follows_movement: ClassVar[bool] = False
-    """Whether a criterion may look at how the weights moved in the stage's own training."""
-
-    schedule: dict[str, Any] | None = None
     criterion: CriterionName
 
     def needs(self) -> tuple[str, ...]:
@@ -37,6 +32,30 @@ class PruningStage(RetrainingStage):
         fields = super().only_for_training()
         reads_loss = any(field in FROM_LABELS for field in self.needs())
         return tuple(name for name in fields if not (reads_loss and name == "loss"))
+
+    @abstractmethod
+    def follows_movement(self) -> bool:
+        """Tell whether the criterion may look at how the weights moved in the stage's own training."""
+
+    @model_validator(mode="after")
+    def _has_a_training_to_look_at(self) -> Self:
+        if "movement" in self.needs() and not self.follows_movement():
+            raise KpipeError(
+                f"the criterion {self.criterion!r} follows the weights through a training; use it in prune_weights "
+                "with epochs, or in prune_filters with a schedule"
+            )
+        return self
+
+
+class PruningStage(JudgingStage):
+    """Describe a stage that prunes, at once or along a training.
+
+    Args:
+        schedule: A schedule of the fraction that is gone. Steps that it leaves out are laid over the training.
+        criterion: How entries are judged.
+    """
+
+    schedule: dict[str, Any] | None = None
 
     def schedules(self, steps: int) -> dict[str | None, AnySchedule]:
         """Make the schedules of a training of so many optimizer updates; none where there is no schedule."""
@@ -61,15 +80,6 @@ class PruningStage(RetrainingStage):
                     f"the schedule ends at epoch {end / TRIED:g}, and the stage trains {self.epochs} epochs; give more "
                     "epochs, or let it end earlier"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _has_a_training_to_look_at(self) -> Self:
-        if "movement" in self.needs() and not (self.follows_movement and self.epochs):
-            raise KpipeError(
-                f"the criterion {self.criterion!r} follows the weights through a training; use it in prune_weights "
-                "with epochs"
-            )
         return self
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 from kpipe.pipeline import STAGES, Context, FloatModel, QuantizedModel
 from kpipe.quantize import quantize
 from kpipe.stages.fields import Epochs, Optimizer, SchemeName
+from kpipe.stages.teaching import teacher_of
 from kpipe.stages.training import RetrainingStage, train
 
 
@@ -19,7 +20,8 @@ class Quantize(RetrainingStage):
         batch_size: Samples an update.
         optimizer: The optimizer.
         loss: "auto" takes what fits the labels; else the name of a loss.
-        distill: Let the baseline teach, such as {temperature: 3.0, alpha: 0.5}.
+        distill: Let the baseline teach, such as {temperature: 3.0, alpha: 0.5}, or the model as it came, with teacher:
+            input.
     """
 
     stage: Literal["quantize"] = "quantize"
@@ -30,4 +32,5 @@ class Quantize(RetrainingStage):
     def run(self, artifact: FloatModel, context: Context) -> QuantizedModel:
         """Quantize, and train on."""
         quantized = quantize(artifact.model, self.scheme, calibration=context.data.calibration)
-        return QuantizedModel(train(self, quantized, context, teaching=self.distill))
+        teacher = teacher_of(self.distill, context, artifact.model) if self.epochs else None
+        return QuantizedModel(train(self, quantized, context, teacher=teacher))

@@ -17,6 +17,7 @@ from kpipe.pipeline.context import Context
 from kpipe.pipeline.task import loss_for
 from kpipe.projections import hold_zeros
 from kpipe.stages.fields import OPTIMIZERS, BatchSize, Epochs, LossName, Optimizer, Teaching
+from kpipe.stages.teaching import Teacher
 
 EVIDENCE_SAMPLES = 1024
 
@@ -38,10 +39,10 @@ class TrainingStage(Stage):
 
 
 class RetrainingStage(TrainingStage):
-    """Describe a stage that changes the model and may train it on, taught by the baseline or not.
+    """Describe a stage that changes the model and may train it on, taught by another or not.
 
     Args:
-        distill: Let the baseline teach, such as {temperature: 3.0, alpha: 0.5}.
+        distill: Let the baseline teach, or the model as it came, such as {temperature: 3.0, teacher: input}.
     """
 
     distill: Teaching | None = None
@@ -119,7 +120,7 @@ def train(
     model: keras.Model,
     context: Context,
     callbacks: Sequence[keras.callbacks.Callback] = (),
-    teaching: Teaching | None = None,
+    teacher: Teacher | None = None,
 ) -> keras.Model:
     """Train a model as a stage says; zeros of earlier stages stay zero.
 
@@ -128,31 +129,31 @@ def train(
         model: The model; it belongs to the stage, and may be the one that is trained.
         context: The run's context. The curves go into its record.
         callbacks: More callbacks.
-        teaching: How the baseline teaches; None for labels alone.
+        teacher: Who teaches, as `teacher_of` gives it; None for labels alone.
 
     Returns:
         The trained model.
 
     Raises:
-        KpipeError: When the baseline is to teach and there is none.
+        KpipeError: When the teacher does not fit.
     """
     if training.epochs == 0:
         return model
-    if teaching is not None and context.baseline is None:
-        raise KpipeError("distill has no teacher: let a train stage come first, or load a trained model.")
     steps = steps_in(training, context)
     told = [*callbacks, Reporting(context, training.epochs, steps // training.epochs)]
     optimizer = make_optimizer(training.optimizer, steps)
     loss = loss_for(model, context.data.train[1], training.loss)
     with hold_zeros(model) if context.holds_zeros else nullcontext():
-        if teaching is not None and context.baseline is not None:
+        if teacher is not None:
             return distill(
-                teacher=context.baseline.load(),
+                teacher=teacher.model,
                 student=model,
                 data=context.data.train,
-                temperature=teaching.temperature,
-                alpha=teaching.alpha,
+                temperature=teacher.teaching.temperature,
+                alpha=teacher.teaching.alpha,
                 epochs=training.epochs,
+                features=teacher.features(model),
+                feature_weight=teacher.teaching.feature_weight,
                 optimizer=optimizer,
                 loss=loss,
                 validation_data=context.data.validation,

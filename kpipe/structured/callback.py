@@ -139,6 +139,7 @@ class FilterPruning(Follower):
         if self.regularizer is not None:
             self._pull = self._begin_to_pull(self.regularizer)
         self._mask()
+        self._write_plan()
 
     def _choose_groups(self, known: Mapping[str, tuple[int, ...]]) -> None:
         """Find the groups of which channels may go, and keep those of which some have gone."""

@@ -8,7 +8,17 @@ from kpipe.data import Dataset
 from kpipe.pipeline import STAGES, Baseline, Context, FloatModel, QuantizedModel
 from kpipe.pipeline.task import LOSSES, loss_for
 from kpipe.quantize import is_quantized
-from kpipe.stages import Distill, Export, FindTicket, PruneFilters, PruneWeights, Quantize, Train
+from kpipe.stages import (
+    Distill,
+    Export,
+    FindTicket,
+    PruneFilters,
+    PruneHeads,
+    PruneWeights,
+    Quantize,
+    RemoveLayers,
+    Train,
+)
 from kpipe.stages.fields import OPTIMIZERS, Optimizer
 from kpipe.stages.training import make_optimizer
 
@@ -40,6 +50,23 @@ def context(data, tmp_path):
     return Context("net", data, 0, tmp_path, tmp_path, baseline=baseline)
 
 
+def attending():
+    """A net with four heads."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((6,), name="x")
+    steps = keras.layers.Reshape((3, 2), name="steps")(x)
+    attended = keras.layers.MultiHeadAttention(4, 2, name="attention")(steps, steps)
+    flat = keras.layers.Flatten(name="flat")(attended)
+    return keras.Model(x, keras.layers.Dense(2, name="logits")(flat), name="attending")
+
+
+def deep():
+    """A net with a layer that can be left out."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(6, activation="relu", name=name) for name in ("first", "second")]
+    return keras.Sequential([keras.Input((6,), name="x"), *layers, keras.layers.Dense(2, name="logits")], name="deep")
+
+
 def moved(before, after, context):
     """The weights are others, the net is the same one."""
     assert [w.shape for w in before.weights] == [w.shape for w in after.model.weights]
@@ -50,6 +77,16 @@ def moved(before, after, context):
 def narrower(before, after, context):
     assert after.model.get_layer("hidden").units == before.get_layer("hidden").units // 2
     assert after.model.get_layer("logits").units == before.get_layer("logits").units
+
+
+def half_the_heads(before, after, context):
+    assert after.model.get_layer("attention").num_heads == before.get_layer("attention").num_heads // 2
+    assert context.record.details["plan"]["groups"][0]["name"] == "attention:heads"
+
+
+def one_layer_less(before, after, context):
+    assert len(after.model.layers) == len(before.layers) - 1
+    assert len(context.record.details["removed layers"]) == 1
 
 
 def half_zero(before, after, context):
@@ -82,10 +119,13 @@ CASES = {
     "export": (Export(), written),
     "find_ticket": (FindTicket(rounds=2, epochs=1), a_trained_ticket),
     "prune_filters": (PruneFilters(ratio=0.5, epochs=0), narrower),
+    "prune_heads": (PruneHeads(ratio=0.5, epochs=0), half_the_heads),
     "prune_weights": (PruneWeights(sparsity=0.5, epochs=0), half_zero),
     "quantize": (Quantize(), whole_numbers),
+    "remove_layers": (RemoveLayers(count=1, epochs=0), one_layer_less),
     "train": (Train(epochs=1), moved),
 }
+NETS = {"prune_heads": attending, "remove_layers": deep}
 
 
 def test_every_stage_has_a_case():
@@ -97,8 +137,9 @@ def test_a_stage_keeps_its_promise(name, context):
     stage, promise = CASES[name]
     assert type(stage) is STAGES[name]
     assert stage.stage == name
-    after = stage.run(FloatModel(net()), context)
-    promise(net(), after, context)
+    make = NETS.get(name, net)
+    after = stage.run(FloatModel(make()), context)
+    promise(make(), after, context)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -106,7 +147,8 @@ def test_a_promise_is_not_kept_by_doing_nothing(name, context):
     """The control of the test above."""
     _, promise = CASES[name]
     with pytest.raises((AssertionError, KeyError)):
-        promise(net(), FloatModel(net()), context)
+        make = NETS.get(name, net)
+        promise(make(), FloatModel(make()), context)
 
 
 STEPS = {

@@ -1,0 +1,82 @@
+"""One plan for several cuts in a row, and which channels of a layer are left."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import keras
+import numpy as np
+
+from kpipe.errors import KpipeError
+from kpipe.graph import trace
+from kpipe.structured.plan import FilterPlan, GroupPlan
+
+
+def compose(first: FilterPlan, second: FilterPlan) -> FilterPlan:
+    """Write two plans, of which the second is for what the first leaves, as one for the model of the first.
+
+    Args:
+        first: The plan that is carried out first.
+        second: The plan for the smaller model.
+
+    Returns:
+        The plan that removes the channels of both, with the request and the counts of `second` after.
+
+    Raises:
+        KpipeError: When the second is not for what the first leaves.
+
+    Example:
+        >>> first = FilterPlan((GroupPlan("conv", ("conv",), 6, (0, 3)),))
+        >>> second = FilterPlan((GroupPlan("conv", ("conv",), 4, (1, 3)),))
+        >>> compose(first, second).groups[0].removed  # of 1, 2, 4, 5 the second and the fourth
+        (0, 2, 3, 5)
+    """
+    later = {group.name: group for group in second.groups}
+    groups = []
+    for group in first.groups:
+        after = later.pop(group.name, None)
+        groups.append(group if after is None else _both(group, after))
+    groups += later.values()
+    return replace(second, groups=tuple(groups), before=first.before)
+
+
+def _both(first: GroupPlan, second: GroupPlan) -> GroupPlan:
+    if second.channels != first.kept:
+        raise KpipeError(
+            f"The plans do not follow one another: the first leaves {first.kept} channels of {first.name!r}, the "
+            f"second expects {second.channels}."
+        )
+    left = np.setdiff1d(np.arange(first.channels), first.removed)
+    removed = np.union1d(first.removed, left[list(second.removed)]).astype(int)
+    return replace(second, channels=first.channels, removed=tuple(removed.tolist()))
+
+
+def kept_channels(model: keras.Model, plan: FilterPlan) -> Mapping[str, tuple[int, tuple[int, ...]]]:
+    """Say which channels of each layer's output a plan keeps.
+
+    Args:
+        model: The model that the plan is for.
+        plan: The plan.
+
+    Returns:
+        Path of a layer of one output -> the axis of its channels, the batch axis counted, and the places of those that
+        are kept. A layer whose output loses none is left out.
+
+    Example:
+        >>> layers = [keras.Input((3,)), keras.layers.Dense(4, name="a"), keras.layers.Dense(2, name="b")]
+        >>> plan = FilterPlan((GroupPlan("a", ("a",), 4, (1,)),))
+        >>> kept_channels(keras.Sequential(layers), plan)
+        {'a': (1, (0, 2, 3))}
+    """
+    traced = trace(model, unknown="freeze")
+    removed = {group.name: list(group.removed) for group in plan.groups}
+    keep = np.ones(traced.class_count, bool)
+    for group in traced.groups:
+        keep[group.classes[removed.get(group.name, [])]] = False
+    found = {}
+    for layer in traced.layers:
+        kept = traced.kept(layer.out[0], keep)
+        if len(layer.out) == 1 and not kept.all():
+            axis = next((n for n in range(kept.ndim) if kept.shape[n] == kept.size), None)
+            if axis is not None:  # else they lie along several axes
+                found[layer.path] = (axis + 1, tuple(np.flatnonzero(kept).tolist()))
+    return found
