@@ -8,9 +8,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kpipe.graph import trace
 from kpipe.projections import GradientTap, average_of, kernels
 from kpipe.schedules import ConstantSparsity, PolynomialDecay
 from kpipe.structured import FilterPruning
+from kpipe.structured.regularise import pull
+from kpipe.structured.regularisers import DepGraph
 from kpipe.unstructured import UpdatePruningStep, WeightPruning, prune_low_magnitude
 from kpipe.unstructured.regrowth import Regrowth
 
@@ -66,12 +69,30 @@ def mean_gradient(strategy):
         return {"count": tap.count, "error": float(error / np.abs(expected).max())}
 
 
-def filters(strategy):
+def filters(strategy, **options):
     """Prune filters and cut them."""
-    model, prune = compiled(strategy, lambda: O.Adam(0.01)), FilterPruning(SCHEDULE)
+    model, prune = compiled(strategy, lambda: O.Adam(0.01)), FilterPruning(SCHEDULE, **options)
     found = fit(model, prune)
     small = prune.shrink()
     return found | {"units": small.layers[0].units, "error": float(np.abs(small(X) - model(X)).max())}
+
+
+def pulled(strategy):
+    """Compare what a regulariser takes off a kernel in one step with the step by hand: once, not once a device."""
+    model, rate = compiled(strategy, lambda: O.SGD(0.5)), 0.5
+    hidden, logits = kernels(model)
+    before = hidden.numpy()
+    norms = np.sqrt((before**2).sum(0) + (logits.numpy() ** 2).sum(1))
+    factor = 0.01 * 2 ** (4 * (norms.max() - norms) / (norms.max() - norms.min()))
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(x=X, y=Y, y_pred=model(X))
+    gradient = np.asarray(tape.gradient(loss, hidden.value))
+    traced = trace(model)
+    pulling = pull(DepGraph(0.01), model, traced, traced.groups, ratio=0.5)
+    model.fit(X, Y, batch_size=64, verbose=0)
+    pulling.release()
+    expected = before - rate * (gradient + factor * before)
+    return float(np.abs(hidden.numpy() - expected).max() / np.abs(rate * factor * before).max())
 
 
 def main(folder):
@@ -91,6 +112,8 @@ def main(folder):
         ),
         "gradient": mean_gradient(strategy),
         "filters": filters(strategy),
+        "filters, pulled": filters(strategy, criterion="taylor", regularizer="depgraph"),
+        "pulled": pulled(strategy),
     }
     found["replicas"] = strategy.num_replicas_in_sync
     (Path(folder) / "found.json").write_text(json.dumps(found))

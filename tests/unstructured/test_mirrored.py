@@ -30,7 +30,12 @@ def test_the_tap_sees_the_gradients_of_all_devices(found):
     assert found["gradient"]["count"] == 8 and found["gradient"]["error"] < 1e-5
 
 
-def test_filters(found):
-    units = 16 - round(0.8 * 16)
-    assert found["filters"]["units"] == units and found["filters"]["error"] < 1e-5 and found["filters"]["alike"]
-    assert found["filters"]["zeros"][-1] == [(16 - units) * 12, (16 - units) * 4]
+@pytest.mark.parametrize("case", ["filters", "filters, pulled"])
+def test_filters(found, case):
+    units, filters = 16 - round(0.8 * 16), found[case]
+    assert filters["units"] == units and filters["error"] < 1e-5 and filters["alike"]
+    assert filters["zeros"][-1] == [(16 - units) * 12, (16 - units) * 4]
+
+
+def test_a_regulariser_pulls_once_for_all_devices(found):
+    assert found["pulled"] < 1e-3
