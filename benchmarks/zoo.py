@@ -1,0 +1,184 @@
+"""Cut filters out of every model of keras.applications, with time and peak memory.
+
+Each model is made with random weights (biases and batch norms too, so that no channel is neutral) at the size that it
+is meant for, in a process of its own. The first cut (half of the filters, multiples of 8, each layer alone) is timed,
+from the plan to the comparison with the masked original, and its memory is measured: how much more the process held at
+its peak than before the model was there, as a multiple of the model's own bytes. (A small model is a small part of it:
+most is TensorFlow's and that of the maps.) Then come the other requests: ratio 0.3 and 0.5, multiples of 1 and 8, every
+scope. Each smaller model must pass the comparison within 1e-4, answer bit by bit alike after `save` and `load_model`,
+and have a finite loss in one step of `fit`.
+
+    python benchmarks/zoo.py                              # all of keras.applications: hours
+    python benchmarks/zoo.py --quick                      # one of each family, the first request alone
+    python benchmarks/zoo.py --only ResNet50 --only VGG16
+"""
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "zoo.json"
+FIRST = (0.5, 8, "layer")
+BARS = {"ResNet50": {"seconds": 10.0}, "ConvNeXtXLarge": {"seconds": 120.0, "memory": 2.5}}
+"""Seconds for the first cut; memory as a multiple of the model's."""
+FAMILIES = (
+    "VGG16 ResNet50 ResNet50V2 DenseNet121 InceptionV3 InceptionResNetV2 Xception NASNetMobile MobileNet MobileNetV2 "
+    "MobileNetV3Small EfficientNetB0 EfficientNetV2B0 ConvNeXtTiny"
+).split()
+
+
+def names() -> list[str]:
+    """List the constructors of keras.applications."""
+    from keras import applications
+
+    return sorted(name for name, value in vars(applications).items() if callable(value) and name[0].isupper())
+
+
+def held() -> int:
+    """Give the bytes that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak() -> int:
+    """Give the most bytes that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def make(name: str) -> Any:
+    """Build a model whose channels all speak: biases, norms and scales are random."""
+    import keras
+    import numpy as np
+
+    keras.utils.set_random_seed(0)
+    model = vars(keras.applications)[name](weights=None)
+    rng = np.random.default_rng(0)
+    for variable in model.weights:
+        if variable.name in ("gamma", "moving_variance", "variance"):
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+        elif len(variable.shape) == 1:
+            variable.assign(rng.normal(0.0, 0.1, variable.shape))
+    return model
+
+
+def used(small: Any) -> None:
+    """Save, load and train a smaller model; raise a ValueError when one of these goes wrong."""
+    import keras
+    import numpy as np
+
+    size = [side or 224 for side in small.input_shape[1:]]
+    images = np.random.default_rng(1).normal(0.0, 1.0, (2, *size)).astype("float32")
+    with tempfile.TemporaryDirectory() as folder:
+        small.save(Path(folder) / "small.keras")
+        again: Any = keras.models.load_model(Path(folder) / "small.keras")
+    if not np.array_equal(again(images, training=False), small(images, training=False)):
+        raise ValueError("the saved file answers otherwise")
+    small.compile("sgd", "categorical_crossentropy", run_eagerly=True)  # one step: a graph would not pay
+    loss = small.fit(images, np.eye(small.output_shape[-1])[:2], batch_size=2, verbose=0).history["loss"][0]
+    if not np.isfinite(loss):
+        raise ValueError(f"one step of fit has the loss {loss}")
+
+
+def difference(model: Any, small: Any, plan: Any) -> float:
+    """Compare once more, for the number."""
+    import numpy as np
+
+    from kpipe.graph import trace
+    from kpipe.structured.channels import check_removal
+    from kpipe.structured.ranking import keep_of
+
+    traced = trace(model, unknown="freeze")
+    return check_removal(model, small, traced, keep_of(traced, [np.array(g.removed, int) for g in plan.groups]))
+
+
+def measure(name: str, quick: bool) -> dict[str, Any]:
+    """Cut one model by every request; give what the first one took and what failed."""
+    from kpipe.structured import plan_filters, prune_filters
+    from kpipe.structured.filters import SCOPES
+
+    before = held()
+    start = time.perf_counter()
+    model = make(name)
+    row: dict[str, Any] = {"model": name, "params": model.count_params(), "build": time.perf_counter() - start}
+    others = itertools.product((0.3, 0.5), (1, 8), SCOPES)
+    requests = [FIRST] if quick else [FIRST, *(one for one in others if one != FIRST)]
+    failures = {}
+    for ratio, round_to, scope in requests:
+        try:
+            start = time.perf_counter()
+            plan = plan_filters(model, ratio=ratio, round_to=round_to, scope=scope)
+            small = prune_filters(model, plan)
+            if (ratio, round_to, scope) == FIRST:
+                row["seconds"] = time.perf_counter() - start
+                row["memory"] = (peak() - before) / sum(v.value.numpy().nbytes for v in model.variables)
+                row |= {"left": small.count_params() / row["params"], "difference": difference(model, small, plan)}
+                row["groups"] = len(plan.groups)
+            used(small)
+        except Exception as fault:
+            failures[f"{ratio} {round_to} {scope}"] = f"{type(fault).__name__}: {fault}"[:500]
+    return row | {"requests": len(requests), "failures": failures}
+
+
+def apart(name: str, quick: bool) -> dict[str, Any]:
+    """Measure a model in a process of its own."""
+    command = [sys.executable, __file__, "--here", name, *(["--quick"] if quick else [])]
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        return {
+            "model": name,
+            "failures": {"all": done.stderr.strip().splitlines()[-1][:500] if done.stderr else "killed"},
+        }
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def missed(row: dict[str, Any]) -> list[str]:
+    """Name the bars that a model misses."""
+    bars = BARS.get(row["model"], {})
+    return [f"{kind} {row[kind]:.1f} > {bar:g}" for kind, bar in bars.items() if kind in row and row[kind] > bar]
+
+
+def line(row: dict[str, Any]) -> str:
+    """Write a row of the table."""
+    if "seconds" not in row:
+        return f"{row['model']:18} {row['failures']}"
+    verdict = "; ".join(missed(row) + [f"{key}: {why}" for key, why in row["failures"].items()]) or "ok"
+    return (
+        f"{row['model']:18} {row['params'] / 1e6:7.1f} {row['groups']:6} {row['build']:7.1f} {row['seconds']:7.1f} "
+        f"{row['memory']:7.2f} {row['left']:6.1%} {row['difference']:9.1e} {row['requests']:4}  {verdict}"
+    )
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", help="a model; may be given several times")
+    parser.add_argument("--quick", action="store_true", help="one of each family, one request")
+    parser.add_argument("--here", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.here:
+        print(json.dumps(measure(options.here, options.quick)))
+        return
+    head = ("model", "params", "groups", "build s", "cut s", "memory", "left", "differs", "done")
+    print("{:18} {:>7} {:>6} {:>7} {:>7} {:>7} {:>6} {:>9} {:>4}".format(*head))
+    rows = {}
+    if options.only and RESULTS.exists():
+        rows = {row["model"]: row for row in json.loads(RESULTS.read_text())}
+    for name in options.only or (FAMILIES if options.quick else names()):
+        rows[name] = apart(name, options.quick)
+        print(line(rows[name]), flush=True)
+        if not options.quick:
+            RESULTS.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+    if any(row["failures"] or missed(row) for row in rows.values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
