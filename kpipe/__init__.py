@@ -18,6 +18,7 @@ if _backend != "tensorflow":
     )
 
 from kpipe import callbacks, layers, legacy, patterns, schedules
+from kpipe import costs as costs
 from kpipe.distill import distill
 from kpipe.errors import ExportError, KpipeError, NoEffectWarning, RecipeError, SurgeryError
 from kpipe.export import benchmark, export, verify

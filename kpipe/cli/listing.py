@@ -22,7 +22,7 @@ from kpipe.pipeline import STAGES
 from kpipe.registry import Registry, nearest
 from kpipe.report.details import Row
 from kpipe.report.units import DASH
-from kpipe.saliency import CRITERIA
+from kpipe.saliency import CHANNEL_CRITERIA, CRITERIA, channel_criteria
 from kpipe.schedules import SCHEDULES, arguments_of
 from kpipe.unstructured.targets import PRUNED_ROLES
 
@@ -100,6 +100,17 @@ def _registry(kind: str, registry: Registry) -> Callable[[], list[Row]]:
     return lambda: [{kind: name, "What it is": first_line(registry[name])} for name in registry]
 
 
+def _criteria() -> list[Row]:
+    return [
+        {
+            "Criterion": name,
+            "Judges": "weights, channels" if name in CRITERIA else "channels",
+            "What it is": first_line(CRITERIA[name] if name in CRITERIA else CHANNEL_CRITERIA[name]),
+        }
+        for name in channel_criteria()
+    ]
+
+
 def _stages() -> list[Row]:
     return [
         {
@@ -171,7 +182,7 @@ def _heading(path: Path) -> str:
 
 LISTS: dict[str, Callable[[], list[Row]]] = {
     "stages": _stages,
-    "criteria": _registry("Criterion", CRITERIA),
+    "criteria": _criteria,
     "layers": _layers,
     "schedules": _schedules,
     "patterns": _patterns,

@@ -15,7 +15,11 @@ Criterion = Callable[[Evidence], np.ndarray | None]
 
 CRITERIA: Registry[Criterion] = Registry("criterion")
 """Facts of a criterion: `needs`, the names of the fields of `Evidence` that it looks at beside the weight (a name or
-several), and `comparable`: its scores compare between layers as they are. `criterion_of` reads them."""
+several), `comparable`: its scores compare between layers as they are, and for channels `reduction`, how the scores by
+several weights become one ("sum" when not said). `criterion_of` reads them."""
+
+CHANNEL_CRITERIA: Registry[Criterion] = Registry("channel criterion")
+"""Criteria that judge channels whole; see `kpipe.saliency.channels`."""
 
 _UNSAID = {"needs": (), "comparable": False}
 
@@ -190,6 +194,22 @@ def wanda(evidence: Evidence) -> np.ndarray | None:
     return scores
 
 
+@CRITERIA("bn_scale", needs=(), comparable=True, reduction="mean")
+def bn_scale(evidence: Evidence) -> np.ndarray | None:
+    """Score by |γ|, the learned scale of a channel: that of a norm, or of another layer that only scales.
+
+    Example:
+        >>> import numpy as np
+        >>> bn_scale(Evidence("gamma", np.array([1.0, -2.0]), None, None, np.random.default_rng(0))).tolist()
+        [1.0, 2.0]
+
+    References:
+        Liu et al., Learning efficient convolutional networks through network slimming (2017),
+        https://arxiv.org/abs/1708.06519
+    """
+    return np.abs(evidence.weight) if evidence.role == "gamma" else None
+
+
 def criterion_of(criterion: str | Criterion) -> tuple[Criterion, dict[str, Any]]:
     """Give a criterion by name or as it is, with its facts; a plain function may ask for more by `.needs`.
 
@@ -201,9 +221,15 @@ def criterion_of(criterion: str | Criterion) -> tuple[Criterion, dict[str, Any]]
         The function, and its facts: `needs`, a tuple of names of fields, and `comparable`.
 
     Raises:
-        KpipeError: When the name is not known, or it is neither a name nor a function.
+        KpipeError: When the name is not known or means a criterion of whole channels, or it is neither a name nor a
+            function.
     """
     if isinstance(criterion, str):
+        if criterion in CHANNEL_CRITERIA and criterion not in CRITERIA:
+            raise KpipeError(
+                f"The criterion {criterion!r} judges whole channels, not the entries of a weight. Use it in "
+                f"kpipe.plan_filters or FilterPruning; for weights there are: {', '.join(CRITERIA)}."
+            )
         function, facts = CRITERIA[criterion], CRITERIA.facts(criterion)
     elif callable(criterion):
         function, facts = criterion, {"needs": getattr(criterion, "needs", None)}

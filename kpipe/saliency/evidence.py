@@ -15,6 +15,7 @@ from kpipe.saliency.activations import input_norms
 from kpipe.saliency.batches import Pass, check_data, labelled
 from kpipe.saliency.curvature import gauss_newton_diagonal
 from kpipe.saliency.gradients import mean_gradients, mean_squared_gradients
+from kpipe.saliency.outputs import active_outputs, mean_outputs
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Evidence:
         inputs: L2 norm of the activations that each weight multiplies, broadcastable to `weight`; None when not asked
             for, or not known for this weight.
         movement: Sum over the training of -w · dL/dw, shaped like `weight`; None outside of a training.
+        outputs: Mean size of the activations of each channel that the weight produces, broadcastable to `weight`; None
+            when not asked for, and for what is no kernel.
+        active: Fraction of these activations that are not zero, likewise.
     """
 
     role: str
@@ -42,12 +46,14 @@ class Evidence:
     curvature: np.ndarray | None = None
     inputs: np.ndarray | None = None
     movement: np.ndarray | None = None
+    outputs: np.ndarray | None = None
+    active: np.ndarray | None = None
 
 
 FROM_LABELS = ("grad", "grad_sq", "curvature")
 """The fields of `Evidence` that take labelled data and a loss."""
 
-FROM_DATA = (*FROM_LABELS, "inputs")
+FROM_DATA = (*FROM_LABELS, "inputs", "outputs", "active")
 """The fields of `Evidence` that take a pass over data."""
 
 
@@ -189,6 +195,8 @@ PASSES: dict[str, Callable[[keras.Model, Sequence[keras.Variable], Any], Pass]] 
     "curvature": gauss_newton_diagonal,
     "inputs": input_norms,
     "movement": _no_training,
+    "outputs": mean_outputs,
+    "active": active_outputs,
 }
 """Field of `Evidence` -> function of (model, variables, loss) that prepares the pass over data."""
 

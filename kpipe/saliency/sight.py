@@ -9,6 +9,7 @@ import numpy as np
 from kpipe.errors import KpipeError
 from kpipe.projections import FIELDS, GradientTap, trained_model
 from kpipe.saliency.batches import check_data
+from kpipe.saliency.channels import channel_criterion_of
 from kpipe.saliency.criteria import Criterion, criterion_of
 from kpipe.saliency.evidence import FROM_DATA, Evidence, Passes, gather
 
@@ -46,6 +47,7 @@ class Sight:
         also: Fields that are wanted beside those of the criterion, all from the training.
         who: The callback that looks, for what is said of it.
         at_once: What prunes without a training, for the same.
+        channels: Channels are judged, not the entries of weights.
 
     Raises:
         KpipeError: When the criterion needs data and there are none, or they can be gone through only once.
@@ -65,10 +67,16 @@ class Sight:
         *,
         who: str = "WeightPruning",
         at_once: str = "kpipe.prune_weights(model, sparsity, criterion, data=(x, y))",
+        channels: bool = False,
     ):
         check_data(data, again=who)
-        self.criterion, facts = criterion_of(criterion)
-        self.data, self.loss, self.seed, self.needs = data, loss, seed, facts["needs"]
+        if channels:
+            judge = channel_criterion_of(criterion)
+            self.criterion, self.needs = judge.function, judge.needs
+        else:
+            self.criterion, facts = criterion_of(criterion)
+            self.needs = facts["needs"]
+        self.data, self.loss, self.seed = data, loss, seed
         self.tapped = tuple(f for f in self.needs if f in FIELDS and (data is None or f not in FROM_DATA))
         missing = [field for field in self.needs if field not in self.tapped]
         if missing and data is None:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -21,6 +22,7 @@ from kpipe.structured.plan import FilterPlan, describe
 from kpipe.structured.ranking import channel_scores, choose, keep_of, step_of
 from kpipe.structured.regularise import pull
 from kpipe.structured.regularisers import Regularizer, regularizer_of
+from kpipe.structured.scopes import Scope, partition
 
 
 class FilterPruning(Follower):
@@ -47,7 +49,8 @@ class FilterPruning(Follower):
             without data from the training itself: the mean over the batches since the last update, so that the first
             update comes after the first batch. "movement" is summed up from the beginning of the `fit`.
         round_to: Kept channels are rounded to the nearest multiple of this, never to zero.
-        scope: "layer" takes the ratio from every group of channels, "global" ranks all the channels together.
+        scope: "layer" takes the ratio from every group of channels, "global" ranks all the channels together; others as
+            in `plan_filters`.
         ignore: Layers whose channels stay: a regex on the path, several, or a function of the layer.
         regularizer: What pulls channels towards zero until the schedule has reached its end: "group_lasso",
             "depgraph", "growing", "slimming", a mapping of such a name to its arguments, or a `Regularizer`. None:
@@ -78,7 +81,7 @@ class FilterPruning(Follower):
         schedule: AnySchedule | Mapping[str, Any],
         criterion: str | Criterion = "l1",
         round_to: int = 1,
-        scope: str = "layer",
+        scope: Scope = "layer",
         ignore: Ignore = None,
         *,
         regularizer: str | Mapping[str, Any] | Regularizer | None = None,
@@ -89,7 +92,7 @@ class FilterPruning(Follower):
         super().__init__({None: make_schedule(schedule)})
         check_request(0.0, None, scope, round_to)
         at_once = "kpipe.plan_filters(model, ratio, criterion=..., data=(x, y))"
-        self._sight = Sight(criterion, data, loss, seed, who="FilterPruning", at_once=at_once)
+        self._sight = Sight(criterion, data, loss, seed, who="FilterPruning", at_once=at_once, channels=True)
         self.criterion, self.round_to, self.scope, self.ignore = criterion, round_to, scope, ignore
         self.regularizer = regularizer_of(regularizer)
         self._plan: FilterPlan | None = None
@@ -231,7 +234,8 @@ class FilterPruning(Follower):
             return
         scores = self._scores()
         steps = [step_of(self._trace.groups[n], self.round_to) for n in self._open]
-        chosen = choose([scores[n] for n in self._open], self._reached, self.scope, steps)
+        opened = replace(self._trace, groups=tuple(self._trace.groups[n] for n in self._open))
+        chosen = choose([scores[n] for n in self._open], self._reached, partition(opened, self.scope), steps)
         for n, places in zip(self._open, chosen, strict=True):
             self._removed[n] = np.union1d(self._removed[n], places)
         self._mask()

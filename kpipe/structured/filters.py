@@ -1,10 +1,7 @@
 """Plan filter pruning and carry it out, as pure functions of a model."""
 
-import math
-import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -12,54 +9,79 @@ import numpy as np
 
 from kpipe.errors import KpipeError, NoEffectWarning, SurgeryError
 from kpipe.fake_quant import is_quantized
-from kpipe.graph import Group, Trace, trace
+from kpipe.graph import Trace, trace
 from kpipe.registry import nearest
-from kpipe.saliency import Criterion
+from kpipe.saliency import Criterion, channel_criterion_of
+from kpipe.structured.budget import Found, meet
 from kpipe.structured.channels import check_removal, remove_channels
-from kpipe.structured.plan import TARGETS, FilterPlan, describe
-from kpipe.structured.ranking import channel_scores, choose, choose_for_target, step_of
+from kpipe.structured.plan import FilterPlan, describe
+from kpipe.structured.ranking import rank
+from kpipe.structured.request import PARTS, Ignore, Request, check_request, freeze, freeze_ignored, freeze_parts
+from kpipe.structured.scopes import Ratio, Scope, partition, ratios, refine
+from kpipe.structured.scores import judge_channels
+from kpipe.structured.targets import Measure
 
-SCOPES = ("layer", "global")
-
-Ignore = str | Sequence[str] | Callable[[keras.Layer], bool] | None
-"""Layers whose channels stay: a regex on the path, several, or a function of the layer."""
+__all__ = ["Ignore", "check_request", "freeze_ignored", "plan_filters", "prune_filters", "refuse_quantized"]
 
 
 def plan_filters(
     model: keras.Model,
-    ratio: float | None = None,
+    ratio: Ratio | None = None,
     target: Mapping[str, float] | None = None,
     criterion: str | Criterion = "l1",
     data: Any = None,
     loss: Any = None,
-    scope: str = "layer",
+    scope: Scope = "layer",
     round_to: int = 1,
     ignore: Ignore = None,
     seed: int = 0,
+    *,
+    reduction: str | None = None,
+    normalise: str | None = None,
+    max_ratio: float | None = None,
+    min_channels: int = 1,
+    parts: Sequence[str] | None = PARTS,
+    measure: Measure | None = None,
 ) -> FilterPlan:
     """Plan which channels to remove, without touching the model.
 
     Channels that must have one fate (both inputs of an Add, a depthwise convolution and what feeds it, the same place
-    of all the groups of a grouped convolution) form a group and are ranked by the sum of their scores.
+    of all the groups of a grouped convolution) form a group and are ranked by what their scores come to together.
 
     Args:
         model: A built Functional or Sequential model.
-        ratio: Fraction of the channels to remove, in [0, 1). Give this or `target`.
-        target: {"macs": f} or {"params": f}: the fraction of the original that may remain, in (0, 1); never exceeded.
-        criterion: A registered name ("l1", "l2", "taylor", "random"), or a function of `Evidence`.
-        data: Labelled data for criteria that need gradients: what `model.fit` takes.
-        loss: For those too; None: the one the model was compiled with.
-        scope: "layer" takes the ratio from every group, "global" ranks all the channels together; scores that do not
-            compare between layers (l1, l2) are divided by their group's mean first.
-        round_to: Kept channels are rounded to the nearest multiple of this, never to zero.
+        ratio: Fraction of the channels to remove, in [0, 1); or regex on the paths of layers -> fraction: the first
+            that finds a layer of a group counts, and what none finds is not cut. Give this or `target`.
+        target: One budget, never exceeded, and reached within 2 % where whole channels allow it (else a note in the
+            plan says so): {"macs": f} or {"params": f}, the fraction of the original that may remain, in (0, 1);
+            {"bytes": b} of the exported int8 file, a fraction below 1, bytes above; {"latency_ms": t}, milliseconds for
+            one sample in LiteRT on this machine, float32, one thread.
+        criterion: A name that `kpipe ls criteria` lists for channels, or a function of `Evidence`.
+        data: Data for criteria that need some, labelled for gradients: what `model.fit` takes.
+        loss: For those with gradients; None: the one the model was compiled with.
+        scope: "layer" takes the ratio from every group, "global" ranks all the channels together, "isomorphic" those of
+            groups of the same structure and size; or a mapping from names to regexes on the paths of layers that are
+            ranked together (others each for itself). A mapping of ratios ranks only groups of one ratio together.
+        round_to: The widths of layers that are cut become multiples of this, the nearest to what is asked, never zero.
         ignore: Layers whose channels stay: a regex on the path, several, or a function of the layer.
         seed: Of the criterion's randomness.
+        reduction: How the scores of a channel by several weights become one: "sum", "mean", "max", "first". None: the
+            criterion's own, in most cases "sum".
+        normalise: How groups are made to compare: "none", "mean", "max" (each group is divided by it), "standardise".
+            None: "none" for a criterion whose scores compare between layers as they are (taylor, ...), else "mean".
+        max_ratio: No group loses a larger fraction than this.
+        min_channels: No group keeps fewer than this, if it had them.
+        parts: Which parts of layers may go: "channels", "heads", and of attentions also "key_dim", "value_dim" and
+            "head_dim"; None: all.
+        measure: For targets that are measured: a function of a candidate that gives its bytes or milliseconds, such as
+            on another device; None: as `target` says. The search for candidates then goes by MACs.
 
     Returns:
         The plan.
 
     Raises:
-        KpipeError: When an argument is out of range, a regex matches nothing, or the target cannot be reached.
+        KpipeError: When an argument is out of range, a regex matches nothing, the criterion judges nothing, or the
+            target cannot be reached.
         SurgeryError: When the model's channels cannot be followed; it names the layer.
 
     Example:
@@ -70,19 +92,39 @@ def plan_filters(
         ([('a', 3)], 18)
     """
     refuse_quantized(model)
-    goal = check_request(ratio, target, scope, round_to)
-    traced = freeze_ignored(trace(model, unknown="freeze"), ignore)
-    scores = channel_scores(model, traced, criterion, data, loss, seed)
-    steps = [step_of(group, round_to) for group in traced.groups]
-    if ratio is not None:
-        removed = choose(scores, ratio, scope, steps)
+    limits: dict[str, Any] = {"max_ratio": max_ratio, "min_channels": min_channels, "parts": parts}
+    asked = Request(ratio, target, criterion, scope, round_to, reduction, normalise, **limits)
+    traced = freeze_parts(freeze_ignored(trace(model, unknown="freeze"), ignore), parts)
+    traced, scores = _judge(model, traced, asked, data, loss, seed)
+    steps, least = asked.limits(traced.groups)
+    pools = partition(traced, scope)
+    if asked.ratio is None:
+        found = meet(model, traced, rank(scores, pools, steps, least), asked, measure)
     else:
-        removed = choose_for_target(traced, scores, goal, scope, steps)
-    request = {"ratio": ratio, "target": dict(target) if target else None, "scope": scope, "round_to": round_to}
-    request["criterion"] = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", repr(criterion))
-    if not any(len(places) for places in removed) and (ratio or target):
+        each = ratios(traced.groups, asked.ratio)
+        pools = refine(pools, each)
+        ranking = rank(scores, pools, steps, least)
+        blocks = [pool.nearest(each[members[0]]) for pool, members in zip(ranking.pools, pools, strict=True)]
+        found = Found(ranking.removed(blocks))
+    if not any(len(places) for places in found.removed) and (ratio or target):
         warnings.warn(f"The plan for {model.name!r} removes no channel. {_why(traced)}", NoEffectWarning, stacklevel=2)
-    return describe(traced, removed, request)
+    return describe(traced, found.removed, asked.to_dict(), found.costs, found.notes)
+
+
+def _judge(
+    model: keras.Model, traced: Trace, asked: Request, data: Any, loss: Any, seed: int
+) -> tuple[Trace, list[np.ndarray]]:
+    """Score the channels; groups that the criterion does not judge are frozen."""
+    how: dict[str, Any] = {"reduction": asked.reduction, "normalise": asked.normalise}
+    scores = judge_channels(model, traced, asked.criterion, data, loss, seed, **how)
+    name = channel_criterion_of(asked.criterion).name
+    unjudged = [group.name for group, found in zip(traced.groups, scores, strict=True) if found is None]
+    stay = dict.fromkeys(unjudged, f"the criterion {name!r} judges none of its weights")
+    if stay and len(stay) == len(traced.groups):
+        raise KpipeError(
+            f"The criterion {name!r} judges no weight of any group of channels in {model.name!r}. Choose another one."
+        )
+    return freeze(traced, stay), [found for found in scores if found is not None]
 
 
 def prune_filters(model: keras.Model, plan: FilterPlan, check: bool = True) -> keras.Model:
@@ -150,61 +192,6 @@ def refuse_quantized(model: keras.Model) -> None:
     """Refuse a quantized model: its ranges were found for the channels that it has."""
     if is_quantized(model):
         raise SurgeryError(f"Model {model.name!r} is quantized already. Cut its filters first, then quantize.")
-
-
-def check_request(ratio: Any, target: Any, scope: str, round_to: Any) -> tuple[str, float]:
-    """Refuse arguments that are out of range; give the target as a pair."""
-    if (ratio is None) == (target is None):
-        raise KpipeError(f"Give either ratio or target. Received: ratio={ratio!r}, target={target!r}.")
-    if ratio is not None and not (_is_number(ratio) and 0 <= ratio < 1):
-        raise KpipeError(
-            f"Expected ratio, the fraction of channels to remove, in [0, 1): a layer keeps at least one channel. "
-            f"Received: {ratio!r}."
-        )
-    if scope not in SCOPES:
-        raise KpipeError(f"Expected one of the scopes {SCOPES}. Received: {scope!r}.{nearest(scope, SCOPES)}")
-    if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
-        raise KpipeError(f"Expected round_to, a multiple, as an integer of at least 1. Received: {round_to!r}.")
-    if target is None:
-        return "", 0.0
-    if not isinstance(target, Mapping) or len(target) != 1 or not set(target) <= set(TARGETS):
-        raise KpipeError(f"Expected target as {{'macs': f}} or {{'params': f}}. Received: {target!r}.")
-    ((kind, fraction),) = target.items()
-    if not (_is_number(fraction) and 0 < fraction < 1):
-        raise KpipeError(f"Expected the fraction of {kind} that may remain, in (0, 1). Received: {fraction!r}.")
-    return kind, float(fraction)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def freeze_ignored(traced: Trace, ignore: Ignore) -> Trace:
-    """Freeze the groups that an ignored layer produces."""
-    if ignore is None:
-        return traced
-    named: set[str] = set()
-    for wanted in [ignore] if isinstance(ignore, str) or callable(ignore) else ignore:
-        named |= _ignored(traced, wanted)
-    stay: list[Group] = [group for group in traced.groups if not named & set(group.layers)]
-    frozen = {g.name: "it is ignored" for g in traced.groups if named & set(g.layers)}
-    return replace(traced, frozen={**traced.frozen, **frozen}, groups=tuple(stay))
-
-
-def _ignored(traced: Trace, wanted: str | Callable[[keras.Layer], bool]) -> set[str]:
-    """Find the layers that one filter means; each must produce channels, or the filter would protect nothing."""
-    if callable(wanted):
-        found = {layer.path for layer in traced.layers if wanted(layer.layer)}
-    else:
-        try:
-            found = {layer.path for layer in traced.layers if re.search(wanted, layer.path)}
-        except re.error as fault:
-            raise KpipeError(f"ignore={wanted!r} is no regular expression: {fault}.") from fault
-    producing = {path for group in traced.groups for path in group.layers} | set(traced.frozen)
-    if not found & producing:
-        what = f"matches only {sorted(found)}, which produce no channels" if found else "matches no layer"
-        raise KpipeError(f"ignore={wanted!r} {what}. Layers that produce channels: {', '.join(sorted(producing))}.")
-    return found
 
 
 def _why(traced: Trace) -> str:

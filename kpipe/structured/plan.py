@@ -11,11 +11,13 @@ import numpy as np
 
 from kpipe.atomic import replace_atomically
 from kpipe.errors import KpipeError
-from kpipe.graph import Trace
-from kpipe.structured.ranking import keep_of, step_of
+from kpipe.graph import Group, Trace
+from kpipe.structured.comparison import PlanComparison, compare
+from kpipe.structured.ranking import keep_of, least_of, step_of
+from kpipe.structured.scopes import ratios
 
-TARGETS = ("macs", "params")
-"""What a plan can aim at."""
+NAMED = 4
+"""So many of the layers that stay for one reason are named when a plan is printed."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,18 @@ class FilterPlan:
     Args:
         groups: One entry for each group of channels that live and die together.
         frozen: Layer path -> why its channels stay.
-        request: What was asked for: ratio or target, criterion, scope, round_to.
-        before: "params" and "macs" of the model.
+        request: What was asked for: ratio or target, criterion, scope, round_to, and what else was said.
+        before: "params" and "macs" of the model, and what the target measures.
         after: The same once the plan is carried out.
+        notes: What a reader should know of the whole plan.
     """
 
     groups: tuple[GroupPlan, ...]
     frozen: Mapping[str, str] = field(default_factory=dict)
     request: Mapping[str, Any] = field(default_factory=dict)
-    before: Mapping[str, int | None] = field(default_factory=dict)
-    after: Mapping[str, int | None] = field(default_factory=dict)
+    before: Mapping[str, float | None] = field(default_factory=dict)
+    after: Mapping[str, float | None] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -85,8 +89,9 @@ class FilterPlan:
         """
         try:
             groups = [{**g, "layers": tuple(g["layers"]), "removed": tuple(g["removed"])} for g in data["groups"]]
-            return cls(**{**data, "groups": tuple(GroupPlan(**group) for group in groups)})
-        except (KeyError, TypeError) as fault:
+            made = {"groups": tuple(GroupPlan(**group) for group in groups), "notes": tuple(data.get("notes", ()))}
+            return cls(**{**data, **made})
+        except (KeyError, TypeError, AttributeError) as fault:
             raise KpipeError(f"Expected a plan as FilterPlan.save writes it. Received: {fault}.") from fault
 
     def save(self, path: str | Path) -> None:
@@ -133,29 +138,62 @@ class FilterPlan:
             raise KpipeError(f"Expected a plan as FilterPlan.save writes it in {str(path)!r}. Received: {type(data)}.")
         return cls.from_dict(data)
 
+    def compare(self, other: "FilterPlan") -> PlanComparison:
+        """Set another plan of the same model beside this one.
+
+        Args:
+            other: It may treat other groups.
+
+        Returns:
+            The channels that each keeps of each group, how many of those that go they have in common, and the totals;
+            printed, it is a table.
+
+        Raises:
+            KpipeError: When a group of one name has other channels in the other plan.
+
+        Example:
+            >>> one = FilterPlan((GroupPlan("a", ("a",), 8, (0, 3)),))
+            >>> two = FilterPlan((GroupPlan("a", ("a",), 8, (3, 4, 5)),))
+            >>> print(one.compare(two))
+            channels of  before  this  other  removed by both
+            a                 8     6      5                1
+            all               8     6      5                1
+        """
+        return compare(self, other)
+
     def __str__(self) -> str:
         rows = [("channels of", "before", "kept", "removed", "note")]
         for g in self.groups:
-            rows.append(
-                (
-                    g.name,
-                    str(g.channels),
-                    str(g.kept),
-                    f"{len(g.removed) / g.channels:.0%}",
-                    "; ".join(filter(None, (_tied(g), g.note))),
-                )
-            )
+            share = f"{len(g.removed) / g.channels:.0%}"
+            rows.append((g.name, str(g.channels), str(g.kept), share, "; ".join(filter(None, (_tied(g), g.note)))))
         name, *numbers = (max(len(row[i]) for row in rows) for i in range(4))
         lines = [
             "  ".join([row[0].ljust(name), *(c.rjust(w) for c, w in zip(row[1:4], numbers, strict=True)), row[4]])
             for row in rows
         ]
-        lines += [f"{path}: stays, {reason}" for path, reason in self.frozen.items()]
-        for kind in TARGETS:
-            if self.before.get(kind) and self.after.get(kind) is not None:
-                before, after = self.before[kind] or 0, self.after[kind] or 0
-                lines.append(f"{kind}: {before:,} -> {after:,} ({after / before:.1%} remain)")
+        lines += _stays(self.frozen)
+        for kind, before in self.before.items():
+            after = self.after.get(kind)
+            if before and after is not None:
+                lines.append(f"{kind}: {_number(before)} -> {_number(after)} ({after / before:.1%} remain)")
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(line.rstrip() for line in lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def _stays(frozen: Mapping[str, str]) -> list[str]:
+    """Give a line for each reason, with the first layers that stay for it."""
+    by_reason: dict[str, list[str]] = {}
+    for path, reason in frozen.items():
+        by_reason.setdefault(reason, []).append(path)
+    return [
+        f"{', '.join(paths[:NAMED])}{f' and {len(paths) - NAMED} more' if len(paths) > NAMED else ''}: "
+        f"{'stays' if len(paths) == 1 else 'stay'}, {reason}"
+        for reason, paths in by_reason.items()
+    ]
 
 
 def _tied(group: GroupPlan) -> str:
@@ -163,20 +201,54 @@ def _tied(group: GroupPlan) -> str:
     return f"tied: {', '.join(others[:3])}{' and more' if len(others) > 3 else ''}" if others else ""
 
 
-def describe(traced: Trace, removed: Sequence[np.ndarray], request: Mapping[str, Any]) -> FilterPlan:
-    """Write down a choice as a plan, with what it brings and a note where fewer channels go than asked."""
-    keep, ratio, round_to = keep_of(traced, removed), request.get("ratio"), request.get("round_to", 1)
+def describe(
+    traced: Trace,
+    removed: Sequence[np.ndarray],
+    request: Mapping[str, Any],
+    costs: Mapping[str, tuple[float, float]] | None = None,
+    notes: Sequence[str] = (),
+) -> FilterPlan:
+    """Write down a choice as a plan, with what it brings and a note where fewer channels go than asked.
+
+    Args:
+        traced: Of the model.
+        removed: For each group the places that go.
+        request: What was asked for, as plain data.
+        costs: What was measured -> (before, after).
+        notes: On the whole plan.
+
+    Returns:
+        The plan.
+    """
+    keep, ratio = keep_of(traced, removed), request.get("ratio")
+    each = [None for _ in traced.groups] if ratio is None else ratios(traced.groups, ratio)
     groups = []
-    for group, places in zip(traced.groups, removed, strict=True):
-        note, n, kept = "", len(group), len(group) - len(places)
-        asked = math.floor(ratio * n + 0.5) if ratio is not None and request.get("scope") == "layer" else None
-        if asked is not None and asked >= n:
-            note = f"asked to remove all {n}; {kept} kept"
-        elif kept == 1 < n:
-            note = "one channel is always kept"
-        elif round_to > 1 and kept == min(step_of(group, round_to), n):
-            note = f"one multiple of round_to={round_to} is always kept"
-        groups.append(GroupPlan(group.name, group.layers, n, tuple(int(i) for i in places), note))
+    for group, places, share in zip(traced.groups, removed, each, strict=True):
+        note = _note(group, len(group) - len(places), share, request)
+        groups.append(GroupPlan(group.name, group.layers, len(group), tuple(int(i) for i in places), note))
     before = {"macs": traced.macs(), "params": traced.params()}
     after = {"macs": traced.macs(keep), "params": traced.params(keep)}
-    return FilterPlan(tuple(groups), dict(traced.frozen), dict(request), before, after)
+    for kind, (whole, rest) in (costs or {}).items():
+        before[kind], after[kind] = whole, rest
+    return FilterPlan(tuple(groups), dict(traced.frozen), dict(request), before, after, tuple(notes))
+
+
+def _note(group: Group, kept: int, ratio: float | None, request: Mapping[str, Any]) -> str:
+    """Say what kept channels of a group that scores alone would not have kept."""
+    n, round_to, share = len(group), request.get("round_to", 1), request.get("max_ratio")
+    step, count = step_of(group, round_to), request.get("min_channels") or 1
+    if ratio == 0 and isinstance(request.get("ratio"), Mapping):
+        return "its ratio is 0 or not given"
+    asked = math.floor(ratio * n + 0.5) if ratio is not None and request.get("scope") == "layer" else None
+    if asked is not None and asked >= n:
+        return f"asked to remove all {n}; {kept} kept"
+    if (kept == n and not asked) or kept > least_of(n, step, share, count):
+        return ""
+    least, by_share, by_count = least_of(n, step), least_of(n, step, share), least_of(n, step, None, count)
+    reasons = [
+        (kept == 1 < n, "one channel is always kept"),
+        (kept == by_share > least, f"max_ratio={share} keeps the rest"),
+        (kept == by_count > least, f"min_channels={count} keeps the rest"),
+        (step > 1 and kept == least, f"one multiple of round_to={round_to} is always kept"),
+    ]
+    return "; ".join(text for holds, text in reasons if holds)

@@ -1,67 +1,16 @@
 """Pure functions from scores to the channels that go."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import keras
 import numpy as np
 
 from kpipe.errors import KpipeError
 from kpipe.graph import Group, Trace
-from kpipe.saliency import Criterion, Passes, criterion_of, gather, score
+from kpipe.structured.scores import channel_scores
 
-
-def channel_scores(
-    model: keras.Model,
-    trace: Trace,
-    criterion: str | Criterion,
-    data: Any = None,
-    loss: Any = None,
-    seed: int = 0,
-    passes: Passes | None = None,
-    observed: Mapping[str, Mapping[str, np.ndarray]] | None = None,
-) -> list[np.ndarray]:
-    """Score every channel of every group: elementwise scores summed over all weights and axes that the channel has.
-
-    Args:
-        model: The traced model.
-        trace: Its trace.
-        criterion: A registered name, or a function of `Evidence`.
-        data: Labelled data, for criteria that need gradients.
-        loss: For those too; None: the one the model was compiled with.
-        seed: Of the criterion's randomness.
-        passes: Those over the data that earlier calls have prepared.
-        observed: Path of a weight -> field -> array: what a training has shown already.
-
-    Returns:
-        For each group scores of shape (channels,), higher: keep.
-
-    Raises:
-        KpipeError: When the criterion judges none of a group's weights, or lacks data.
-    """
-    function, facts = criterion_of(criterion)
-    weights = [weight for weight in trace.weights if weight.axes]
-    named = [(w.path, w.role, w.variable) for w in weights]
-    evidence = gather(model, named, facts["needs"], data, loss, seed, observed, passes)
-    totals = np.zeros(trace.class_count)
-    judged = np.zeros(trace.class_count, bool)
-    for weight in weights:
-        scores = score(function, evidence[weight.path], weight.path)
-        if scores is None:
-            continue
-        for axis, ids in weight.axes.items():
-            others = tuple(i for i in range(scores.ndim) if i != axis)
-            classes = trace.class_of[ids]
-            totals += np.bincount(
-                classes, weights=scores.sum(axis=others, dtype="float64"), minlength=trace.class_count
-            )
-            judged[classes] = True
-    for group in trace.groups:
-        if not judged[group.classes].all():
-            raise KpipeError(f"The criterion judges no weight of the group {group.name!r} (layers {group.layers}).")
-    scores = [totals[group.classes] for group in trace.groups]
-    return scores if facts["comparable"] else [s / max(s.mean(), np.finfo(float).tiny) for s in scores]
+__all__ = ["Pool", "Ranking", "channel_scores", "choose", "keep_of", "least_of", "lowest", "rank", "step_of"]
 
 
 def step_of(group: Group, round_to: int) -> int:
@@ -74,15 +23,21 @@ def step_of(group: Group, round_to: int) -> int:
     return math.lcm(*(round_to // math.gcd(round_to, width) for width in group.width))
 
 
-def round_kept(kept: float, channels: int, step: int) -> int:
-    """Round a number of kept channels to the nearest multiple of `step`, ties up; never to zero, never past all.
+def least_of(channels: int, step: int = 1, max_ratio: float | None = None, min_channels: int = 1) -> int:
+    """Give the number of channels that a group keeps whatever their scores: a multiple of `step`, or all.
+
+    Args:
+        channels: How many it has.
+        step: Of which kept channels are to be a multiple.
+        max_ratio: Fraction that may go at most; None for all but one step.
+        min_channels: How many stay at least, where there are so many.
 
     Example:
-        >>> [round_kept(kept, 20, 8) for kept in (1, 11, 12, 20)], round_kept(3, 6, 8)
-        ([8, 8, 16, 20], 6)
+        >>> least_of(20), least_of(20, 8), least_of(20, max_ratio=0.75), least_of(20, 4, min_channels=6), least_of(5, 8)
+        (1, 8, 5, 8, 5)
     """
-    rounded = math.floor(kept / step + 0.5) * step
-    return min(max(rounded, step), channels)
+    wanted = max(1, min_channels, 0 if max_ratio is None else channels - math.floor(max_ratio * channels + 1e-9))
+    return min(math.ceil(wanted / step) * step, channels)
 
 
 def lowest(scores: np.ndarray, count: int) -> np.ndarray:
@@ -95,34 +50,151 @@ def lowest(scores: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.argsort(scores, kind="stable")[:count])
 
 
-def choose(scores: Sequence[np.ndarray], ratio: float, scope: str, steps: Sequence[int]) -> list[np.ndarray]:
-    """Choose the channels that go at one ratio.
+@dataclass(frozen=True)
+class Pool:
+    """Blocks of channels that are ranked together, in the order in which they go.
 
     Args:
-        scores: For each group, shape (channels,); higher: keep. In the global scope they are compared between groups.
-        ratio: Fraction of the channels to remove, in [0, 1).
-        scope: "layer" removes it from every group, "global" from all the groups together.
-        steps: For each group the multiple that the number of kept channels is rounded to.
+        owners: The group of each block, shape (blocks,).
+        sizes: How many channels it has, shape (blocks,).
+        worth: The mean of their scores, ascending, shape (blocks,).
+        channels: How many there are in the pool's groups, with those that never go.
+    """
+
+    owners: np.ndarray
+    sizes: np.ndarray
+    worth: np.ndarray
+    channels: int
+
+    def nearest(self, ratio: float) -> int:
+        """Give the number of blocks whose removal comes nearest to a fraction of the channels; of two, the smaller."""
+        gone = np.r_[0, np.cumsum(self.sizes)]
+        return int(np.argmin(np.abs(gone - math.floor(ratio * self.channels + 0.5))))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Say in which order channels go.
+
+    Args:
+        orders: For each group the places of its channels, lowest score first; ties by place.
+        pools: What is ranked together; each group is in one of them.
+    """
+
+    orders: tuple[np.ndarray, ...]
+    pools: tuple[Pool, ...]
+
+    @property
+    def none(self) -> tuple[int, ...]:
+        """No block of any pool."""
+        return tuple(0 for _ in self.pools)
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """All the blocks of each pool."""
+        return tuple(len(pool.sizes) for pool in self.pools)
+
+    def removed(self, blocks: Sequence[int]) -> list[np.ndarray]:
+        """Give for each group the places that go, ascending, when so many blocks of each pool do."""
+        gone = np.zeros(len(self.orders), np.int64)
+        for pool, count in zip(self.pools, blocks, strict=True):
+            np.add.at(gone, pool.owners[:count], pool.sizes[:count])
+        return [np.sort(order[:count]) for order, count in zip(self.orders, gone, strict=True)]
+
+
+def rank(
+    scores: Sequence[np.ndarray],
+    pools: Sequence[Sequence[int]],
+    steps: Sequence[int],
+    least: Sequence[int] | None = None,
+) -> Ranking:
+    """Order channels by score, in blocks whose removal leaves each group a multiple of its step.
+
+    Within a group the lowest go first. A group that is no multiple of its step begins with a smaller block. Blocks of a
+    pool go by their mean score, equal ones in the order of the groups. So whatever goes scores no higher than what
+    stays: block against block, and with steps of 1 channel against channel.
+
+    Args:
+        scores: For each group, shape (channels,); higher: keep.
+        pools: The numbers of the groups that are ranked together; each in one.
+        steps: For each group the multiple that its kept channels are to be.
+        least: For each group how many stay in any case; None: one step. See `least_of`.
+
+    Returns:
+        The ranking.
+
+    Example:
+        >>> found = rank([np.array([1.0, 2.0, 3.0, 4.0]), np.array([9.0, 2.5])], [(0, 1)], [2, 1])
+        >>> found.pools[0].owners.tolist(), found.pools[0].worth.tolist()
+        ([0, 1], [1.5, 2.5])
+        >>> [places.tolist() for places in found.removed([2])]
+        [[0, 1], [1]]
+    """
+    least = [least_of(len(s), step) for s, step in zip(scores, steps, strict=True)] if least is None else least
+    orders = tuple(np.argsort(values, kind="stable") for values in scores)
+    blocks = [
+        _blocks(values[order], step, stay)
+        for values, order, step, stay in zip(scores, orders, steps, least, strict=True)
+    ]
+    return Ranking(orders, tuple(_pool(members, blocks, [len(values) for values in scores]) for members in pools))
+
+
+def _blocks(ascending: np.ndarray, step: int, stay: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give the sizes and the mean scores of a group's blocks in the order in which they go."""
+    free = len(ascending) - stay
+    ends = np.unique([*range(free, 0, -step), 0])
+    sizes = np.diff(ends)
+    if not len(sizes):
+        return sizes, np.zeros(0)
+    worth = np.add.reduceat(ascending[:free].astype("float64"), ends[:-1]) / sizes
+    return sizes, np.maximum.accumulate(worth)  # rounding of means must not turn the order around
+
+
+def _pool(members: Sequence[int], blocks: Sequence[tuple[np.ndarray, np.ndarray]], channels: Sequence[int]) -> Pool:
+    owners = np.concatenate([np.full(len(blocks[n][0]), n, np.int64) for n in members])
+    sizes, worth = (np.concatenate([blocks[n][i] for n in members]) for i in (0, 1))
+    order = np.argsort(worth, kind="stable")
+    return Pool(owners[order], sizes[order].astype(np.int64), worth[order], sum(channels[n] for n in members))
+
+
+def choose(
+    scores: Sequence[np.ndarray],
+    ratio: float | Sequence[float],
+    scope: str | Sequence[Sequence[int]],
+    steps: Sequence[int],
+    least: Sequence[int] | None = None,
+) -> list[np.ndarray]:
+    """Choose the channels that go at a ratio.
+
+    Args:
+        scores: For each group, shape (channels,); higher: keep. Where groups are ranked together they are compared.
+        ratio: Fraction of the channels to remove, in [0, 1]; or one for each pool.
+        scope: "layer" removes it from every group, "global" from all the groups together; or pools: the numbers of the
+            groups that are ranked together.
+        steps: For each group the multiple that its kept channels are to be; see `rank`.
+        least: For each group how many stay in any case; None: one step.
 
     Returns:
         For each group the places that go, ascending.
 
+    Raises:
+        KpipeError: For another scope: `kpipe.structured.scopes.partition` turns it into pools.
+
     Example:
-        >>> choose([np.array([1.0, 2.0, 3.0, 4.0]), np.array([9.0, 8.0])], 0.5, "layer", [1, 1])
-        [array([0, 1]), array([1])]
-        >>> choose([np.array([1.0, 2.0, 3.0, 4.0]), np.array([9.0, 8.0])], 0.5, "global", [1, 1])
-        [array([0, 1, 2]), array([], dtype=int64)]
+        >>> two = [np.array([1.0, 2.0, 3.0, 4.0]), np.array([9.0, 8.0])]
+        >>> [places.tolist() for places in choose(two, 0.5, "layer", [1, 1])]
+        [[0, 1], [1]]
+        >>> [places.tolist() for places in choose(two, 0.5, "global", [1, 1])]
+        [[0, 1, 2], []]
     """
-    sizes = [len(s) for s in scores]
-    if scope == "layer":
-        gone = [math.floor(ratio * n + 0.5) for n in sizes]
-    else:
-        owner = np.repeat(np.arange(len(sizes)), sizes)
-        total = math.floor(ratio * sum(sizes) + 0.5)
-        everything = np.concatenate(scores) if scores else np.zeros(0)
-        gone = np.bincount(owner[lowest(everything, total)], minlength=len(sizes)).tolist()
-    kept = [round_kept(n - g, n, step) if g else n for n, g, step in zip(sizes, gone, steps, strict=True)]
-    return [lowest(s, n - k) for s, n, k in zip(scores, sizes, kept, strict=True)]
+    if isinstance(scope, str):
+        every = tuple(range(len(scores)))
+        if scope not in ("layer", "global"):
+            raise KpipeError(f"Expected 'layer', 'global' or the numbers of groups. Received: {scope!r}.")
+        scope = [(n,) for n in every] if scope == "layer" else [every] * bool(every)
+    ranking = rank(scores, scope, steps, least)
+    each = ratio if isinstance(ratio, Sequence) else [ratio] * len(ranking.pools)
+    return ranking.removed([pool.nearest(r) for pool, r in zip(ranking.pools, each, strict=True)])
 
 
 def keep_of(trace: Trace, removed: Sequence[np.ndarray]) -> np.ndarray:
@@ -131,62 +203,3 @@ def keep_of(trace: Trace, removed: Sequence[np.ndarray]) -> np.ndarray:
     for group, places in zip(trace.groups, removed, strict=True):
         keep[group.classes[places]] = False
     return keep
-
-
-def choose_for_target(
-    trace: Trace, scores: Sequence[np.ndarray], target: tuple[str, float], scope: str, steps: Sequence[int]
-) -> list[np.ndarray]:
-    """Choose the fewest channels that bring the model down to a budget: reached, never above.
-
-    A bisection finds the smallest ratio that meets it; then the best of the removed channels come back, one step of a
-    group at a time, as long as the budget holds.
-
-    Args:
-        trace: Of the model.
-        scores: For each group, shape (channels,).
-        target: "macs" or "params", and the fraction of the original that may remain.
-        scope: As in `choose`.
-        steps: As in `choose`.
-
-    Returns:
-        For each group the places that go, ascending.
-
-    Raises:
-        KpipeError: When even the smallest model that can be left is above the budget.
-    """
-    kind, fraction = target
-    count = trace.macs if kind == "macs" else trace.params
-    before = count()
-    if before is None:
-        raise KpipeError("The MACs of this model are not known (an open input size). Use target={'params': ...}.")
-    budget = fraction * before
-
-    def fits(removed: Sequence[np.ndarray]) -> bool:
-        return (count(keep_of(trace, removed)) or 0) <= budget
-
-    low, high = 0.0, 1.0
-    if not fits(choose(scores, high, scope, steps)):
-        least = (count(keep_of(trace, choose(scores, high, scope, steps))) or 0) / before
-        raise KpipeError(
-            f"The target {kind}: {fraction:g} cannot be reached: with one channel (or one round_to) left in every "
-            f"group, {least:.3f} of the original {kind} remain. Ask for more than that, or lower round_to."
-        )
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (low, middle) if fits(choose(scores, middle, scope, steps)) else (middle, high)
-    return _give_back(choose(scores, high, scope, steps), scores, steps, fits)
-
-
-def _give_back(removed: list[np.ndarray], scores: Sequence[np.ndarray], steps: Sequence[int], fits: Any) -> list:
-    """Restore removed channels, best first, while the budget holds."""
-    open_groups = {g for g, places in enumerate(removed) if len(places)}
-    while open_groups:
-        best = {g: removed[g][np.argsort(scores[g][removed[g]], kind="stable")] for g in open_groups}
-        group = max(open_groups, key=lambda g: (scores[g][best[g][-steps[g] :]].mean(), -g))
-        trial = list(removed)
-        trial[group] = np.sort(best[group][: -steps[group]])
-        if fits(trial):
-            removed = trial
-        if not fits(trial) or not len(removed[group]):
-            open_groups.discard(group)
-    return removed

@@ -13,7 +13,7 @@ import numpy as np
 from kpipe.errors import KpipeError, NoEffectWarning, SurgeryError
 from kpipe.graph import Group, Trace, functional, trace
 from kpipe.layers import leaves
-from kpipe.saliency import Criterion, check_data, criterion_of
+from kpipe.saliency import Criterion, channel_criterion_of, check_data
 from kpipe.saliency.losses import undisturbed
 from kpipe.structured.channels import masked_answer
 from kpipe.structured.filters import refuse_quantized
@@ -82,7 +82,7 @@ def sensitivity(
     record = None
     if path is not None:
         settings: dict[str, Any] = {"criterion": named, "metric": figure.name, "seed": seed}
-        if figure.name == "loss" or criterion_of(criterion)[1]["needs"]:
+        if figure.name == "loss" or channel_criterion_of(criterion).needs:
             settings["loss"] = model.loss if loss is None else loss
         record = ScanRecord.open(path, identity(model, traced, data, settings))
     if not chosen:

@@ -14,7 +14,7 @@ LEVELS = (
     ("graph", "projections"),
     ("saliency", "fake_quant", "follow"),
     ("measure", "unstructured", "structured", "cluster", "quantize", "distill", "export"),
-    ("pipeline", "callbacks", "legacy"),
+    ("pipeline", "callbacks", "legacy", "costs"),
     ("stages",),
     ("recipe", "report"),
     ("cli",),

@@ -23,7 +23,9 @@ FORMULAS = {
     "obd": lambda e: e.weight**2 * e.curvature / 2,
     "movement": lambda e: e.movement,
     "wanda": lambda e: np.abs(e.weight) * e.inputs,
+    "bn_scale": lambda e: np.abs(e.weight),
 }
+ROLES = {"bn_scale": "gamma"}
 
 
 def evidence(role="kernel", seed=0, dtype="float64"):
@@ -39,16 +41,17 @@ def test_every_criterion_has_a_formula():
 
 @pytest.mark.parametrize("name", CRITERIA)
 def test_scores_follow_the_formula(name):
-    given = evidence()
+    role = ROLES.get(name, "kernel")
+    given = evidence(role)
     before = replace(given, **{field: np.copy(getattr(given, field)) for field in ("weight", *FIELDS)})
     scores = score(CRITERIA[name], given, "path")
     assert scores.shape == given.weight.shape and scores.dtype == np.float64
     if FORMULAS[name] is not None:
         np.testing.assert_allclose(scores, FORMULAS[name](given), rtol=1e-15)
-        other = evidence(seed=1)
+        other = evidence(role, seed=1)
         assert not np.allclose(scores, FORMULAS[name](other))
     assert all(np.array_equal(getattr(given, field), getattr(before, field)) for field in ("weight", *FIELDS))
-    assert score(CRITERIA[name], evidence(dtype="float32"), "path").dtype == np.float32
+    assert score(CRITERIA[name], evidence(role, dtype="float32"), "path").dtype == np.float32
     assert CRITERIA[name](evidence("statistic")) is None
 
 
@@ -56,7 +59,7 @@ def test_scores_follow_the_formula(name):
 def test_a_criterion_says_what_it_needs(name):
     """Only the fields that it asks for are there when it is used; without any of these it does not judge."""
     function, facts = criterion_of(name)
-    given = evidence()
+    given = evidence(ROLES.get(name, "kernel"))
     absent = {field: None for field in FIELDS}
     alone = replace(given, **absent | {field: getattr(given, field) for field in facts["needs"]})
     assert function(alone) is not None

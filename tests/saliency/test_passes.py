@@ -31,7 +31,7 @@ class Counted(L.Layer):
 def net() -> tuple[keras.Model, Counted]:
     keras.utils.set_random_seed(0)
     counted = Counted()
-    model = keras.Sequential([keras.Input((5,)), counted, L.Dense(4, "tanh", name="a"), L.Dense(3, name="b")])
+    model = keras.Sequential([keras.Input((5,)), counted, L.Dense(4, "tanh", name="a"), L.Dense(3, "relu", name="b")])
     model.compile("sgd", "mse")
     counted.calls = 0
     return model, counted

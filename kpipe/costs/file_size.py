@@ -1,0 +1,61 @@
+"""Bytes of the int8 file that a model would be exported as."""
+
+import keras
+import numpy as np
+
+from kpipe.errors import KpipeError
+from kpipe.export import litert
+from kpipe.export.signature import check_exportable, output_names
+from kpipe.fake_quant import bake
+from kpipe.graph import Trace
+from kpipe.layers import KERNEL_ROLES
+from kpipe.quantize import quantize
+from kpipe.structured import counts
+from kpipe.structured.targets import TARGETS, Estimate, Target
+
+PER_CHANNEL = 28
+"""Bytes that an output channel of a kernel takes beside its entries: its bias (4), the scale and the zero point of its
+entries (4 + 8), and those of its bias (4 + 8)."""
+
+
+def int8_bytes(model: keras.Model) -> int:
+    """Give the size of the int8 LiteRT file of a model, by writing it.
+
+    The ranges of the activations come from random samples: they change numbers in the file, not their number.
+
+    Args:
+        model: A built Functional or Sequential float model.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        KpipeError: When the model cannot be quantized or exported; it says why.
+
+    Example:
+        >>> int8_bytes(keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)])) // 1024
+        6
+    """
+    check_exportable(model)
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(2, *tensor.shape[1:])).astype("float32") for tensor in model.inputs]
+    try:
+        quantized = quantize(model, calibration=inputs if len(inputs) > 1 else inputs[0])
+    except KpipeError as fault:
+        raise KpipeError(
+            f"target={{'bytes': ...}} means those of the int8 file, and there can be none: {fault}"
+        ) from fault
+    return len(litert.convert(bake(quantized), "int8", output_names(quantized)))
+
+
+def estimate_int8_bytes(model: keras.Model, trace: Trace) -> Estimate:
+    """Count the bytes of kernels and of what each of their channels takes beside; a constant rest is left out."""
+    products = []
+    for layer in trace.layers:
+        kernels = [weight for weight in layer.weights if weight.role in KERNEL_ROLES]
+        products += [counts.entries(weight) for weight in kernels]
+        products += [(PER_CHANNEL, ids.reshape(-1)) for ids in layer.out if kernels]
+    return counts.total(trace, products)
+
+
+TARGETS("bytes")(Target("either", estimate_int8_bytes, lambda original: int8_bytes, "bytes of the exported int8 file"))

@@ -1,0 +1,158 @@
+"""The search for the fewest channels whose removal meets a budget."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kpipe.errors import KpipeError
+from kpipe.structured.ranking import Ranking
+
+TOLERANCE = 0.02
+"""How far below a budget a result may stay, as a fraction of it, before it is said why."""
+
+MEASUREMENTS = 12
+"""Most candidates that are measured for one budget."""
+
+Removed = list[np.ndarray]
+"""For each group the places that go, ascending."""
+
+
+def fewest(ranking: Ranking, cost: Callable[[Removed], float], budget: float) -> tuple[int, ...]:
+    """Find the fewest blocks whose removal meets a budget.
+
+    A bisection finds the smallest ratio that does; then the last blocks of the pools come back one by one, those that
+    are worth most first, as long as the budget holds.
+
+    Args:
+        ranking: What goes in which order.
+        cost: Of the model without some channels; it does not rise when more go.
+        budget: What it may be.
+
+    Returns:
+        How many blocks go of each pool: all of them when that is not enough.
+
+    Example:
+        >>> from kpipe.structured.ranking import rank
+        >>> ranking = rank([np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0])], [(0,), (1,)], [1, 1])
+        >>> fewest(ranking, lambda removed: 5.0 - sum(map(len, removed)), 3.0)
+        (1, 1)
+    """
+
+    def fits(blocks: Sequence[int]) -> bool:
+        return cost(ranking.removed(blocks)) <= budget
+
+    def at(ratio: float) -> tuple[int, ...]:
+        return tuple(pool.nearest(ratio) for pool in ranking.pools)
+
+    low, high = 0.0, 1.0
+    if fits(at(low)):
+        return at(low)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(at(middle)) else (middle, high)
+        if at(low) == at(high):
+            break
+    return _give_back(ranking, at(high), fits)
+
+
+def _give_back(ranking: Ranking, blocks: tuple[int, ...], fits: Callable[[Sequence[int]], bool]) -> tuple[int, ...]:
+    """Restore the last blocks of the pools, best first, while the budget holds."""
+    opened = {n for n, count in enumerate(blocks) if count}
+    while opened:
+        best = max(opened, key=lambda n: (ranking.pools[n].worth[blocks[n] - 1], -n))
+        trial = (*blocks[:best], blocks[best] - 1, *blocks[best + 1 :])
+        if fits(trial):
+            blocks = trial
+        if not fits(trial) or not blocks[best]:
+            opened.discard(best)
+    return blocks
+
+
+@dataclass
+class Measured:
+    """Candidates that were measured: the estimate of each, what it really costs, and its blocks.
+
+    Example:
+        >>> seen = Measured()
+        >>> seen.add(100.0, 50.0, (0,)), seen.add(20.0, 10.0, (9,)), seen.aim(30.0)
+        (None, None, 60.0)
+    """
+
+    estimates: list[float] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)
+    blocks: list[tuple[int, ...]] = field(default_factory=list)
+
+    def add(self, estimate: float, cost: float, blocks: tuple[int, ...]) -> None:
+        """Take a candidate."""
+        self.estimates.append(estimate)
+        self.costs.append(cost)
+        self.blocks.append(blocks)
+
+    def aim(self, cost: float) -> float:
+        """Give the estimate that likely comes to a cost: on the line through the two candidates around it."""
+        above = min((c, e) for c, e in zip(self.costs, self.estimates, strict=True) if c > cost)
+        below = max((c, e) for c, e in zip(self.costs, self.estimates, strict=True) if c <= cost)
+        return below[1] + (above[1] - below[1]) * (cost - below[0]) / (above[0] - below[0])
+
+    def best(self, budget: float) -> tuple[float, tuple[int, ...]]:
+        """Give the dearest candidate that meets the budget: what it costs, and its blocks."""
+        return max((c, b) for c, b in zip(self.costs, self.blocks, strict=True) if c <= budget)
+
+
+def fewest_measured(
+    ranking: Ranking,
+    estimate: Callable[[Removed], float],
+    measure: Callable[[Removed], float],
+    budget: float,
+    before: float,
+    kind: str,
+) -> tuple[float, tuple[int, ...]]:
+    """Find the fewest blocks whose removal meets a budget of something that has to be measured.
+
+    The estimate says what to try. Every candidate is measured, and what comes out says which estimate to aim at next,
+    until one lies within `TOLERANCE` below the budget, or no other candidate lies between.
+
+    Args:
+        ranking: What goes in which order.
+        estimate: Of the cost; only its order of candidates must be about right.
+        measure: The cost.
+        budget: What it may be.
+        before: The cost when nothing goes, above the budget.
+        kind: Of the cost, for the error.
+
+    Returns:
+        The cost of the result, and how many blocks go of each pool.
+
+    Raises:
+        KpipeError: When the smallest model that can be left costs more than the budget.
+    """
+    seen = Measured()
+    seen.add(estimate(ranking.removed(ranking.none)), before, ranking.none)
+
+    def try_out(blocks: tuple[int, ...]) -> float:
+        removed = ranking.removed(blocks)
+        cost = measure(removed)
+        seen.add(estimate(removed), cost, blocks)
+        return cost
+
+    least = try_out(ranking.all)
+    if least > budget:
+        raise out_of_reach(kind, budget, least, before)
+    aimed = budget * (1 - TOLERANCE / 2)
+    for _ in range(MEASUREMENTS - 2):
+        blocks = fewest(ranking, estimate, seen.aim(aimed))
+        if blocks in seen.blocks:  # nothing lies between the two around the aim; try the other side of it
+            blocks = fewest(ranking, estimate, seen.aim(budget))
+        if blocks in seen.blocks or budget * (1 - TOLERANCE) <= try_out(blocks) <= budget:
+            break
+    return seen.best(budget)
+
+
+def out_of_reach(kind: str, budget: float, least: float, before: float) -> KpipeError:
+    """Say that a budget cannot be met."""
+    return KpipeError(
+        f"The target {kind}: {budget:,.4g} cannot be reached: with all gone that may go, {least:,.4g} remain "
+        f"({least / before:.3f} of the original's {before:,.4g}). Ask for more than that, lower round_to or "
+        "min_channels, raise max_ratio, or let more layers be cut."
+    )
