@@ -84,9 +84,14 @@ def test_a_first_stage_that_needs_another_kind_is_told_what_a_recipe_starts_with
 
 @pytest.mark.parametrize("name", list(STAGES))
 def test_every_stage_is_frozen_and_refuses_unknown_keys(name):
-    needed = {"find_ticket": {"rounds": 1}, "prune_filters": {"ratio": 0.5}, "prune_weights": {"sparsity": 0.5}}.get(
-        name, {}
-    )
+    amounts = {
+        "find_ticket": {"rounds": 1},
+        "prune_filters": {"ratio": 0.5},
+        "prune_heads": {"ratio": 0.5},
+        "prune_weights": {"sparsity": 0.5},
+        "remove_layers": {"count": 1},
+    }
+    needed = amounts.get(name, {})
     stage = STAGES[name].model_validate(needed)
     assert stage.stage == name
     with pytest.raises(ValidationError):
