@@ -101,7 +101,7 @@ def difference(model: Any, small: Any, plan: Any) -> float:
 def measure(name: str, quick: bool) -> dict[str, Any]:
     """Cut one model by every request; give what the first one took and what failed."""
     from kpipe.structured import plan_filters, prune_filters
-    from kpipe.structured.filters import SCOPES
+    from kpipe.structured.scopes import SCOPES
 
     before = held()
     start = time.perf_counter()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kpipe.structured import plan_filters, prune_filters
-from kpipe.structured.filters import SCOPES
+from kpipe.structured.scopes import SCOPES
 
 # Small images where the family takes them: what is held here is the graph.
 FAMILIES = {
