@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
+import keras
 import typer
 import yaml
 
@@ -126,7 +127,7 @@ def _stages() -> list[Row]:
 def _layers() -> list[Row]:
     return [
         {
-            "Layer": layer.__name__,
+            "Layer": layer.__name__ if issubclass(layer, keras.Layer) else f"operation {layer.__name__}",
             "Channels can be cut": "yes" if facts.channels else "no",
             "Weights to prune": prunable(facts),
             "int8": int8_of(layer, facts.quantization),
