@@ -22,12 +22,23 @@ from kpipe import costs as costs
 from kpipe.distill import distill
 from kpipe.errors import ExportError, KpipeError, NoEffectWarning, RecipeError, SurgeryError
 from kpipe.export import benchmark, export, verify
+from kpipe.graph import functionalize
 from kpipe.measure import measure
 from kpipe.quantize import quantize
 from kpipe.recipe import load_recipe
 from kpipe.report import report
 from kpipe.saliency import CRITERIA, Evidence
-from kpipe.structured import FilterPlan, plan_filters, prune_filters
+from kpipe.structured import (
+    FilterPlan,
+    bypassable,
+    plan_filters,
+    plan_heads,
+    prune_filters,
+    prune_heads,
+    reestimate_batch_norm,
+    remove_layers,
+    sensitivity,
+)
 from kpipe.unstructured import find_ticket, prune_low_magnitude, prune_weights, strip_pruning
 
 __version__ = version("kpipe")
@@ -42,22 +53,29 @@ __all__ = [
     "RecipeError",
     "SurgeryError",
     "benchmark",
+    "bypassable",
     "callbacks",
     "distill",
     "export",
     "find_ticket",
+    "functionalize",
     "layers",
     "legacy",
     "load_recipe",
     "measure",
     "patterns",
     "plan_filters",
+    "plan_heads",
     "prune_filters",
+    "prune_heads",
     "prune_low_magnitude",
     "prune_weights",
     "quantize",
+    "reestimate_batch_norm",
+    "remove_layers",
     "report",
     "schedules",
+    "sensitivity",
     "strip_pruning",
     "verify",
 ]

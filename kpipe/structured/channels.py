@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from kpipe.copies import by_reference, pairs, take_rest
 from kpipe.errors import SurgeryError
@@ -64,7 +65,11 @@ def masked_answer(trace: Trace, keep: np.ndarray, inputs: list[Any]) -> list[Any
         if one.reference is None and getattr(one.layer, "_call_has_training_arg", False):
             kwargs["training"] = False  # a layer that varies images does so unless it is told not to
         with keras.StatelessScope(state_mapping=masked):
-            return function(*args, **kwargs)
+            made = function(*args, **kwargs)
+        mask = get_keras_mask(args[0]) if one.reference is not None and args else None
+        if mask is not None and one.layer.supports_masking:  # no layer is called here that would pass it on
+            set_keras_mask(made, mask)
+        return made
 
     return evaluate(trace.flow, inputs, call)
 

@@ -134,3 +134,15 @@ def test_a_group_norm_keeps_its_groups_and_loses_the_same_place_of_each():
     assert small.get_layer("norm").groups == 3
     kernel = np.asarray(model.get_layer("a").kernel)
     assert np.array_equal(small.get_layer("a").kernel, kernel[..., np.concatenate([kept, kept + 4, kept + 8])])
+
+
+def test_a_mask_of_steps_passes_a_norm_in_the_check():
+    def make():
+        tokens = keras.Input((6,), dtype="int32", name="tokens")
+        x = L.Embedding(2, 8, mask_zero=True, name="embedding")(tokens)  # half of random tokens are masked
+        x = L.MultiHeadAttention(2, 4, name="attention")(L.LayerNormalization(name="norm")(x), x)
+        return keras.Model(tokens, L.Dense(3, name="logits")(L.GlobalAveragePooling1D(name="mean")(x)))
+
+    model = randomised(make)
+    small = prune_filters(model, plan_filters(model, ratio=0.5))
+    assert small.get_layer("embedding").output_dim == 4
