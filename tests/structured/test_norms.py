@@ -140,7 +140,8 @@ def test_a_mask_of_steps_passes_a_norm_in_the_check():
     def make():
         tokens = keras.Input((6,), dtype="int32", name="tokens")
         x = L.Embedding(2, 8, mask_zero=True, name="embedding")(tokens)  # half of random tokens are masked
-        x = L.MultiHeadAttention(2, 4, name="attention")(L.LayerNormalization(name="norm")(x), x)
+        x = L.LayerNormalization(name="norm")(x)
+        x = L.MultiHeadAttention(2, 4, name="attention")(x, x)
         return keras.Model(tokens, L.Dense(3, name="logits")(L.GlobalAveragePooling1D(name="mean")(x)))
 
     model = randomised(make)
