@@ -40,7 +40,7 @@ class CuttingStage(RetrainingStage):
     reestimate_batch_norm: bool = False
 
     @property
-    def parts(self) -> int | None:
+    def shares(self) -> int | None:
         """Into how many rounds the amount is divided; None where each round takes it."""
         return self.rounds if self.until is not None else self.rounds or 1
 
@@ -89,7 +89,7 @@ def cut_in_rounds(stage: CuttingStage, given: keras.Model, context: Context, kni
     """
     budget = None if stage.until is None else _Budget(stage, given, context)
     course = _Course(given, rows=[])
-    for number in range(1, (stage.parts or MOST_ROUNDS) + 1):
+    for number in range(1, (stage.shares or MOST_ROUNDS) + 1):
         cut = _next(stage, course, knife, number)
         if cut is None:
             break

@@ -13,10 +13,14 @@ from kpipe.patterns import pattern_of, scope_of
 from kpipe.pipeline.task import LOSSES
 from kpipe.quantize.quantize import SCHEMES
 from kpipe.registry import nearest
-from kpipe.saliency import CRITERIA
+from kpipe.saliency import CRITERIA, channel_criterion_of
 from kpipe.schedules import schedule, schedules_of
 from kpipe.structured.depth import CRITERIA as LAYER_CRITERIA
 from kpipe.structured.regularisers import regularizer_of
+from kpipe.structured.request import check_ratio
+from kpipe.structured.scopes import check_scope
+from kpipe.structured.scores import NORMALISATIONS, REDUCTIONS
+from kpipe.structured.targets import TARGETS, check_target
 from kpipe.unstructured.regrowth import regrowth_of
 from kpipe.unstructured.rounds import fractions_of
 
@@ -100,7 +104,15 @@ PerRound = Annotated[float | dict[str, float], _taken_by(fractions_of, (int, flo
 RegularizerSpec = Annotated[
     str | dict[str, Any], _taken_by(regularizer_of, (str, dict), "a name, or {name: {argument: value}}")
 ]
-ChannelScope = Annotated[str, _one_of("scope", ("layer", "global"))]
+ChannelScope = Annotated[
+    str | dict[str, Any],
+    _taken_by(check_scope, (str, dict), "text, such as 'global', or names with patterns"),
+]
+HeadScope = Annotated[str, _one_of("scope", ("layer", "global"))]
+Ratios = Annotated[float | dict[str, float], _taken_by(check_ratio, (int, float, dict), "a fraction, such as 0.5")]
+Reduction = Annotated[str, _one_of("reduction", REDUCTIONS)]
+Normalisation = Annotated[str, _one_of("normalisation", NORMALISATIONS)]
+ChannelCriterionName = Annotated[str, _taken_by(channel_criterion_of, str, "a criterion's name")]
 Expression = Annotated[str, AfterValidator(_expression)]
 
 
@@ -167,15 +179,37 @@ class Until(BaseModel):
 
 
 class Target(BaseModel):
-    """Say how much of the model may remain: the fraction of its MACs, or of its parameters."""
+    """Say how much of the model may remain, by one of its costs.
+
+    Args:
+        macs: Fraction of the MACs, in (0, 1).
+        params: Fraction of the parameters, in (0, 1).
+        bytes: Of the exported int8 file: a fraction in (0, 1), or bytes.
+        latency_ms: Milliseconds for one sample in LiteRT on this machine, float32, one thread.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    macs: Remaining | None = None
-    params: Remaining | None = None
+    macs: float | None = None
+    params: float | None = None
+    bytes: float | None = None
+    latency_ms: float | None = None
+
+    @property
+    def one(self) -> tuple[str, float]:
+        """The name and the amount."""
+        return check_target(self.model_dump(exclude_none=True))
+
+    @property
+    def is_fraction(self) -> bool:
+        """Whether it is a fraction of what the model costs, and not an amount."""
+        kind, amount = self.one
+        value = TARGETS[kind].value
+        return value == "fraction" or (value == "either" and amount < 1)
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.macs is None) == (self.params is None):
-            raise KpipeError("give exactly one of macs and params, such as {macs: 0.5}")
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise KpipeError(f"give exactly one of {', '.join(type(self).model_fields)}, such as {{macs: 0.5}}")
+        check_target(self.model_dump(exclude_none=True))
         return self

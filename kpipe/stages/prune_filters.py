@@ -1,9 +1,9 @@
 """Remove filters: the model gets smaller for real."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import keras
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from kpipe.errors import KpipeError
 from kpipe.pipeline import STAGES, Context, FloatModel
@@ -11,11 +11,13 @@ from kpipe.pipeline.task import loss_for
 from kpipe.schedules import resolve
 from kpipe.stages.cutting import Cut, CuttingStage, cut_in_rounds, part_of
 from kpipe.stages.fields import (
+    ChannelCriterionName,
     ChannelScope,
-    CriterionName,
     Expression,
     Multiple,
-    Ratio,
+    Normalisation,
+    Ratios,
+    Reduction,
     RegularizerSpec,
     ScheduleSpec,
     Target,
@@ -25,6 +27,8 @@ from kpipe.stages.pruning import PruningStage
 from kpipe.stages.teaching import teacher_of
 from kpipe.stages.training import evidence, steps_in, train
 from kpipe.structured import FilterPruning, plan_filters, prune_filters
+from kpipe.structured.request import PARTS
+from kpipe.structured.targets import TARGETS
 
 
 @STAGES("prune_filters")
@@ -35,8 +39,10 @@ class PruneFilters(PruningStage, CuttingStage):
     channels bit by bit while the model trains, and cuts at the end.
 
     Args:
-        ratio: Fraction of the channels to remove, in [0, 1).
-        target: Fraction of the MACs or the parameters that may remain, such as {macs: 0.5}.
+        ratio: Fraction of the channels to remove, in [0, 1); or a pattern of the paths of layers -> fraction: the first
+            that finds a layer counts, and what none finds is not cut.
+        target: What may remain: {macs: 0.5} or {params: 0.5}, a fraction; {bytes: 0.5} of the exported int8 file, a
+            fraction or bytes; {latency_ms: 2.0}, milliseconds for a sample in LiteRT on this machine.
         schedule: A schedule of the fraction of channels removed, such as {polynomial_decay: {final_sparsity: 0.5}}.
             Steps that it leaves out are laid over the training; begin_epoch and end_epoch count epochs.
         rounds: In how many rounds of cutting and training the ratio or target is reached, each with `epochs`, in equal
@@ -44,9 +50,17 @@ class PruneFilters(PruningStage, CuttingStage):
         until: Go on round by round for as long as a budget lasts, such as {max_accuracy_drop: 0.01}: accuracy lost on
             the validation data beside the baseline. The last model within it is given on.
         criterion: How channels are judged.
-        scope: "layer" takes the same share of each layer; "global" ranks all the channels against one another.
+        scope: "layer" takes the same share of each layer; "global" ranks all the channels against one another,
+            "isomorphic" those of layers of the same structure and size; or names with patterns of the paths of layers
+            that are ranked together.
         round_to: Keep a multiple of this many channels a layer.
         ignore: Patterns of the paths of layers to leave alone.
+        reduction: How the scores of a channel by several weights become one: sum, mean, max or first; None for the
+            criterion's own.
+        normalise: How layers are made to compare: none, mean, max or standardise; None for what fits the criterion.
+        max_ratio: No layer loses a larger fraction than this.
+        min_channels: No layer keeps fewer than this, if it had them.
+        parts: Which parts of layers may go: channels and heads, and of attentions also key_dim, value_dim and head_dim.
         regularizer: With a schedule: what pulls channels towards zero before they go: group_lasso, depgraph, growing
             or slimming, or with arguments, such as {depgraph: {strength: 5.0e-4}}.
         reestimate_batch_norm: Take the statistics of batch norms anew after each cut, before the training.
@@ -58,14 +72,20 @@ class PruneFilters(PruningStage, CuttingStage):
             input; features are patterns of layers whose outputs are compared too, channel by channel.
     """
 
+    judges_channels = True
     stage: Literal["prune_filters"] = "prune_filters"
-    ratio: Ratio | None = None
+    ratio: Ratios | None = None
     target: Target | None = None
     schedule: ScheduleSpec | None = None
-    criterion: CriterionName = "l1"
+    criterion: ChannelCriterionName = "l1"
     scope: ChannelScope = "layer"
     round_to: Multiple = 1
     ignore: tuple[Expression, ...] = ()
+    reduction: Reduction | None = None
+    normalise: Normalisation | None = None
+    max_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    min_channels: Multiple = 1
+    parts: tuple[str, ...] = PARTS
     regularizer: RegularizerSpec | None = None
 
     def follows_movement(self) -> bool:
@@ -88,6 +108,12 @@ class PruneFilters(PruningStage, CuttingStage):
                 f"{', '.join(of_cuts)} goes with cuts before a training, and a schedule cuts once, at the end; give a "
                 f"ratio or target, or leave {', '.join(of_cuts)} out"
             )
+        absolute = self.target is not None and not self.target.is_fraction
+        if self.until is not None and self.rounds is None and absolute:
+            raise KpipeError(
+                "with until and no rounds each round takes the target anew, so it has to be a fraction, such as "
+                "{macs: 0.8}; give one, or rounds"
+            )
         return self
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:
@@ -96,26 +122,34 @@ class PruneFilters(PruningStage, CuttingStage):
         return FloatModel(prune(artifact.model, context))
 
     def _cut_first(self, model: keras.Model, context: Context) -> keras.Model:
-        left = 1.0  # of the macs or params of the model as it came
+        left = 1.0  # of what the target counts, as a fraction
 
         def knife(before: keras.Model, number: int) -> Cut | None:
             nonlocal left
-            plan = plan_filters(before, **self._amount(number, left), **self._choice(before, context))
+            plan = plan_filters(before, **self._amount(model, number, left), **self._choice(before, context))
             if self.until is not None and not plan.ratio:
                 return None
-            for kind in {} if self.target is None else self.target.model_dump(exclude_none=True):
+            for note in plan.notes:
+                context.record.note(note)
+            if self.target is not None:
+                kind = self.target.one[0]
                 left *= (plan.after[kind] or 0) / (plan.before[kind] or 1)
             return Cut(prune_filters(before, plan), plan)
 
         return cut_in_rounds(self, model, context, knife)
 
-    def _amount(self, number: int, left: float) -> dict[str, Any]:
+    def _amount(self, given: keras.Model, number: int, left: float) -> dict[str, Any]:
         """Say how much one round takes of what is left."""
         if self.target is None:
-            return {"ratio": 1 - part_of(1 - (self.ratio or 0.0), self.parts)}
-        ((kind, fraction),) = self.target.model_dump(exclude_none=True).items()
-        wanted = part_of(fraction, self.parts)
-        return {"target": {kind: wanted if self.parts is None else min(wanted**number / left, 1 - 1e-9)}}
+            every = self.ratio if isinstance(self.ratio, dict) else {"": self.ratio or 0.0}
+            each = {expression: 1 - part_of(1 - ratio, self.shares) for expression, ratio in every.items()}
+            return {"ratio": each if isinstance(self.ratio, dict) else each[""]}
+        kind, amount = self.target.one
+        if self.shares in (1, None):
+            return {"target": {kind: amount}}
+        start = 1.0 if self.target.is_fraction else cost_of(given, kind)
+        wanted = start * part_of(amount / start, self.shares) ** number
+        return {"target": {kind: min(wanted / left, 1 - 1e-9) if self.target.is_fraction else wanted}}
 
     def _choice(self, model: keras.Model, context: Context) -> dict[str, Any]:
         return {
@@ -126,6 +160,11 @@ class PruneFilters(PruningStage, CuttingStage):
             "round_to": self.round_to,
             "ignore": list(self.ignore) or None,
             "seed": context.seed,
+            "reduction": self.reduction,
+            "normalise": self.normalise,
+            "max_ratio": self.max_ratio,
+            "min_channels": self.min_channels,
+            "parts": self.parts,
         }
 
     def _gradually(self, model: keras.Model, context: Context) -> keras.Model:
@@ -138,3 +177,11 @@ class PruneFilters(PruningStage, CuttingStage):
         pruning.plan.save(context.folder / "plan.json")
         context.record.details["plan"] = pruning.plan.to_dict()
         return pruning.shrink()
+
+
+def cost_of(model: keras.Model, kind: str) -> float:
+    """Measure what a model costs, for a target that is an amount and not a fraction."""
+    measure = TARGETS[kind].measure
+    if measure is None:
+        raise KpipeError(f"The target {kind!r} is a fraction; give one.")
+    return measure(model)(model)

@@ -9,7 +9,7 @@ from kpipe.errors import KpipeError
 from kpipe.pipeline import STAGES, Context, FloatModel
 from kpipe.pipeline.task import loss_for
 from kpipe.stages.cutting import Cut, CuttingStage, cut_in_rounds, part_of
-from kpipe.stages.fields import ChannelScope, CriterionName, Expression, Ratio
+from kpipe.stages.fields import ChannelCriterionName, Expression, HeadScope, Ratio
 from kpipe.stages.pruning import JudgingStage
 from kpipe.stages.training import evidence
 from kpipe.structured import prune_filters
@@ -42,11 +42,12 @@ class PruneHeads(JudgingStage, CuttingStage):
             input; features are patterns of layers whose outputs are compared too, channel by channel.
     """
 
+    judges_channels = True
     stage: Literal["prune_heads"] = "prune_heads"
     ratio: Ratio | None = None
     count: Annotated[int, Field(ge=1)] | None = None
-    criterion: CriterionName = "l1"
-    scope: ChannelScope = "layer"
+    criterion: ChannelCriterionName = "l1"
+    scope: HeadScope = "layer"
     ignore: tuple[Expression, ...] = ()
 
     def follows_movement(self) -> bool:
@@ -66,7 +67,7 @@ class PruneHeads(JudgingStage, CuttingStage):
     def _cut(self, model: keras.Model, context: Context) -> Cut | None:
         plan = plan_heads(
             model,
-            ratio=None if self.ratio is None else 1 - part_of(1 - self.ratio, self.parts),
+            ratio=None if self.ratio is None else 1 - part_of(1 - self.ratio, self.shares),
             count=self.count,
             criterion=self.criterion,
             data=evidence(context),

@@ -1,13 +1,13 @@
 """What the pruning stages share: how entries are judged, and how much goes at which step."""
 
 from abc import abstractmethod
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
 from kpipe.errors import KpipeError
 from kpipe.pipeline import Context
-from kpipe.saliency import FROM_LABELS, criterion_of
+from kpipe.saliency import FROM_LABELS, channel_criterion_of, criterion_of
 from kpipe.schedules import AnySchedule, EpochSchedule, schedules_of
 from kpipe.stages.fields import TRIED, CriterionName
 from kpipe.stages.training import RetrainingStage
@@ -21,10 +21,15 @@ class JudgingStage(RetrainingStage):
         criterion: How entries are judged.
     """
 
+    judges_channels: ClassVar[bool] = False
+    """Whether channels are judged, and not the entries of weights."""
+
     criterion: CriterionName
 
     def needs(self) -> tuple[str, ...]:
         """Name what the criterion looks at beside the weights."""
+        if self.judges_channels:
+            return channel_criterion_of(self.criterion).needs
         return criterion_of(self.criterion)[1]["needs"]
 
     def only_for_training(self) -> tuple[str, ...]:

@@ -84,6 +84,6 @@ class RemoveLayers(CuttingStage):
 
     def _count(self, number: int) -> int | None:
         """Say how many go in one round."""
-        if self.count is None or self.parts is None:
+        if self.count is None or self.shares is None:
             return self.count
-        return self.count * number // self.parts - self.count * (number - 1) // self.parts
+        return self.count * number // self.shares - self.count * (number - 1) // self.shares

@@ -1,7 +1,7 @@
 """Filter pruning during `fit`: whole channels go to zero on a schedule, then are cut out."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +16,15 @@ from kpipe.saliency import Criterion, Sight
 from kpipe.schedules import AnySchedule
 from kpipe.schedules import schedule as make_schedule
 from kpipe.structured.channels import axis_mask, check_removal
-from kpipe.structured.filters import Ignore, check_request, freeze_ignored, prune_filters, refuse_quantized
-from kpipe.structured.held import gone_channels, held_weights, over_channels, reason_of, unreachable, without
+from kpipe.structured.filters import prune_filters, refuse_quantized
+from kpipe.structured.held import gone_channels, held_weights, over_channels, reason_of, unreachable
 from kpipe.structured.plan import FilterPlan, describe
-from kpipe.structured.ranking import channel_scores, choose, keep_of, step_of
+from kpipe.structured.ranking import Ranking, keep_of, rank
 from kpipe.structured.regularise import pull
 from kpipe.structured.regularisers import Regularizer, regularizer_of
+from kpipe.structured.request import PARTS, Ignore, Request, freeze, freeze_ignored, freeze_parts
 from kpipe.structured.scopes import Scope, partition
+from kpipe.structured.scores import judge_channels
 
 
 class FilterPruning(Follower):
@@ -48,16 +50,20 @@ class FilterPruning(Follower):
         criterion: A registered name, or a function of `Evidence`. One that needs gradients takes them from `data`, or
             without data from the training itself: the mean over the batches since the last update, so that the first
             update comes after the first batch. "movement" is summed up from the beginning of the `fit`.
-        round_to: Kept channels are rounded to the nearest multiple of this, never to zero.
-        scope: "layer" takes the ratio from every group of channels, "global" ranks all the channels together; others as
-            in `plan_filters`.
-        ignore: Layers whose channels stay: a regex on the path, several, or a function of the layer.
+        round_to: As in `plan_filters`, like what follows.
+        scope: What is ranked together.
+        ignore: Layers whose channels stay.
         regularizer: What pulls channels towards zero until the schedule has reached its end: "group_lasso",
             "depgraph", "growing", "slimming", a mapping of such a name to its arguments, or a `Regularizer`. None:
             nothing does.
         data: Labelled data for a criterion that needs some; passed over at every update.
         loss: Loss for those; None: the one that the model is compiled with.
         seed: Of a criterion that draws random numbers.
+        reduction: How the scores of a channel by several weights become one.
+        normalise: How groups are made to compare.
+        max_ratio: No group loses a larger fraction than this.
+        min_channels: No group keeps fewer than this.
+        parts: Which parts of layers may go; None: all.
 
     Raises:
         KpipeError: For arguments that do not fit, `shrink` before a fit, and in `fit` when no channel can go.
@@ -88,13 +94,18 @@ class FilterPruning(Follower):
         data: Any = None,
         loss: Any = None,
         seed: int = 0,
+        reduction: str | None = None,
+        normalise: str | None = None,
+        max_ratio: float | None = None,
+        min_channels: int = 1,
+        parts: Sequence[str] | None = PARTS,
     ):
         super().__init__({None: make_schedule(schedule)})
-        check_request(0.0, None, scope, round_to)
+        limits: dict[str, Any] = {"max_ratio": max_ratio, "min_channels": min_channels, "parts": parts}
+        self.request = Request(0.0, None, criterion, scope, round_to, reduction, normalise, **limits)
         at_once = "kpipe.plan_filters(model, ratio, criterion=..., data=(x, y))"
         self._sight = Sight(criterion, data, loss, seed, who="FilterPruning", at_once=at_once, channels=True)
-        self.criterion, self.round_to, self.scope, self.ignore = criterion, round_to, scope, ignore
-        self.regularizer = regularizer_of(regularizer)
+        self.ignore, self.regularizer = ignore, regularizer_of(regularizer)
         self._plan: FilterPlan | None = None
         self._student: keras.Model | None = None
         self._pull: GradientPull | None = None
@@ -147,18 +158,25 @@ class FilterPruning(Follower):
     def _choose_groups(self, known: Mapping[str, tuple[int, ...]]) -> None:
         """Find the groups of which channels may go, and keep those of which some have gone."""
         student: Any = self._student
-        traced = freeze_ignored(trace(student, unknown="freeze"), self.ignore)
-        traced = without(traced, counting := over_channels(student, traced))
+        traced = freeze_parts(freeze_ignored(trace(student, unknown="freeze"), self.ignore), self.request.parts)
+        traced = freeze(traced, counting := over_channels(student, traced))
         self._warn_of(counting)
         frozen = unreachable(traced)
         gone = dict(zip((group.name for group in traced.groups), gone_channels(traced, known), strict=True))
         stay = {group.name: reason_of(group, frozen) for group in traced.groups if not len(gone[group.name])}
-        self._trace = without(traced, {name: reason for name, reason in stay.items() if reason})
+        self._trace, self._removed = traced, [gone[group.name] for group in traced.groups]
+        self._leave({name: reason for name, reason in stay.items() if reason})
+        self._open = [n for n, group in enumerate(self._trace.groups) if reason_of(group, frozen) is None]
+
+    def _leave(self, stay: Mapping[str, str]) -> None:
+        """Leave groups alone of which nothing has gone: name -> reason."""
+        self._removed = [
+            places for group, places in zip(self._trace.groups, self._removed, strict=True) if group.name not in stay
+        ]
+        self._trace = freeze(self._trace, stay)
         if not self._trace.groups:
             why = "; ".join(f"{name}: {reason}" for name, reason in self._trace.frozen.items())
             raise KpipeError(f"FilterPruning finds no channel of {self._fit.name!r} that may go: {why}.")
-        self._removed = [gone[group.name] for group in self._trace.groups]
-        self._open = [n for n, group in enumerate(self._trace.groups) if reason_of(group, frozen) is None]
 
     def _warn_of(self, reasons: Mapping[str, str]) -> None:
         """Say once of each group of channels that it stays although one might expect it to be pruned."""
@@ -209,13 +227,20 @@ class FilterPruning(Follower):
         return sum(len(places) for places in self._removed)
 
     def _lacks(self, name: str | None, sparsity: float) -> bool:
-        steps = [step_of(self._trace.groups[n], self.round_to) for n in self._open]
-        sizes = [len(self._trace.groups[n]) for n in self._open]
-        gone = [len(self._removed[n]) for n in self._open]
-        if self.scope != "layer":  # rounding leaves less than a step of each group
-            sizes, gone, steps = [sum(sizes)], [sum(gone)], [sum(steps)]
-        asked = [min(round(sparsity * n), n - step) for n, step in zip(sizes, steps, strict=True)]
-        return any(wanted - found >= step for wanted, found, step in zip(asked, gone, steps, strict=True))
+        ranking, steps = self._rank([np.zeros(len(self._trace.groups[n])) for n in self._open])
+        for pool in ranking.pools:
+            members = set(pool.owners.tolist())
+            wanted = int(pool.sizes[: pool.nearest(sparsity)].sum())
+            gone = sum(len(self._removed[self._open[n]]) for n in members)
+            if members and wanted - gone >= max(steps[n] for n in members):  # rounding leaves less than a step
+                return True
+        return False
+
+    def _rank(self, scores: Sequence[np.ndarray]) -> tuple[Ranking, list[int]]:
+        """Rank the channels of the groups that are open; give the step of each group too."""
+        opened = replace(self._trace, groups=tuple(self._trace.groups[n] for n in self._open))
+        steps, least = self.request.limits(opened.groups)
+        return rank(scores, partition(opened, self.request.scope), steps, least), steps
 
     def _follow(self, first: int, last: int, beginning: bool = False) -> None:
         super()._follow(first, last, beginning)
@@ -232,10 +257,8 @@ class FilterPruning(Follower):
         self._pending = bool(self._sight.tapped) and not self._sight.count  # no batch has been seen yet
         if self._pending:
             return
-        scores = self._scores()
-        steps = [step_of(self._trace.groups[n], self.round_to) for n in self._open]
-        opened = replace(self._trace, groups=tuple(self._trace.groups[n] for n in self._open))
-        chosen = choose([scores[n] for n in self._open], self._reached, partition(opened, self.scope), steps)
+        ranking, _ = self._rank(self._scores())
+        chosen = ranking.removed([pool.nearest(self._reached) for pool in ranking.pools])
         for n, places in zip(self._open, chosen, strict=True):
             self._removed[n] = np.union1d(self._removed[n], places)
         self._mask()
@@ -243,14 +266,21 @@ class FilterPruning(Follower):
         self._sight.reset(["grad"])
 
     def _scores(self) -> list[np.ndarray]:
-        """Score the channels of every group; those that have gone are the lowest."""
-        sight = self._sight
+        """Score the channels of each group that is open; those that have gone are the lowest."""
+        sight, asked, student = self._sight, self.request, self._student
         told = sight.told([w for w in self._trace.weights if w.axes])
-        known = sight.data, sight.loss, sight.seed, sight.passes, told
-        scores = channel_scores(self._student, self._trace, self.criterion, *known)  # type: ignore[arg-type]
-        for values, places in zip(scores, self._removed, strict=True):
-            values[places] = -np.inf
-        return scores
+        known: Any = student, self._trace, asked.criterion, sight.data, sight.loss, sight.seed, sight.passes, told
+        found = judge_channels(*known, reduction=asked.reduction, normalise=asked.normalise)
+        opened = {self._trace.groups[n].name for n in self._open}
+        scores = {g.name: one for g, one in zip(self._trace.groups, found, strict=True) if one is not None}
+        gone = {g.name: places for g, places in zip(self._trace.groups, self._removed, strict=True)}
+        why = f"the criterion {self.request.to_dict()['criterion']!r} judges none of its weights"
+        self._leave({name: why for name in opened if name not in scores and not len(gone[name])})
+        self._open = [n for n, g in enumerate(self._trace.groups) if g.name in opened and g.name in scores]
+        for name, places in gone.items():
+            if name in scores:
+                scores[name][places] = -np.inf
+        return [scores[self._trace.groups[n].name] for n in self._open]
 
     def _mask(self) -> None:
         """Write the masks of the channels that have gone, and zero the weights at once."""
@@ -263,6 +293,4 @@ class FilterPruning(Follower):
             self._holder.project()
 
     def _write_plan(self) -> None:
-        criterion = self.criterion if isinstance(self.criterion, str) else getattr(self.criterion, "__name__", "own")
-        request = {"ratio": None, "target": None, "scope": self.scope, "round_to": self.round_to}
-        self._plan = describe(self._trace, self._removed, request | {"criterion": criterion})
+        self._plan = describe(self._trace, self._removed, self.request.to_dict() | {"ratio": None})

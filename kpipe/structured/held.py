@@ -171,21 +171,3 @@ def _alive(trace: Trace, weights: Iterable[TracedWeight], only_summed: bool) -> 
 def reason_of(group: Group, reasons: Mapping[int, str]) -> str | None:
     """Give the reason why a group stays; None when it has none."""
     return next((reasons[int(one)] for one in group.classes if int(one) in reasons), None)
-
-
-def without(trace: Trace, stay: Mapping[str, str]) -> Trace:
-    """Freeze groups: name -> reason.
-
-    Example:
-        >>> import keras
-        >>> from kpipe.graph import trace
-        >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="a"), keras.layers.Dense(1)])
-        >>> traced = without(trace(net), {"a": "it is mine"})
-        >>> len(traced.groups), traced.frozen["a"]
-        (0, 'it is mine')
-    """
-    return replace(
-        trace,
-        frozen={**trace.frozen, **stay},
-        groups=tuple(group for group in trace.groups if group.name not in stay),
-    )

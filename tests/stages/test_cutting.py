@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from kpipe.costs.file_size import int8_bytes
 from kpipe.data import Dataset
 from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.measure import measure
@@ -90,6 +91,34 @@ def test_one_round_is_as_without_rounds(context, trained):
     one = run(PruneFilters(ratio=0.5, rounds=1, epochs=0), context, trained)
     plain = run(PruneFilters(ratio=0.5, epochs=0), context, trained)
     assert all((a == b).all() for a, b in zip(one.get_weights(), plain.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"ratio": {"conv1": 0.5}}, [4, 12]),
+        ({"ratio": {"conv1": 0.75, "conv": 0.4}, "rounds": 2}, [2, 7]),
+        ({"ratio": 0.75, "max_ratio": 0.5}, [4, 6]),
+        ({"ratio": 0.75, "min_channels": 5}, [5, 5]),
+        ({"ratio": 0.5, "criterion": "fpgm", "reduction": "max", "normalise": "max"}, [4, 6]),
+        ({"ratio": 0.5, "scope": {"both": "conv"}, "max_ratio": 0.5}, [4, 6]),
+        ({"ratio": 0.5, "scope": "isomorphic"}, [4, 6]),
+        ({"schedule": {"constant": {"target_sparsity": 0.75}}, "max_ratio": 0.5, "epochs": 1}, [4, 6]),
+    ],
+    ids=str,
+)
+def test_what_a_plan_can_be_asked_a_recipe_can(context, trained, fields, expected):
+    assert filters(run(PruneFilters(**{"epochs": 0, **fields}), context, trained)) == expected
+
+
+def test_a_file_comes_down_to_its_bytes_in_rounds(context, trained):
+    before = int8_bytes(trained.load())
+    after = run(PruneFilters(target=Target(bytes=before - 500), rounds=2, epochs=0, scope="global"), context, trained)
+    assert before - 1200 < int8_bytes(after) <= before - 500
+    assert (
+        len(context.record.details["rounds"]) == 2
+        and context.record.details["rounds"][0]["params"] > measure(after).params
+    )
 
 
 # ---- budgets ---------------------------------------------------------------------------------------------------------
@@ -308,6 +337,12 @@ HALF = {"constant": {"target_sparsity": 0.5}}
         (lambda: PruneFilters(ratio=0.5, criterion="movement"), "in prune_filters with a schedule"),
         (lambda: PruneFilters(ratio=0.5, until={"max_acuracy_drop": 0.1}), "max_acuracy_drop"),
         (lambda: PruneFilters(schedule=HALF, regularizer="lasso"), "nknown regularizer 'lasso'"),
+        (lambda: PruneFilters(target={"bytes": 4000}, until={"max_accuracy_drop": 0.1}), "has to be a fraction"),
+        (lambda: PruneFilters(target={"macs": 1.5}), "fraction of macs that may remain"),
+        (lambda: PruneFilters(target={"macs": 0.5, "bytes": 0.5}), "exactly one of macs, params, bytes, latency_ms"),
+        (lambda: PruneFilters(ratio={"conv": 1.5}), "Received: 1.5 of 'conv'"),
+        (lambda: PruneFilters(ratio=0.5, scope="globl"), "Did you mean 'global'"),
+        (lambda: PruneFilters(ratio=0.5, criterion="fpmg"), "Did you mean 'fpgm'"),
         (lambda: PruneHeads(epochs=0), "exactly one of ratio and count"),
         (lambda: PruneHeads(ratio=0.5, epochs=0, distill=Teaching()), "distill would do nothing"),
         (lambda: RemoveLayers(count=1, layers=("a",)), "exactly one of count and layers"),

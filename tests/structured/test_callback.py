@@ -158,3 +158,41 @@ def test_weights_that_another_callback_restores_are_masked_again():
 def test_trace_of_a_trained_model_is_that_of_a_fresh_one():
     model = build("residual")
     assert [g.name for g in trace(model).groups] == ["stem", "a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, {"conv1": 2, "conv2": 3, "fc": 3}),
+        ({"max_ratio": 0.5}, {"conv1": 4, "conv2": 6, "fc": 7}),
+        ({"min_channels": 5}, {"conv1": 5, "conv2": 5, "fc": 5}),
+        ({"criterion": "bn_scale"}, {"conv1": 2}),
+        ({"scope": {"convolutions": "^conv"}, "max_ratio": 0.8}, {"fc": 3}),
+    ],
+    ids=str,
+)
+def test_what_a_plan_can_be_asked_a_training_can(options, kept):
+    model = build("conv_bn")
+    x, y = data(model)
+    model.compile("sgd", "mse")
+    prune = FilterPruning(ConstantSparsity(0.75, begin_step=2), **options)
+    model.fit(x, y, batch_size=8, verbose=0, callbacks=[prune])
+    found = {g.name: g.kept for g in prune.plan.groups}
+    assert {name: found[name] for name in kept} == kept
+    if "scope" in options:  # 15 of 20 channels of both
+        assert found["conv1"] + found["conv2"] == 5
+    if options.get("criterion") == "bn_scale":
+        assert "judges none of its weights" in prune.plan.frozen["fc"] and set(found) == set(kept)
+    assert np.abs(answers(prune.shrink(), x) - answers(model, x)).max() < 1e-4
+
+
+def test_parts_that_go_are_chosen():
+    x = keras.Input((6, 8))
+    attended = keras.layers.MultiHeadAttention(4, 6, name="mha")(x, x)
+    model = keras.Model(x, keras.layers.Dense(3, name="out")(keras.layers.Dense(8, name="wide")(attended)))
+    rng = np.random.default_rng(0)
+    model.compile("sgd", "mse")
+    prune = FilterPruning(ConstantSparsity(0.5, begin_step=0), parts=["heads"])
+    model.fit(rng.normal(size=(16, 6, 8)), rng.normal(size=(16, 6, 3)), verbose=0, callbacks=[prune])
+    assert [(g.name, g.kept) for g in prune.plan.groups] == [("mha:heads", 2)]
+    assert prune.shrink().get_layer("mha").num_heads == 2

@@ -95,7 +95,7 @@ def test_a_model_that_differs_from_the_trained_one_is_not_returned(norm, monkeyp
 def test_heads_and_their_sizes_go_exactly(fit_options):
     model = attending()
     with pytest.warns(UserWarning, match="leaves the channels of 'squashed_k' alone: 'matmul"):
-        prune = fit(model, FilterPruning(SCHEDULE), **fit_options)
+        prune = fit(model, FilterPruning(SCHEDULE, parts=None), **fit_options)
     found = {g.name: g.kept for g in prune.plan.groups}
     assert found == {"mha:heads": 2, "mha:key_dim": 3, "mha:value_dim": 2, "mha": 4, "plain_k": 4}
     small = prune.shrink()
@@ -108,7 +108,7 @@ def test_the_scale_of_attention_is_folded():
     """The control: with the query as it was, fewer key channels give other scores."""
     model = attending()
     with pytest.warns(UserWarning, match="squashed"):
-        prune = fit(model, FilterPruning(SCHEDULE))
+        prune = fit(model, FilterPruning(SCHEDULE, parts=None))
     small = prune.shrink()
     query = small.get_layer("mha")._query_dense.kernel
     query.assign(query.numpy() * (6 / 3) ** 0.5)
