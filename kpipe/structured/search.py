@@ -1,6 +1,7 @@
 """The search for the fewest channels whose removal meets a budget."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,11 +90,21 @@ class Measured:
         self.costs.append(cost)
         self.blocks.append(blocks)
 
+    def around(self, cost: float) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Give the (cost, estimate) of the dearest candidate at or below a cost, and of the cheapest above it."""
+        pairs = list(zip(self.costs, self.estimates, strict=True))
+        return max(pair for pair in pairs if pair[0] <= cost), min(pair for pair in pairs if pair[0] > cost)
+
     def aim(self, cost: float) -> float:
         """Give the estimate that likely comes to a cost: on the line through the two candidates around it."""
-        above = min((c, e) for c, e in zip(self.costs, self.estimates, strict=True) if c > cost)
-        below = max((c, e) for c, e in zip(self.costs, self.estimates, strict=True) if c <= cost)
+        below, above = self.around(cost)
         return below[1] + (above[1] - below[1]) * (cost - below[0]) / (above[0] - below[0])
+
+    def aims(self, budget: float) -> Iterator[float]:
+        """Give the estimates to try next, the likeliest first; the last is the next one below what was too dear."""
+        below, above = self.around(budget)
+        yield from (self.aim(budget * (1 - TOLERANCE / 2)), self.aim(budget))
+        yield from ((below[1] + above[1]) / 2, math.nextafter(above[1], -math.inf))
 
     def best(self, budget: float) -> tuple[float, tuple[int, ...]]:
         """Give the dearest candidate that meets the budget: what it costs, and its blocks."""
@@ -139,12 +150,10 @@ def fewest_measured(
     least = try_out(ranking.all)
     if least > budget:
         raise out_of_reach(kind, budget, least, before)
-    aimed = budget * (1 - TOLERANCE / 2)
     for _ in range(MEASUREMENTS - 2):
-        blocks = fewest(ranking, estimate, seen.aim(aimed))
-        if blocks in seen.blocks:  # nothing lies between the two around the aim; try the other side of it
-            blocks = fewest(ranking, estimate, seen.aim(budget))
-        if blocks in seen.blocks or budget * (1 - TOLERANCE) <= try_out(blocks) <= budget:
+        likely = (fewest(ranking, estimate, aim) for aim in seen.aims(budget))
+        blocks = next((blocks for blocks in likely if blocks not in seen.blocks), None)
+        if blocks is None or budget * (1 - TOLERANCE) <= try_out(blocks) <= budget:
             break
     return seen.best(budget)
 

@@ -31,12 +31,14 @@ class Target:
         measure: From the original to a function that says what a model costs for real; None where the estimate is
             exact.
         unit: In words.
+        margin: By how much, in units, a measured model may differ from what is made of it in the end.
     """
 
     value: Literal["fraction", "absolute", "either"]
     estimate: Callable[[keras.Model, Trace], Estimate]
     measure: Callable[[keras.Model], Measure] | None = None
     unit: str = ""
+    margin: float = 0.0
 
     def check(self, kind: str, amount: Any) -> float:
         """Give the amount as a float, or say what is wrong with it."""
@@ -53,9 +55,9 @@ class Target:
         return float(amount)
 
     def budget(self, amount: float, before: float) -> float:
-        """Give what may remain, in units, of an original that costs `before`."""
+        """Give what may remain, in units, of an original that costs `before`; the margin is taken off."""
         fraction = self.value == "fraction" or (self.value == "either" and amount < 1)
-        return amount * before if fraction else amount
+        return (amount * before if fraction else amount) - self.margin
 
 
 TARGETS: Registry[Target] = Registry("target")
