@@ -33,7 +33,7 @@ def remove_channels(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras
         SurgeryError: When the model cannot be rebuilt from its config, or a weight ends with an unplanned shape.
     """
     small = rebuild(model, trace, keep)
-    for layer, new in zip(trace.layers, _like_order(small, trace), strict=True):
+    for layer, new in zip(trace.layers, _like_order(model, small, trace), strict=True):
         if isinstance(new, keras.Layer):
             _copy_weights(trace, layer, new, keep)
             _copy_rest(trace, layer, new, keep)
@@ -92,7 +92,9 @@ def rebuild(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras.Model:
             config = model.get_config()
             _edit(config, "", edits)
             return maker.from_config(config)
-    except (TypeError, ValueError) as fault:
+    except SurgeryError:
+        raise
+    except (TypeError, ValueError, NotImplementedError) as fault:
         raise SurgeryError(f"Model {model.name!r} cannot be rebuilt from its config: {fault}") from fault
 
 
@@ -107,7 +109,7 @@ def _edit(config: dict[str, Any], prefix: str, edits: Edits) -> None:
     """
     config.pop("build_input_shape", None)
     for entry in config["layers"]:
-        path = prefix + entry["config"]["name"]
+        path = prefix + _name(entry)
         if path not in edits:  # a model
             entry.pop("build_config", None)
             _edit(entry["config"], path + "/", edits)
@@ -126,6 +128,17 @@ def _edit(config: dict[str, Any], prefix: str, edits: Edits) -> None:
             call["kwargs"] = {name: written.get(name, value) for name, value in call["kwargs"].items()}
 
 
+def _name(entry: dict[str, Any]) -> str:
+    """Give a layer's name; a layer of one's own that takes none has it beside its config, in a Functional model."""
+    name = entry.get("name") or entry["config"].get("name")
+    if name is None:
+        raise SurgeryError(
+            f"A layer of the class {entry['class_name']} in a Sequential model keeps no name in its config: let its "
+            "__init__ take **kwargs and hand them to super().__init__."
+        )
+    return name
+
+
 def _forget_shapes(config: Any) -> None:
     """Remove `build_config` from the config of a layer and of those inside it."""
     if isinstance(config, dict):
@@ -137,20 +150,27 @@ def _forget_shapes(config: Any) -> None:
             _forget_shapes(value)
 
 
-def _walk(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for operation in functional(model).operations:
+def _twins(model: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Give the path of each layer of a model with its twin in one that was rebuilt from its config.
+
+    They are told by name; a layer that takes no name got another one, and is told by its place among such.
+    """
+    old, new = functional(model).operations, functional(other).operations
+    by_name = {operation.name: operation for operation in new}
+    renamed = iter([operation for operation in new if operation.name not in {one.name for one in old}])
+    for operation in old:
+        twin = by_name.get(operation.name) or next(renamed, None)
+        if type(twin) is not type(operation) and not (has_graph(twin) and has_graph(operation)):
+            raise SurgeryError(f"The rebuilt model {other.name!r} lacks the layer {prefix + operation.name!r}.")
         if has_graph(operation):
-            yield from _walk(operation, f"{prefix}{operation.name}/")
+            yield from _twins(operation, twin, f"{prefix}{operation.name}/")
         else:
-            yield prefix + operation.name, operation
+            yield prefix + operation.name, twin
 
 
-def _like_order(model: keras.Model, trace: Trace) -> list[Any]:
+def _like_order(model: keras.Model, small: keras.Model, trace: Trace) -> list[Any]:
     """List the layers of a rebuilt model in the order of the trace's layers, found by path."""
-    by_path = dict(_walk(model))
-    missing = [layer.path for layer in trace.layers if layer.path not in by_path]
-    if missing:
-        raise SurgeryError(f"The rebuilt model {model.name!r} lacks the layers {missing}.")
+    by_path = dict(_twins(model, small))
     return [by_path[layer.path] for layer in trace.layers]
 
 

@@ -143,6 +143,90 @@ def test_blocks_in_a_graph_are_written_out():
     assert np.allclose(graph(drawn(3, 6)), model(drawn(3, 6)), atol=1e-6)
 
 
+class Attention(L.Layer):
+    """As it is written by hand: the batch is what `ops.shape` says."""
+
+    def __init__(self, heads, **kwargs):
+        super().__init__(**kwargs)
+        self.heads, self.parts, self.out = heads, [L.Dense(8, name=name) for name in "qkv"], L.Dense(8, name="out")
+
+    def call(self, x):
+        batch = ops.shape(x)[0]
+        q, k, v = (ops.reshape(part(x), (batch, -1, self.heads, 8 // self.heads)) for part in self.parts)
+        scores = ops.softmax(ops.einsum("bthd,bshd->bhts", q, k) / 2.0)
+        return self.out(ops.reshape(ops.einsum("bhts,bshd->bthd", scores, v), (batch, ops.shape(x)[1], 8)))
+
+
+class Words(L.Layer):
+    """Embeddings of the positions are called on a constant; Keras keeps no name of it, for lack of `**kwargs`."""
+
+    def __init__(self, width, **options):
+        super().__init__(**options)
+        self.words, self.places = L.Embedding(9, width), L.Embedding(6, width)
+
+    def call(self, x):
+        return self.words(x) + self.places(ops.arange(6))
+
+
+class Transformer(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.words, self.attention, self.head = Words(8), Attention(2, name="attention"), L.Dense(3, name="head")
+        self.norm, self.feed = L.LayerNormalization(), keras.Sequential([L.Dense(12, "gelu"), L.Dense(8)], name="feed")
+
+    def call(self, x, training=None):
+        x = self.words(x)
+        x = x + self.attention(self.norm(x))
+        return self.head(ops.mean(x + self.feed(x), axis=1))
+
+
+def test_a_transformer_of_layers_of_ones_own_can_be_cut():
+    graph = functionalize(Transformer(), keras.KerasTensor((None, 6), "int32"))
+    plan = plan_filters(graph, ratio=0.5)
+    assert len(plan.groups) == 3 and {"attention/v"} < {group.name for group in plan.groups}
+    assert any("has no rule" in reason for reason in plan.frozen.values())  # the words and positions stay one layer
+    small = prune_filters(graph, plan)
+    assert small.count_params() < graph.count_params()
+    assert [layer.units for layer in small.get_layer("attention").layers if isinstance(layer, L.Dense)] == [4, 4, 4, 8]
+
+
+class Masked(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.words, self.memory, self.head = L.Embedding(7, 4, mask_zero=True), L.LSTM(6), L.Dense(2)
+
+    def call(self, x):
+        return self.head(self.memory(self.words(x)))
+
+
+def test_masks_come_along():
+    model = Masked()
+    graph = functionalize(model, np.zeros((1, 5), "int32"))
+    x = np.array([[1, 2, 0, 0, 0], [3, 0, 4, 0, 0]])
+    assert np.allclose(graph(x), model(x), atol=1e-6)
+
+
+class Counting(L.Layer):
+    """Its answer depends on how often values went through it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seen = [0]
+
+    def call(self, x):
+        if not isinstance(x, keras.KerasTensor):
+            self.seen[0] += 1
+        return x * (1.0 + self.seen[0])
+
+
+def test_a_layer_whose_graph_answers_otherwise_stays_one_layer():
+    inside = Counting(name="inside")
+    with pytest.raises(
+        SurgeryError, match="does not answer as it does"
+    ):  # nor does the whole: it is not the same twice
+        functionalize(Outer(inside), (None, 4))
+
+
 class Scaled(L.Layer):
     def build(self, shape):
         self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", name="scale")
@@ -186,7 +270,7 @@ class Outer(keras.Model):
 def test_what_cannot_be_written_out_stays_one_layer(inside):
     model = Outer(inside(name="inside"))
     if inside is Noisy:  # its answers are random: nothing could be compared
-        with pytest.raises(SurgeryError, match="does not answer as the model does"):
+        with pytest.raises(SurgeryError, match="does not answer as it does"):
             functionalize(model, (None, 5, 4))
         return
     graph = functionalize(model, (None, 5, 4))
