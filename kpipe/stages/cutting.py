@@ -158,9 +158,8 @@ def _tell(stage: CuttingStage, context: Context, course: _Course, budget: "_Budg
         "rounds taken": taken,
         "end": end,
     }
-    context.record.note(
-        f"The budget is an accuracy drop of {budget.most:g}: {end}; the model of round {taken} is given on."
-    )
+    given_on = f"the model of round {taken} is given on" if taken else "the model is given on as it came"
+    context.record.note(f"The budget is an accuracy drop of {budget.most:g}: {end}; {given_on}.")
     if not taken:
         lost = f" It drops by {rows[0]['accuracy drop']:.4f}." if rows else ""
         text = f"{stage.stage} gives the model back as it came: {end}.{lost} Cut less a round, or train longer."

@@ -27,6 +27,7 @@ class Distill(TrainingStage):
         batch_size: Samples an update.
         optimizer: The optimizer.
         loss: "auto" takes what fits the labels; else the name of a loss.
+        augment: Vary images anew in every epoch, such as {flip: true, shift: 4}.
     """
 
     stage: Literal["distill"] = "distill"

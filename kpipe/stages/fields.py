@@ -124,6 +124,7 @@ class Optimizer(BaseModel):
         learning_rate: The rate at the start.
         decay: "cosine" lets the rate fall to zero over the stage's training, "none" keeps it.
         weight_decay: Fraction of a weight that is taken off a step, times the rate; None for the optimizer's default.
+        momentum: Of sgd and rmsprop, in [0, 1); that of sgd is Nesterov's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -132,6 +133,33 @@ class Optimizer(BaseModel):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     decay: Literal["none", "cosine"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0)] | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _knows_momentum(self) -> Self:
+        if self.momentum is not None and self.name not in ("sgd", "rmsprop"):
+            raise KpipeError(f"momentum is for sgd and rmsprop; {self.name} has none to set. Leave it out")
+        return self
+
+
+class Augmentation(BaseModel):
+    """Vary images anew in every epoch of a training.
+
+    Args:
+        flip: Mirror left to right, or not, with equal chance.
+        shift: Move by up to so many pixels along both axes; what comes in is zero.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flip: bool = False
+    shift: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _varies_something(self) -> Self:
+        if not self.flip and not self.shift:
+            raise KpipeError("augment changes nothing; give flip: true or a shift in pixels, or leave it out")
+        return self
 
 
 class Teaching(BaseModel):

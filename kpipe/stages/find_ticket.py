@@ -58,6 +58,7 @@ class FindTicket(TrainingStage):
         batch_size: Samples an update.
         optimizer: The optimizer; each round begins with a new one.
         loss: "auto" takes what fits the labels; else the name of a loss.
+        augment: Vary images anew in every epoch, such as {flip: true, shift: 4}.
     """
 
     stage: Literal["find_ticket"] = "find_ticket"

@@ -38,6 +38,7 @@ class PruneHeads(JudgingStage, CuttingStage):
         batch_size: Samples an update.
         optimizer: The optimizer.
         loss: "auto" takes what fits the labels; else the name of a loss.
+        augment: Vary images anew in every epoch, such as {flip: true, shift: 4}.
         distill: Let the baseline teach, such as {temperature: 3.0, alpha: 0.5}, or the model as it came, with teacher:
             input; features are patterns of layers whose outputs are compared too, channel by channel.
     """

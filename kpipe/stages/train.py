@@ -19,6 +19,7 @@ class Train(TrainingStage):
         batch_size: Samples an update.
         optimizer: The optimizer.
         loss: "auto" takes what fits the labels; else the name of a loss.
+        augment: Vary images anew in every epoch, such as {flip: true, shift: 4}.
         patience: Stop after so many epochs without a better validation loss, and go back to the best weights; None to
             train all the epochs.
     """

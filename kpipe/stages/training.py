@@ -4,19 +4,21 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Self
+from typing import Any, Self
 
 import keras
 import numpy as np
+import tensorflow as tf
 from pydantic import model_validator
 
+from kpipe.data import augmented
 from kpipe.distill import distill
 from kpipe.errors import KpipeError
 from kpipe.pipeline import Stage
 from kpipe.pipeline.context import Context
 from kpipe.pipeline.task import loss_for
 from kpipe.projections import hold_zeros
-from kpipe.stages.fields import OPTIMIZERS, BatchSize, Epochs, LossName, Optimizer, Teaching
+from kpipe.stages.fields import OPTIMIZERS, Augmentation, BatchSize, Epochs, LossName, Optimizer, Teaching
 from kpipe.stages.teaching import Teacher
 
 EVIDENCE_SAMPLES = 1024
@@ -30,12 +32,14 @@ class TrainingStage(Stage):
         batch_size: Samples an update.
         optimizer: The optimizer.
         loss: "auto" takes what fits the labels; else the name of a loss.
+        augment: Vary images anew in every epoch, such as {flip: true, shift: 4}.
     """
 
     epochs: Epochs = 5
     batch_size: BatchSize = 64
     optimizer: Optimizer = Optimizer()
     loss: LossName = "auto"
+    augment: Augmentation | None = None
 
 
 class RetrainingStage(TrainingStage):
@@ -49,7 +53,7 @@ class RetrainingStage(TrainingStage):
 
     def only_for_training(self) -> tuple[str, ...]:
         """Name the fields that nothing reads where nothing trains."""
-        return ("batch_size", "optimizer", "loss", "distill")
+        return ("batch_size", "optimizer", "loss", "augment", "distill")
 
     @model_validator(mode="after")
     def _trains_where_it_is_told_how(self) -> Self:
@@ -111,7 +115,10 @@ def make_optimizer(optimizer: Optimizer, steps: int) -> keras.optimizers.Optimiz
     rate = optimizer.learning_rate
     if optimizer.decay == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, decay_steps=max(1, steps))
-    extra = {} if optimizer.weight_decay is None else {"weight_decay": optimizer.weight_decay}
+    given = {"weight_decay": optimizer.weight_decay, "momentum": optimizer.momentum}
+    extra: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if optimizer.name == "sgd" and optimizer.momentum:
+        extra["nesterov"] = True
     return getattr(keras.optimizers, OPTIMIZERS[optimizer.name])(learning_rate=rate, **extra)
 
 
@@ -148,7 +155,7 @@ def train(
             return distill(
                 teacher=teacher.model,
                 student=model,
-                data=context.data.train,
+                data=_data(training, context),
                 temperature=teacher.teaching.temperature,
                 alpha=teacher.teaching.alpha,
                 epochs=training.epochs,
@@ -162,15 +169,30 @@ def train(
                 verbose=0,
             )
         model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], jit_compile=False)  # type: ignore[arg-type]
+        data = _data(training, context)
+        varied = isinstance(data, tf.data.Dataset)  # its batches and order are its own
         model.fit(
-            *context.data.train,
+            *((data,) if varied else data),
             epochs=training.epochs,
-            batch_size=training.batch_size,
+            batch_size=None if varied else training.batch_size,
+            shuffle=not varied,
             validation_data=context.data.validation,
             callbacks=told,
             verbose=0,  # type: ignore[arg-type]
         )
     return model
+
+
+def _data(training: TrainingStage, context: Context) -> tf.data.Dataset | tuple[np.ndarray, np.ndarray]:
+    if training.augment is None:
+        return context.data.train
+    return augmented(
+        *context.data.train,
+        training.batch_size,
+        flip=training.augment.flip,
+        shift=training.augment.shift,
+        seed=context.seed,
+    )
 
 
 def evidence(context: Context) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from kpipe.pipeline import Baseline, Context, FloatModel, ModelSource, Quantized
 from kpipe.pipeline.ledger import noting
 from kpipe.quantize import is_quantized
 from kpipe.stages import Distill, Export, PruneFilters, PruneWeights, Quantize, Train
-from kpipe.stages.fields import Optimizer, Target, Teaching
+from kpipe.stages.fields import Augmentation, Optimizer, Target, Teaching
 from kpipe.stages.training import make_optimizer, steps_in
 
 
@@ -252,6 +252,28 @@ def test_float16_is_half_as_large(model, context):
     assert half["bytes"] < full["bytes"]
     with pytest.raises(ValueError, match="onnx files are not written in float16"):
         Export(formats=("onnx",), precision="float16")
+
+
+def test_a_training_on_varied_images_follows_its_seed(data, tmp_path, baseline):
+    def trained(stage, teach=False, **changes):
+        keras.utils.set_random_seed(0)
+        one = taught(data, tmp_path, baseline) if teach else Context("net", data, 0, tmp_path, tmp_path)
+        return kernels(stage(epochs=2, batch_size=16, **changes).run(FloatModel(small()), one).model)
+
+    varied = {"augment": Augmentation(flip=True, shift=1)}
+    plain, first, again = trained(Train), trained(Train, **varied), trained(Train, **varied)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(first, plain, strict=True))
+    teaching = {"teach": True, "ratio": 0.25, "distill": Teaching()}
+    one, other = trained(PruneFilters, **teaching), trained(PruneFilters, **teaching, **varied)
+    assert not any(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_momentum_is_that_of_nesterov(context):
+    made = make_optimizer(Optimizer(name="sgd", momentum=0.9), steps=10)
+    assert made.momentum == 0.9 and made.nesterov
+    assert not make_optimizer(Optimizer(name="sgd"), steps=10).nesterov
+    assert make_optimizer(Optimizer(name="rmsprop", momentum=0.5), steps=10).momentum == 0.5
 
 
 def test_the_rate_falls_to_zero_over_the_training(context):
