@@ -24,7 +24,7 @@ from kpipe.structured.channels import remove_channels
 from kpipe.structured.ranking import keep_of
 from kpipe.structured.targets import TARGETS, Estimate, Measure, Target
 
-WINDOWS, RUNS = 8, 12
+WINDOWS, RUNS = 12, 15
 """Timings are taken in so many windows of so many runs. The median of the quietest window counts."""
 
 LAYER_WINDOWS, LAYER_RUNS = 3, 8

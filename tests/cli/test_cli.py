@@ -175,7 +175,7 @@ def test_check_goes_on_behind_a_bad_recipe():
 def test_ls():
     code, output = call("ls", "criteria", "stages")
     assert code == 0
-    assert "taylor" in output
+    assert "taylor weights, channels Score" in output and "fpgm channels Score" in output
     assert "float -> quantized" in output
     code, output = call("ls")
     assert code == 0

@@ -7,7 +7,7 @@ from keras import layers as L
 
 from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.graph import trace
-from kpipe.saliency import CHANNEL_CRITERIA
+from kpipe.saliency import CHANNEL_CRITERIA, gather
 from kpipe.structured import plan_filters, prune_filters
 from kpipe.structured.ranking import choose, least_of, rank, step_of
 from kpipe.structured.scopes import partition, structures
@@ -255,6 +255,32 @@ def test_reductions_and_normalisations_that_are_not_known():
     for request in ({"reduction": "summ"}, {"normalise": "standardize"}):
         with pytest.raises(KpipeError, match="Did you mean"):
             plan_filters(build("dense"), ratio=0.5, **request)
+
+
+ENTRIES = {
+    "l2": lambda e: e.weight**2,
+    "taylor": lambda e: np.abs(e.weight * e.grad),
+    "fisher": lambda e: e.weight**2 * e.grad_sq / 2,
+    "obd": lambda e: e.weight**2 * e.curvature / 2,
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_entries_are_summed_over_all_that_a_channel_has(name):
+    model = build("residual")
+    data = (samples(model, 12)[0], np.arange(12) % 5)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    traced = trace(model)
+    needs = ("grad", "grad_sq", "curvature")
+    known = gather(model, [w for w in traced.weights if w.axes], needs, data, loss)
+    judged = {path: np.asarray(ENTRIES[name](e), "float64") for path, e in known.items() if e.role != "statistic"}
+    if name == "l2":
+        judged = {path: scores for path, scores in judged.items() if known[path].role == "kernel"}
+    held = {"a/kernel": 3, "a/bias": 0, "a_bn/gamma": 0, "a_bn/beta": 0, "b/kernel": 2}  # all that has channels of a
+    expected = sum(by_channel(judged[path], axis).sum(1) for path, axis in held.items() if path in judged)
+    found = scored(model, name, data=data, loss=loss, normalise="none")["a"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert not np.allclose(found, by_channel(judged["a/kernel"], 3).sum(1), rtol=1e-4)
 
 
 def fpgm(rows):
