@@ -5,9 +5,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import yaml
 
 import kpipe
-from kpipe.recipe import load_recipe
+from kpipe.recipe import load_recipe, parse_recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,6 +53,21 @@ def test_the_page_on_weights(tmp_path, monkeypatch, capsys):
             if layer.get_weights() and "kernel" in layer.weights[0].path:
                 kernel = layer.get_weights()[0]
                 assert abs((kernel == 0).mean() - expected) <= 2 / kernel.size, (net, layer.name)
+
+
+def test_the_page_on_channels(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    keras.utils.set_random_seed(0)
+    names = run("docs/structured_pruning.md")
+    assert "[2, 2]" in capsys.readouterr().out
+    model = names["model"]
+    for smaller in ("small", "careful", "smaller"):
+        assert kpipe.measure(names[smaller]).macs < kpipe.measure(model).macs, smaller
+    assert len(names["shallow"].layers) < len(names["transformer"].layers)
+    (stage,) = yaml.safe_load(blocks("yaml", "docs/structured_pruning.md")[0])
+    recipe = yaml.safe_load(blocks("yaml")[0])
+    recipe["stages"][1] = stage
+    assert parse_recipe(recipe, ROOT).stages[1].stage == "prune_filters"
 
 
 def test_the_yaml_block_is_a_valid_recipe(tmp_path):
