@@ -69,7 +69,7 @@ def test_a_good_recipe_is_read_with_its_defaults():
         ("stages.0.epochs", 0, "stages[0].epochs: received 0; it should be greater than or equal to 1"),
         ("stages.0.epochs", "many", "stages[0].epochs: received 'many'; it should be a valid integer.*"),
         ("stages.0.loss", "crossentropy", "stages[0].loss: unknown loss 'crossentropy'.*"),
-        ("stages.1.criterion", "tailor", "stages[1].criterion: unknown criterion 'tailor'.* Did you mean 'taylor'?"),
+        ("stages.1.criterion", "tailor", "stages[1].criterion: Unknown criterion 'tailor'.* Did you mean 'taylor'?"),
         ("stages.1.target", {"mac": 0.5}, "stages[1].target.mac: unknown key. Known: macs, params.*mean 'macs'?"),
         ("stages.1.target", {"macs": 0.0}, "stages[1].target.macs: received 0.0; .*greater than 0"),
         ("stages.1.target", {"macs": 1.0}, "stages[1].target.macs: received 1.0; .*less than 1"),
@@ -78,7 +78,7 @@ def test_a_good_recipe_is_read_with_its_defaults():
         ("stages.2.epochs", 0, "stages[2]: a schedule needs epochs to prune in; .*"),
         ("stages.1.target", {}, "stages[1].target: .*macs.*params.*"),
         ("stages.1.ratio", 0.5, "stages[1]: received ratio, target; give exactly one of ratio, target, schedule"),
-        ("stages.1.scope", "net", "stages[1].scope: unknown scope 'net'. Known: layer, global.*"),
+        ("stages.1.scope", "net", "stages[1].scope: Expected one of the scopes .*, or a mapping.* Received: 'net'.*"),
         ("stages.2.schedule", {"poly": {}}, "stages[2].schedule: Unknown schedule 'poly'.*"),
         (
             "stages.2.schedule",

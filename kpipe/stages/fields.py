@@ -218,10 +218,10 @@ class Target(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    macs: float | None = None
-    params: float | None = None
-    bytes: float | None = None
-    latency_ms: float | None = None
+    macs: Remaining | None = None
+    params: Remaining | None = None
+    bytes: Annotated[float, Field(gt=0)] | None = None
+    latency_ms: Annotated[float, Field(gt=0)] | None = None
 
     @property
     def one(self) -> tuple[str, float]:

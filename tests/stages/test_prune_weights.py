@@ -263,7 +263,7 @@ def test_what_is_right_is_taken(stage):
 def test_filters_know_neither_movement_nor_other_scopes():
     for given, fault in (
         ({"criterion": "movement"}, "'movement' follows the weights through a training; use it in prune_weights"),
-        ({"scope": "erk"}, "stages[1].scope: unknown scope 'erk'. Known: layer, global."),
+        ({"scope": "erk"}, "stages[1].scope: Expected one of the scopes ('layer', 'global', 'isomorphic')"),
         ({"schedule": {"conv": {"linear": {"final_sparsity": 0.5}}}, "ratio": None}, "Unknown schedule 'conv'"),
     ):
         assert fault in faults(stage="prune_filters", **{"ratio": 0.5, **given})
