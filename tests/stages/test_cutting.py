@@ -338,7 +338,7 @@ HALF = {"constant": {"target_sparsity": 0.5}}
         (lambda: PruneFilters(ratio=0.5, until={"max_acuracy_drop": 0.1}), "max_acuracy_drop"),
         (lambda: PruneFilters(schedule=HALF, regularizer="lasso"), "nknown regularizer 'lasso'"),
         (lambda: PruneFilters(target={"bytes": 4000}, until={"max_accuracy_drop": 0.1}), "has to be a fraction"),
-        (lambda: PruneFilters(target={"macs": 1.5}), "fraction of macs that may remain"),
+        (lambda: PruneFilters(target={"macs": 1.5}), "target.macs"),
         (lambda: PruneFilters(target={"macs": 0.5, "bytes": 0.5}), "exactly one of macs, params, bytes, latency_ms"),
         (lambda: PruneFilters(ratio={"conv": 1.5}), "Received: 1.5 of 'conv'"),
         (lambda: PruneFilters(ratio=0.5, scope="globl"), "Did you mean 'global'"),
