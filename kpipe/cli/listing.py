@@ -127,12 +127,25 @@ def _stages() -> list[Row]:
 def _layers() -> list[Row]:
     return [
         {
-            "Layer": layer.__name__ if issubclass(layer, keras.Layer) else f"operation {layer.__name__}",
+            "Layer": layer.__name__,
             "Channels can be cut": "yes" if facts.channels else "no",
             "Weights to prune": prunable(facts),
             "int8": int8_of(layer, facts.quantization),
         }
         for layer, facts in RULES.items()
+        if issubclass(layer, keras.Layer)
+    ]
+
+
+def _operations() -> list[Row]:
+    """List the operations by the rule that they share."""
+    names: dict[Callable[..., object], list[str]] = {}
+    for cls, facts in RULES.items():
+        if facts.channels is not None and not issubclass(cls, keras.Layer):
+            names.setdefault(facts.channels, []).append(cls.__name__)
+    return [
+        {"Operation of keras.ops": ", ".join(alike), "What becomes of channels": first_line(function)}
+        for function, alike in names.items()
     ]
 
 
@@ -185,6 +198,7 @@ LISTS: dict[str, Callable[[], list[Row]]] = {
     "stages": _stages,
     "criteria": _criteria,
     "layers": _layers,
+    "operations": _operations,
     "schedules": _schedules,
     "patterns": _patterns,
     "scopes": _registry("Scope", SCOPES),
@@ -198,7 +212,7 @@ LISTS: dict[str, Callable[[], list[Row]]] = {
 def ls(
     what: Annotated[list[str] | None, typer.Argument(help=f"Any of: {', '.join(LISTS)}. Default: all.")] = None,
 ) -> None:
-    """List what kpipe knows: stages, criteria, layers, schedules, patterns, scopes, formats, data sources, recipes."""
+    """List what kpipe knows: stages, criteria, layers, operations, schedules, patterns, scopes, formats, data sources, recipes."""
     with plain_errors():
         for name in what or LISTS:
             if name not in LISTS:

@@ -197,9 +197,17 @@ def test_ls_layers_says_what_is_known_of_each():
     assert ["Conv2D", "yes", "kernel", "yes"] in known
     assert ["Conv1D", "yes", "kernel", "no"] in known
     assert ["DepthwiseConv2D", "yes", "kernel", "(if", "asked", "for)", "yes"] in known
-    assert ["LSTMCell", "no", "kernel,", "recurrent_kernel", "no"] in known
-    assert ["LSTM", "no", "of", "the", "layers", "inside", "no"] in known
-    assert ["LayerNormalization", "no", "–", "no"] in known
+    assert ["LSTMCell", "yes", "kernel,", "recurrent_kernel", "no"] in known
+    assert ["LSTM", "yes", "of", "the", "layers", "inside", "no"] in known
+    assert ["STFTSpectrogram", "no", "–", "no"] in known
+
+
+def test_ls_operations_says_what_becomes_of_channels():
+    lines = lines_of("operations")
+    (clip,) = [words for words in lines if words[:1] == ["Clip"]]
+    assert "bounds" in clip
+    assert {"Add,", "Multiply,", "Matmul"} <= {word for words in lines for word in words}
+    assert "Conv2D" not in {word.rstrip(",") for words in lines for word in words}
 
 
 def test_ls_formats_says_the_precisions_and_the_runtime():
