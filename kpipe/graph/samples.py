@@ -7,7 +7,9 @@ import numpy as np
 
 
 def random_inputs(model: keras.Model, seed: int = 0, batch: int = 2, open_size: int = 32) -> list[np.ndarray]:
-    """Draw one array for each input of a model: normal numbers, or 0 and 1 where it takes whole ones.
+    """Draw one array for each input of a model: numbers in [0, 2), or 0 and 1 where it takes whole ones or text.
+
+    None is below 0: a model may take their logarithm, or look them up as tokens.
 
     Args:
         model: A model with a graph.
@@ -30,6 +32,8 @@ def random_inputs(model: keras.Model, seed: int = 0, batch: int = 2, open_size: 
 def _random(tensor: Any, rng: np.random.Generator, batch: int, open_size: int) -> np.ndarray:
     first, *others = (*tensor.shape,)
     shape = (batch if first is None else first, *(open_size if size is None else size for size in others))
+    if tensor.dtype == "string":
+        return rng.integers(0, 2, shape).astype(str).astype(object)
     if "int" in tensor.dtype or tensor.dtype == "bool":
         return rng.integers(0, 2, shape).astype(tensor.dtype)
-    return rng.normal(0.0, 1.0, shape).astype("float32")
+    return rng.uniform(0.0, 2.0, shape).astype("float32")

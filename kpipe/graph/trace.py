@@ -15,7 +15,6 @@ from kpipe.layers import (
     KERNEL_ROLES,
     RULES,
     ChannelIds,
-    Compressed,
     Ids,
     Rule,
     RuleFunction,
@@ -166,10 +165,10 @@ def _merge_calls(calls: list[tuple[Site, Rule]], ids: ChannelIds) -> tuple[Trace
         paths = {other.path for other, _ in group}
         if len(paths) > 1:
             raise SurgeryError(f"One layer stands in several models: {sorted(paths)}. Give each model its own layer.")
+        reason = f"{site.path!r} is called in different ways, and has them in some of its calls alone"
         for _, other in group[1:]:
-            _tie_alike(ids, first.axes, other.axes)
-            _tie_alike(ids, first.config, other.config)
-            _tie_alike(ids, first.arguments, other.arguments)
+            for what in ("axes", "config", "arguments"):
+                ids.tie_alike(getattr(first, what), getattr(other, what), reason)
         traced = _traced_weights(site, [found for _, found in group])
         products = tuple(product for _, found in group for product in found.products)
         layers.append(
@@ -191,22 +190,6 @@ def _reference(operation: Any, calls: Sequence[Rule]) -> Callable[..., Callable[
     """Give the reference of a layer, asked for one of its calls: each has channels of its own."""
     each: list[Any] = [found.reference for found in calls]
     return (lambda kept, call=0: each[call](kept) if each[call] else operation) if any(each) else None
-
-
-def _tie_alike(ids: ChannelIds, a: Any, b: Any) -> None:
-    """Tie the ids that stand at the same place of two like structures."""
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        ids.tie(a, b)
-    elif isinstance(a, Compressed):
-        _tie_alike(ids, a.axes, b.axes)
-    elif isinstance(a, slice):
-        _tie_alike(ids, (a.start, a.stop), (b.start, b.stop))
-    elif isinstance(a, Mapping):
-        for key in a:
-            _tie_alike(ids, a[key], b[key])
-    elif isinstance(a, (tuple, list)):
-        for one, other in zip(a, b, strict=True):
-            _tie_alike(ids, one, other)
 
 
 def _traced_weights(site: Site, calls: Sequence[Rule]) -> tuple[TracedWeight, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, NoReturn
 
 import numpy as np
@@ -128,6 +129,33 @@ class ChannelIds:
         self.tie(table, table[:1])
         return table[0]
 
+    def tie_alike(self, a: Any, b: Any, reason: str) -> None:
+        """Tie the ids that stand at the same place of two structures, such as those that a `Rule` holds.
+
+        Args:
+            a: Ids in mappings, tuples, lists, slices and `Compressed` arrays, with plain values among them.
+            b: Likewise.
+            reason: Why ids are frozen that have no counterpart at their place.
+
+        Example:
+            >>> ids = ChannelIds()
+            >>> a, b, c = ids.fresh(2), ids.fresh(2), ids.fresh(1)
+            >>> ids.tie_alike({"units": a, "shape": (3, c)}, {"units": b, "shape": (3, 1)}, "only one has it")
+            >>> ids.classes().tolist(), ids.frozen_classes()
+            ([0, 1, 0, 1, 2], {2: 'only one has it'})
+        """
+        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.shape == b.shape:
+            self.tie(a, b)
+        elif isinstance(a, Mapping) and isinstance(b, Mapping):
+            for key in {**a, **b}:
+                self.tie_alike(a.get(key), b.get(key), reason)
+        elif type(a) is type(b) and (parts := _parts(a)) is not None:
+            for one, other in zip_longest(parts, _parts(b) or ()):
+                self.tie_alike(one, other, reason)
+        else:
+            for found in (*_ids_in(a), *_ids_in(b)):
+                self.freeze(found, reason)
+
     def freeze(self, x: Ids, reason: str) -> None:
         """Forbid the removal of all of `x`'s ids."""
         self._frozen.append((np.unique(x), reason))
@@ -202,3 +230,22 @@ class ChannelIds:
             self._parent[i] = self._parent[self._parent[i]]
             i = self._parent[i]
         return i
+
+
+def _parts(value: Any) -> Sequence[Any] | None:
+    """Give the parts of a value that may hold ids; None for one that has no parts."""
+    if isinstance(value, Compressed):
+        return (value.axes,)
+    if isinstance(value, slice):
+        return value.start, value.stop
+    if isinstance(value, Mapping):
+        return tuple(value.values())
+    return value if isinstance(value, (tuple, list)) else None
+
+
+def _ids_in(value: Any) -> Iterator[Ids]:
+    """Give the ids in a structure."""
+    if isinstance(value, np.ndarray):
+        yield value
+    for part in _parts(value) or ():
+        yield from _ids_in(part)

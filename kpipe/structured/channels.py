@@ -226,12 +226,18 @@ def check_removal(
         The largest difference, relative likewise.
 
     Raises:
-        SurgeryError: When it is beyond the tolerance or not a number: the smaller model would be silently wrong.
+        SurgeryError: When it is beyond the tolerance or not a number: the smaller model would be silently wrong. When
+            the original's answers are not finite, so that nothing can be compared.
     """
     inputs = random_inputs(model)
     original = masked_answer(trace, keep, inputs) if masked else keras.tree.flatten(_call(model, inputs))
     answers = original, keras.tree.flatten(_call(small, inputs))
     expected, got = ([np.asarray(y, "float64") for y in answer] for answer in answers)
+    if not all(np.isfinite(y).all() for y in expected):
+        raise SurgeryError(
+            f"On random input {model.name!r} answers itself with values that are not finite: the smaller model cannot "
+            "be compared with it. Cut it with check=False, and compare on data of your own."
+        )
     scales = [max(SMALLEST, float(np.abs(y).max(initial=0.0))) for y in expected]
     worst = max(float(np.abs(a - b).max(initial=0.0)) / s for a, b, s in zip(expected, got, scales, strict=True))
     tolerance = max(tolerance, 16 * max((ROUNDING.get(layer.compute_dtype, 0.0) for layer in leaves(model)), default=0))

@@ -7,10 +7,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from kpipe.graph import Group, Trace, TracedLayer, TracedWeight
+from kpipe.graph import Group, Trace, TracedLayer, TracedWeight, random_inputs
 from kpipe.layers import Ids, Kept
 from kpipe.projections import view
-from kpipe.structured.channels import masked_answer, random_inputs
+from kpipe.structured.channels import masked_answer
 
 COUNTS = (
     "{layer!r} computes something over them, as a norm its mean: while the model trains, the zeros of a channel that "

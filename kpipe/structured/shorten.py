@@ -10,7 +10,7 @@ from keras.src.models.functional import Functional
 from kpipe.copies import by_reference, take_weights
 from kpipe.copies.state import freeze_like
 from kpipe.errors import SurgeryError
-from kpipe.graph import functional, has_graph
+from kpipe.graph import functional, has_graph, random_inputs
 from kpipe.structured.stretches import Stretch, answers, graphs, in_order
 
 Reference = tuple[str, int, int]
@@ -137,8 +137,7 @@ def check_shortening(model: keras.Model, small: keras.Model, stretch: Stretch, t
     Raises:
         SurgeryError: When it is beyond the tolerance or not a number: the shorter model would be silently wrong.
     """
-    rng = np.random.default_rng(0)
-    inputs = [_random_input(tensor, rng) for tensor in model.inputs]
+    inputs = random_inputs(model)
     expected = [np.asarray(y) for y in answers(model, inputs, without=stretch)]
     structure = keras.tree.pack_sequence_as(functional(small)._inputs_struct, inputs)
     with keras.StatelessScope():
@@ -151,11 +150,3 @@ def check_shortening(model: keras.Model, small: keras.Model, stretch: Stretch, t
             f"{', '.join(stretch.paths)} left out (allowed: {tolerance:g}). None is returned."
         )
     return worst
-
-
-def _random_input(tensor: Any, rng: np.random.Generator, batch: int = 2, open_size: int = 32) -> np.ndarray:
-    """Draw an input that is never below 0, so that it may also be numbers of tokens."""
-    shape = (batch, *(open_size if size is None else size for size in tensor.shape[1:]))
-    if "int" in tensor.dtype or tensor.dtype == "bool":
-        return rng.integers(0, 2, shape).astype(tensor.dtype)
-    return rng.uniform(0.0, 2.0, shape).astype(tensor.dtype)
