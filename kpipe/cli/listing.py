@@ -212,7 +212,7 @@ LISTS: dict[str, Callable[[], list[Row]]] = {
 def ls(
     what: Annotated[list[str] | None, typer.Argument(help=f"Any of: {', '.join(LISTS)}. Default: all.")] = None,
 ) -> None:
-    """List what kpipe knows: stages, criteria, layers, operations, schedules, patterns, scopes, formats, data sources, recipes."""
+    """List what kpipe knows: stages, criteria, layers, schedules, patterns, scopes, formats, data sources and so on."""
     with plain_errors():
         for name in what or LISTS:
             if name not in LISTS:
