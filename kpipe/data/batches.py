@@ -134,7 +134,10 @@ def samples(data: Any, model: keras.Model, limit: int | None = 256, what: str = 
             bad = int((~np.isfinite(array)).sum())
             raise KpipeError(f"The {what} data for input {name!r} holds {bad} NaN or infinite values; clean it first.")
     types = [tensor.dtype for tensor in model.inputs] if _names(model) else [array.dtype for array in arrays]
-    return [array.astype(dtype, copy=False) for array, dtype in zip(arrays, types, strict=True)]
+    return [
+        array.astype(object if dtype == "string" else dtype, copy=False)
+        for array, dtype in zip(arrays, types, strict=True)
+    ]
 
 
 def _names(model: keras.Model) -> list[str]:

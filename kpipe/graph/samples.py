@@ -9,7 +9,8 @@ import numpy as np
 def random_inputs(model: keras.Model, seed: int = 0, batch: int = 2, open_size: int = 32) -> list[np.ndarray]:
     """Draw one array for each input of a model: numbers in [0, 2), or 0 and 1 where it takes whole ones or text.
 
-    None is below 0: a model may take their logarithm, or look them up as tokens.
+    None is below 0: a model may take their logarithm, or look them up as tokens. The first of a sample is not below 1:
+    no sequence is all padding.
 
     Args:
         model: A model with a graph.
@@ -32,8 +33,10 @@ def random_inputs(model: keras.Model, seed: int = 0, batch: int = 2, open_size: 
 def _random(tensor: Any, rng: np.random.Generator, batch: int, open_size: int) -> np.ndarray:
     first, *others = (*tensor.shape,)
     shape = (batch if first is None else first, *(open_size if size is None else size for size in others))
+    whole = "int" in tensor.dtype or tensor.dtype in ("bool", "string")
+    values = rng.integers(0, 2, shape) if whole else rng.uniform(0.0, 2.0, shape)
+    if len(shape) > 1:
+        values[:, :1] = np.maximum(values[:, :1], 1) if whole else 1 + values[:, :1] / 2
     if tensor.dtype == "string":
-        return rng.integers(0, 2, shape).astype(str).astype(object)
-    if "int" in tensor.dtype or tensor.dtype == "bool":
-        return rng.integers(0, 2, shape).astype(tensor.dtype)
-    return rng.uniform(0.0, 2.0, shape).astype("float32")
+        return values.astype(str).astype(object)
+    return values.astype(tensor.dtype if whole else "float32")

@@ -10,12 +10,7 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from kpipe.copies import by_reference, pairs, take_rest
 from kpipe.errors import SurgeryError
 from kpipe.graph import Site, Trace, TracedLayer, TracedWeight, evaluate, functional, has_graph, random_inputs
-from kpipe.layers import leaves
-
-SMALLEST = 1e-6
-"""An output of which no value is larger is compared with this: what is left of it may be rounding alone."""
-ROUNDING = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
-"""Relative distance of neighbouring numbers in half precision."""
+from kpipe.structured.agreement import TOLERANCE, answer_at_rest, difference, tolerance_for
 
 
 def remove_channels(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras.Model:
@@ -208,7 +203,7 @@ def check_removal(
     small: keras.Model,
     trace: Trace,
     keep: np.ndarray,
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
     masked: bool = True,
 ) -> float:
     """Compare a smaller model with the masked original on seeded random input.
@@ -230,17 +225,9 @@ def check_removal(
             the original's answers are not finite, so that nothing can be compared.
     """
     inputs = random_inputs(model)
-    original = masked_answer(trace, keep, inputs) if masked else keras.tree.flatten(_call(model, inputs))
-    answers = original, keras.tree.flatten(_call(small, inputs))
-    expected, got = ([np.asarray(y, "float64") for y in answer] for answer in answers)
-    if not all(np.isfinite(y).all() for y in expected):
-        raise SurgeryError(
-            f"On random input {model.name!r} answers itself with values that are not finite: the smaller model cannot "
-            "be compared with it. Cut it with check=False, and compare on data of your own."
-        )
-    scales = [max(SMALLEST, float(np.abs(y).max(initial=0.0))) for y in expected]
-    worst = max(float(np.abs(a - b).max(initial=0.0)) / s for a, b, s in zip(expected, got, scales, strict=True))
-    tolerance = max(tolerance, 16 * max((ROUNDING.get(layer.compute_dtype, 0.0) for layer in leaves(model)), default=0))
+    original = masked_answer(trace, keep, inputs) if masked else answer_at_rest(model, inputs)
+    worst = difference(model, original, answer_at_rest(small, inputs))
+    tolerance = tolerance_for(model, tolerance)
     if not worst <= tolerance:
         raise SurgeryError(
             f"On random input the smaller model differs by {worst:.3g} from the {'masked ' if masked else ''}original "
@@ -249,8 +236,3 @@ def check_removal(
             f"{sorted({type(layer.layer).__name__ for layer in trace.layers})}."
         )
     return worst
-
-
-def _call(model: keras.Model, inputs: list[Any]) -> Any:
-    with keras.StatelessScope():  # a stateful layer keeps the state that it has
-        return model(keras.tree.pack_sequence_as(functional(model)._inputs_struct, inputs), training=False)

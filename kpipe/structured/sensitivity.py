@@ -11,10 +11,10 @@ import keras
 import numpy as np
 
 from kpipe.errors import KpipeError, NoEffectWarning, SurgeryError
-from kpipe.graph import Group, Trace, functional, trace
-from kpipe.layers import leaves
+from kpipe.graph import Group, Trace, trace
 from kpipe.saliency import Criterion, channel_criterion_of, check_data
 from kpipe.saliency.losses import undisturbed
+from kpipe.structured.agreement import answer_at_rest, difference, tolerance_for
 from kpipe.structured.channels import masked_answer
 from kpipe.structured.filters import refuse_quantized
 from kpipe.structured.metrics import Metric, Own, input_batches, metric_of
@@ -131,20 +131,15 @@ class _Scan:
 
 def _check_masked(model: keras.Model, traced: Trace, data: Any) -> None:
     """Refuse a model that answers otherwise once its calls are taken one by one, all channels kept."""
-    half = any(layer.compute_dtype in ("float16", "bfloat16") for layer in leaves(model))
-    tolerance = 0.05 if half else 1e-4  # relative to the largest value of an output
     inputs, *_ = next(input_batches(model, data, "sensitivity"))
-    whole = model(keras.tree.pack_sequence_as(functional(model)._inputs_struct, inputs), training=False)
     found = masked_answer(traced, np.ones(traced.class_count, bool), inputs)
-    for expected, got in zip(keras.tree.flatten(whole), found, strict=True):
-        expected, got = np.asarray(expected, "float64"), np.asarray(got, "float64")
-        worst = float(np.abs(expected - got).max(initial=0.0)) / max(1e-6, float(np.abs(expected).max(initial=0.0)))
-        if not worst <= tolerance:
-            raise SurgeryError(
-                f"With no channel cut, the calls of {model.name!r} one by one answer otherwise than the model, by "
-                f"{worst:.3g}: a layer hands on something beside its output, such as a mask, that is lost on the way. "
-                "Build the model without implicit masks."
-            )
+    worst = difference(model, answer_at_rest(model, inputs), found)
+    if not worst <= tolerance_for(model):
+        raise SurgeryError(
+            f"With no channel cut, the calls of {model.name!r} one by one answer otherwise than the model, by "
+            f"{worst:.3g}: a layer hands on something beside its output, such as a mask, that is lost on the way. "
+            "Build the model without implicit masks."
+        )
 
 
 def _checked(ratios: Any) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ from keras.src.models.functional import Functional
 from keras.src.ops.node import Node
 
 from kpipe.graph import functional, has_graph
+from kpipe.structured.agreement import at_rest
 
 Plain = Callable[[str], bool]
 """Path of a layer or nested model -> whether it computes nothing that counts, as a norm or an activation."""
@@ -198,7 +199,7 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 def answers(model: keras.Model, inputs: Sequence[Any], without: Stretch | None = None) -> list[Any]:
-    """Compute a model's outputs, a stretch of it left out at each call of the model that it stands in.
+    """Compute a model's outputs from rest, a stretch of it left out at each call of the model that it stands in.
 
     Args:
         model: A built Functional or Sequential model.
@@ -214,7 +215,7 @@ def answers(model: keras.Model, inputs: Sequence[Any], without: Stretch | None =
         >>> [y.numpy().tolist() for y in answers(net, [keras.ops.array([[-1.0, 3.0]])], without=relu)]
         [[[-2.0, 6.0]]]
     """
-    with keras.StatelessScope():  # random states, and those of stateful layers, stay as they are
+    with at_rest(model):
         return _run(functional(model), inputs, without)
 
 

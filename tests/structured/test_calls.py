@@ -1,13 +1,15 @@
 """Layers that are called in several ways, of which only one has channels that may go; and inputs of every kind."""
 
 import keras
+import numpy as np
 import pytest
 from keras import layers as L
 from keras import ops
 
 from kpipe.errors import SurgeryError
-from kpipe.graph import trace
-from kpipe.structured import plan_filters, prune_filters, remove_layers
+from kpipe.graph import random_inputs, trace
+from kpipe.schedules import ConstantSparsity
+from kpipe.structured import FilterPruning, plan_filters, prune_filters, remove_layers, sensitivity
 from tests.structured.by_hand import hold, same
 
 
@@ -91,6 +93,52 @@ def test_a_model_that_answers_no_numbers_is_said_to_be_the_one_that_cannot_be_co
     x = keras.Input((6,))
     model = keras.Model(x, L.Dense(2)(ops.log(L.Dense(8, name="a", kernel_initializer="zeros")(x) - 1.0)))
     plan = plan_filters(model, ratio=0.5)
-    with pytest.raises(SurgeryError, match=r"answers itself with values that are not finite.*check=False"):
+    with pytest.raises(SurgeryError, match=r"itself answers with values that are not finite.*check=False"):
         prune_filters(model, plan)
     assert prune_filters(model, plan, check=False).get_layer("a").units == 4
+
+
+def test_no_sample_of_the_check_is_all_padding():
+    x = keras.Input((2,), dtype="int32")
+    y = L.GlobalAveragePooling1D()(L.Embedding(9, 8, mask_zero=True, name="a")(x))  # divides by the number of steps
+    model = keras.Model(x, L.Dense(2)(y))
+    assert prune_filters(model, plan_filters(model, ratio=0.5)).get_layer("a").output_dim == 4
+    assert all((inputs[:, 0] >= 1).all() for seed in range(9) for inputs in random_inputs(model, seed))
+
+
+def stateful():
+    x = keras.Input(batch_shape=(4, 5, 3))
+    y = L.LSTM(6, stateful=True, return_sequences=True, name="a")(x)
+    y = L.Add(name="sum")([y, L.GRU(6, stateful=True, return_sequences=True, name="b")(y)])
+    model = keras.Model(x, L.Dense(2)(L.Bidirectional(L.LSTM(4, stateful=True, name="c"), name="both")(y)))
+    model.compile("sgd", "mse")
+    return model
+
+
+def test_stateful_layers_are_compared_from_rest_whatever_state_they_are_in():
+    model, data = stateful(), (np.ones((8, 5, 3)), np.ones((8, 2)))
+    prune = FilterPruning(ConstantSparsity(0.5, begin_step=0))
+    model.fit(*data, batch_size=4, verbose=0, callbacks=[prune])
+    before = np.asarray(model.get_layer("a").states[0])
+    assert np.abs(before).max() > 0
+    assert prune.shrink().get_layer("b").units == 3
+    assert "b" not in [layer.name for layer in remove_layers(model, layers="sum").layers]
+    few = [rows[:4] for rows in data]
+    assert len(sensitivity(model, tuple(few), ratios=(0.5,), metric="loss").groups) == 2
+    assert np.array_equal(model.get_layer("a").states[0], before)
+
+
+def test_layers_and_groups_of_a_model_that_takes_text_are_judged():
+    x, y = text()
+    model = keras.Model(x, L.Dense(2)(L.Dense(8, name="square")(L.Dense(8)(y))))
+    data = np.asarray([["0"], ["b"], ["c"]], dtype=object), np.ones((3, 2))
+    assert "square" not in [layer.name for layer in remove_layers(model, count=1, data=data[0]).layers]
+    assert len(sensitivity(model, data, ratios=(0.5,), metric="loss", loss="mse").groups) == 2
+
+
+def test_a_scan_says_when_the_model_answers_no_numbers():
+    x = keras.Input((2,))
+    model = keras.Model(x, L.Dense(1)(L.Dense(3)(ops.log(x))))
+    data = -np.ones((4, 2)), np.ones((4, 1))
+    with pytest.raises(SurgeryError, match="itself answers with values that are not finite"):
+        sensitivity(model, data, ratios=(0.5,), metric="loss", loss="mse")

@@ -1,0 +1,62 @@
+"""Whether two models agree: what they answer from rest, and how far that is apart."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from kpipe.errors import SurgeryError
+from kpipe.graph import functional
+from kpipe.layers import leaves
+
+TOLERANCE = 1e-4
+"""Largest difference allowed, relative to the largest value of an output."""
+SMALLEST = 1e-6
+"""An output of which no value is larger is compared with this: what is left of it may be rounding alone."""
+ROUNDING = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""Relative distance of neighbouring numbers in half precision."""
+
+
+def at_rest(model: keras.Model) -> keras.StatelessScope:
+    """Give a scope in which stateful layers start from zero, and nothing that a call changes lasts."""
+    stateful = [one for one in model._flatten_layers() if isinstance(one, keras.layers.RNN) and one.stateful]
+    states = [state for layer in stateful for state in keras.tree.flatten(layer.states)]
+    return keras.StatelessScope(state_mapping=[(state, keras.ops.zeros_like(state)) for state in states])
+
+
+def answer_at_rest(model: keras.Model, inputs: Sequence[Any]) -> list[Any]:
+    """Compute a model's outputs in inference, from one array for each input."""
+    with at_rest(model):
+        packed = keras.tree.pack_sequence_as(functional(model)._inputs_struct, list(inputs))
+        return keras.tree.flatten(model(packed, training=False))
+
+
+def tolerance_for(model: keras.Model, tolerance: float = TOLERANCE) -> float:
+    """Give the difference that is allowed; layers that compute in half precision may be some units of theirs apart."""
+    return max(tolerance, 16 * max((ROUNDING.get(layer.compute_dtype, 0.0) for layer in leaves(model)), default=0))
+
+
+def difference(model: keras.Model, expected: Sequence[Any], got: Sequence[Any]) -> float:
+    """Give the largest difference of two answers, relative to the largest value of each output.
+
+    Args:
+        model: Whose answer is expected.
+        expected: One array for each output.
+        got: Likewise.
+
+    Raises:
+        SurgeryError: When what is expected is not finite, so that nothing can be compared with it.
+
+    Example:
+        >>> difference(keras.Sequential(), [np.array([4.0, 2.0])], [np.array([4.0, 3.0])])
+        0.25
+    """
+    before, after = ([np.asarray(y, "float64") for y in answer] for answer in (expected, got))
+    if not all(np.isfinite(y).all() for y in before):
+        raise SurgeryError(
+            f"{model.name!r} itself answers with values that are not finite, so that nothing can be compared with "
+            "them. Where the input was random, leave the check out (check=False), and compare on data of your own."
+        )
+    scales = [max(SMALLEST, float(np.abs(y).max(initial=0.0))) for y in before]
+    return max(float(np.abs(a - b).max(initial=0.0)) / s for a, b, s in zip(before, after, scales, strict=True))
