@@ -31,9 +31,9 @@ def functionalize(model: keras.Model, input_spec: Any = None) -> keras.Model:
     other. Layers and models inside that are made of layers and operations too become graphs of their own inside the
     graph, under their names; those that are not stay one layer each.
 
-    What a graph cannot hold is refused: weights that the model uses itself (put them into a layer), a call that does
-    other things in training, a layer that is called on constants alone, a loss added in a call. A `train_step` of the
-    model's own does not come along.
+    What a graph cannot hold is refused: weights that the model uses itself (put them into a layer), those of a layer that
+    are computed with outside of it, a call that does other things in training, a layer that is called on constants
+    alone, a loss added in a call. A `train_step` of the model's own does not come along.
 
     Args:
         model: Any Keras model. One that has a graph comes back as it is, unless there are layers in it to write out;
@@ -43,8 +43,8 @@ def functionalize(model: keras.Model, input_spec: Any = None) -> keras.Model:
             be given as arrays or tensors: a shape alone says nothing of the type.
 
     Returns:
-        A Functional model, not compiled, whose outputs were compared with the model's on random input. Its layers come
-        in the order of the graph, and so do its weights.
+        A Functional model, not compiled, whose outputs were compared with the model's on random input, with the weights
+        as they are and with others. Its layers come in the order of the graph, and so do its weights.
 
     Raises:
         SurgeryError: When its call cannot become a graph, or the graph would not answer alike, saying why.

@@ -149,7 +149,7 @@ def call_plainly(layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tra
 
 
 def compare(layer: Any, graph: keras.Model, given: tuple[Any, Any], values: Sequence[Any]) -> None:
-    """Compare the answers of a layer or model and of its graph.
+    """Compare the answers of a layer or model and of its graph, with the weights that they have and with others.
 
     Args:
         layer: The layer.
@@ -160,6 +160,29 @@ def compare(layer: Any, graph: keras.Model, given: tuple[Any, Any], values: Sequ
     Raises:
         SurgeryError: When they differ, or the graph cannot be called.
     """
+    if not _answers_alike(layer, graph, given, values):
+        raise SurgeryError(
+            f"The graph of {layer.name!r} does not answer as it does on random input: its call does something that "
+            "a graph does not show, such as counting its calls."
+        )
+    with keras.StatelessScope(state_mapping=_other_weights(layer)):
+        alike = _answers_alike(layer, graph, given, values)
+    if not alike:
+        raise SurgeryError(
+            f"The graph of {layer.name!r} would not follow its weights: its call computes with weights of a layer "
+            "outside of that layer, and the graph would hold what they are now. Put that into a layer of its own; for "
+            "embeddings that are used for the output too there is keras.layers.ReversibleEmbedding."
+        )
+
+
+def _other_weights(layer: Any) -> list[tuple[Any, Any]]:
+    """Give each weight of a layer another value: what is positive, as a variance, stays so, and zero becomes it."""
+    rng = np.random.default_rng(0)
+    drawn = [(one, rng.uniform(0.5, 1.5, one.shape)) for one in layer.weights if "float" in one.dtype]
+    return [(one, keras.ops.cast(np.asarray(one, "float64") * factor + factor / 8, one.dtype)) for one, factor in drawn]
+
+
+def _answers_alike(layer: Any, graph: keras.Model, given: tuple[Any, Any], values: Sequence[Any]) -> bool:
     told = {TRAINING: False} if TRAINING in inspect.signature(layer.call).parameters else {}
     expected = keras.tree.flatten(layer(*given[0], **{**given[1], **told}))
     inputs = keras.tree.pack_sequence_as(functional(graph)._inputs_struct, values)
@@ -171,10 +194,8 @@ def compare(layer: Any, graph: keras.Model, given: tuple[Any, Any], values: Sequ
         one, other = (np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(y, "float32"))) for y in (one, other))
         scale = max(1.0, float(np.abs(one).max(initial=0.0)))
         if one.shape != other.shape or not np.allclose(one, other, rtol=0, atol=TOLERANCE * scale, equal_nan=True):
-            raise SurgeryError(
-                f"The graph of {layer.name!r} does not answer as it does on random input: its call does something that "
-                "a graph does not show, such as counting its calls."
-            )
+            return False
+    return True
 
 
 def lost_weights(layer: Any, graph: keras.Model) -> list[str]:

@@ -361,3 +361,25 @@ def test_a_specification_is_asked_for(spec, message):
         functionalize(Net(), spec)
     with pytest.raises(SurgeryError, match="Expected a Keras 3 model"):
         functionalize("net")
+
+
+class TiedByHand(keras.Model):
+    """The embeddings are turned into a constant of the graph, which would not be trained."""
+
+    def __init__(self, embedding, turned):
+        super().__init__()
+        self.embedding, self.turned, self.dense = embedding, turned, L.Dense(4)
+
+    def call(self, tokens):
+        x = self.dense(self.embedding(tokens))
+        return ops.matmul(x, ops.transpose(self.embedding.embeddings)) if self.turned else self.embedding(x, True)
+
+
+def test_weights_that_are_computed_with_outside_of_their_layer_are_refused():
+    tokens = np.zeros((2, 5), "int32")
+    with pytest.raises(SurgeryError, match=r"would not follow its weights.*ReversibleEmbedding"):
+        functionalize(TiedByHand(L.Embedding(9, 4), turned=True), tokens)
+    model = TiedByHand(L.ReversibleEmbedding(9, 4), turned=False)
+    graph = functionalize(model, tokens)
+    model.embedding.embeddings.assign(3 * model.embedding.embeddings)
+    assert np.array_equal(model(tokens), graph(tokens)) and np.abs(graph(tokens)).max() > 0
