@@ -31,8 +31,8 @@ def functionalize(model: keras.Model, input_spec: Any = None) -> keras.Model:
     other. Layers and models inside that are made of layers and operations too become graphs of their own inside the
     graph, under their names; those that are not stay one layer each.
 
-    What a graph cannot hold is refused: weights that the model uses itself (put them into a layer), those of a layer that
-    are computed with outside of it, a call that does other things in training, a layer that is called on constants
+    What a graph cannot hold is refused: weights that the model uses itself (put them into a layer), those of a layer
+    that are computed with outside of it, a call that does other things in training, a layer that is called on constants
     alone, a loss added in a call. A `train_step` of the model's own does not come along.
 
     Args:

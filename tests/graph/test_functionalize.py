@@ -372,7 +372,9 @@ class TiedByHand(keras.Model):
 
     def call(self, tokens):
         x = self.dense(self.embedding(tokens))
-        return ops.matmul(x, ops.transpose(self.embedding.embeddings)) if self.turned else self.embedding(x, True)
+        return (
+            ops.matmul(x, ops.transpose(self.embedding.embeddings)) if self.turned else self.embedding(x, reverse=True)
+        )
 
 
 def test_weights_that_are_computed_with_outside_of_their_layer_are_refused():
