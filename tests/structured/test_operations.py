@@ -149,6 +149,16 @@ def test_a_channel_that_is_taken_by_its_place_stays(tmp_path):
     assert 4 in stay and stay[key[-1]] == 4
 
 
+@pytest.mark.parametrize("place", [slice(0, 1), slice(2, 3), slice(-1, None)], ids=str)
+def test_a_slice_of_one_channel_keeps_it_even_if_it_is_worth_least(place, tmp_path):
+    model = chain(lambda x, after: after(x * x[..., place]))
+    before, (one,) = model.get_layer("before"), np.arange(6)[place]
+    before.kernel.assign(np.asarray(before.kernel) * np.where(np.arange(6) == one, 1e-3, 1.0))
+    plan = plan_filters(model, ratio=0.5)
+    assert len(plan.groups[0].removed) + len(plan.groups[1].removed) >= 2
+    assert one in kept(model, prune_filters(model, plan), "before")
+
+
 @pytest.mark.parametrize("where", [3, [1, 4], (2,)], ids=str)
 def test_a_split_is_made_where_the_parts_end(where, tmp_path):
     bounds = [2, 4] if where == 3 else list(where)

@@ -78,9 +78,8 @@ def _of_channels(ids: ChannelIds, one: Any, channels: Ids) -> tuple[Any, Any]:
 def _taken(ids: ChannelIds, x: Ids, entries: list[Any], arguments: dict[int | str, Any]) -> Rule:
     """Take entries out of ids; what is a part of the channels becomes a set of its own."""
     out = x[tuple(entries)]
-    axis = varying(out)
-    if axis is not None and out.size < x.size:
-        out = ids.spread(_part(ids, out.reshape(-1)), axis)
+    if out.size < x.size:
+        out = _part(ids, out.reshape(-1)).reshape(out.shape)
     return Rule(out, arguments=arguments)
 
 
