@@ -1,6 +1,5 @@
 """Which layers and residual blocks can be taken out of a model, what they cost, and which of them are meant."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from kpipe.errors import KpipeError
 from kpipe.graph import trace
 from kpipe.registry import nearest
 from kpipe.structured.filters import Ignore
+from kpipe.structured.scopes import compiled, several
 from kpipe.structured.stretches import Stretch, graphs, in_order, stretches
 
 
@@ -119,16 +119,14 @@ def _every(model: keras.Model) -> dict[str, Any]:
 
 
 def _matching(wanted: Any, names: Iterable[str], argument: str) -> list[str]:
-    try:
-        return [name for name in names if re.search(wanted, name)]
-    except (re.error, TypeError) as fault:
-        raise KpipeError(f"{argument}={wanted!r} is no regular expression: {fault}.") from fault
+    pattern = compiled(wanted, argument)
+    return [name for name in names if pattern.search(name)]
 
 
 def ignored(model: keras.Model, ignore: Ignore) -> set[str]:
     """Give the paths of the layers that stay."""
     every, found = _every(model), set()
-    for wanted in () if ignore is None else [ignore] if isinstance(ignore, str) or callable(ignore) else ignore:
+    for wanted in several(ignore, "ignore"):
         if callable(wanted):
             meant = [path for path, layer in every.items() if isinstance(layer, keras.Layer) and wanted(layer)]
         else:
@@ -148,7 +146,7 @@ def touches(stretch: Stretch, stay: set[str]) -> bool:
 def named(model: keras.Model, layers: str | Sequence[str], stay: set[str]) -> list[str]:
     """Give the names of the stretches that are meant; of those that lie in one another, the outer ones."""
     found, meant = stretches(model, Costs(model).plain), []
-    for wanted in [layers] if isinstance(layers, str) else layers:
+    for wanted in several(layers, "layers"):
         names = set(_matching(wanted, (one.name for one in found), "layers"))
         if not names:
             raise KpipeError(f"layers={wanted!r} {_why_none(model, wanted, found)}")

@@ -89,6 +89,9 @@ class FilterPlan:
         """
         try:
             groups = [{**g, "layers": tuple(g["layers"]), "removed": tuple(g["removed"])} for g in data["groups"]]
+            for number in [n for g in groups for n in (g["channels"], *g["removed"])]:
+                if type(number) is not int:
+                    raise TypeError(f"{number!r} as the number of a channel")
             made = {"groups": tuple(GroupPlan(**group) for group in groups), "notes": tuple(data.get("notes", ()))}
             return cls(**{**data, **made})
         except (KeyError, TypeError, AttributeError) as fault:

@@ -1,8 +1,7 @@
 """What is asked of a plan: checked once, and written into the plan."""
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from kpipe.errors import KpipeError
 from kpipe.graph import Group, Trace
 from kpipe.saliency import Criterion, channel_criterion_of
 from kpipe.structured.ranking import least_of, step_of
-from kpipe.structured.scopes import Ratio, Scope, check_scope, compiled
+from kpipe.structured.scopes import Ratio, Scope, check_scope, compiled, several
 from kpipe.structured.scores import check_choice
 from kpipe.structured.targets import check_target
 
@@ -53,7 +52,8 @@ class Request:
         if not _is_count(self.min_channels):
             raise KpipeError(f"Expected min_channels as an integer of at least 1. Received: {self.min_channels!r}.")
         parts = PARTS if self.parts is None else self.parts
-        if isinstance(parts, str) or not parts or not all(isinstance(part, str) for part in parts):
+        named = isinstance(parts, Collection) and all(isinstance(part, str) for part in parts)
+        if isinstance(parts, str) or not parts or not named:
             raise KpipeError(f"Expected parts as names, such as {PARTS}, or None for all. Received: {self.parts!r}.")
 
     def limits(self, groups: Sequence[Group]) -> tuple[list[int], list[int]]:
@@ -146,10 +146,8 @@ def freeze_parts(traced: Trace, parts: Sequence[str] | None) -> Trace:
 
 def freeze_ignored(traced: Trace, ignore: Ignore) -> Trace:
     """Freeze the groups that an ignored layer produces."""
-    if ignore is None:
-        return traced
     named: set[str] = set()
-    for wanted in [ignore] if isinstance(ignore, str) or callable(ignore) else ignore:
+    for wanted in several(ignore, "ignore"):
         named |= _ignored(traced, wanted)
     return freeze(traced, {g.name: "it is ignored" for g in traced.groups if named & set(g.layers)})
 
@@ -159,10 +157,8 @@ def _ignored(traced: Trace, wanted: str | Callable[[keras.Layer], bool]) -> set[
     if callable(wanted):
         found = {layer.path for layer in traced.layers if wanted(layer.layer)}
     else:
-        try:
-            found = {layer.path for layer in traced.layers if re.search(wanted, layer.path)}
-        except re.error as fault:
-            raise KpipeError(f"ignore={wanted!r} is no regular expression: {fault}.") from fault
+        pattern = compiled(wanted, "ignore")
+        found = {layer.path for layer in traced.layers if pattern.search(layer.path)}
     producing = {path for group in traced.groups for path in group.layers} | set(traced.frozen)
     if not found & producing:
         what = f"matches only {sorted(found)}, which produce no channels" if found else "matches no layer"

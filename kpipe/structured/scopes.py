@@ -1,7 +1,9 @@
 """Which groups of channels are ranked together, and how much of each goes."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import NoneType
+from typing import Any
 
 from kpipe.errors import KpipeError
 from kpipe.graph import Group, Trace
@@ -72,7 +74,7 @@ def check_scope(scope: Scope) -> None:
         if not scope or not all(isinstance(name, str) for name in scope):
             raise KpipeError(f"Expected scope as names with regexes, such as {{'stage2': '^block2_'}}. Got: {scope!r}.")
         for name, expressions in scope.items():
-            for expression in _several(expressions):
+            for expression in several(expressions, f"scope[{name!r}]"):
                 compiled(expression, f"scope[{name!r}]")
     elif scope not in SCOPES:
         raise KpipeError(
@@ -141,7 +143,8 @@ def _find(groups: Sequence[Group], wanted: Mapping[str, Regexes], what: str) -> 
     """Map the number of each group that is found to the first name whose regexes find one of its layers."""
     found: dict[int, str] = {}
     for name, expressions in wanted.items():
-        patterns = [compiled(expression, f"{what}[{name!r}]") for expression in _several(expressions)]
+        where = f"{what}[{name!r}]"
+        patterns = [compiled(expression, where) for expression in several(expressions, where)]
         matches = [n for n, g in enumerate(groups) if any(p.search(path) for p in patterns for path in g.layers)]
         fresh = [number for number in matches if number not in found]
         if not fresh:
@@ -152,8 +155,18 @@ def _find(groups: Sequence[Group], wanted: Mapping[str, Regexes], what: str) -> 
     return found
 
 
-def _several(expressions: Regexes) -> list[str]:
-    return [expressions] if isinstance(expressions, str) else list(expressions)
+def several(wanted: Any, what: str) -> list[Any]:
+    """Give one regular expression or function, or several, as a list; None as none.
+
+    Example:
+        >>> several("^conv", "ignore"), several(["a", "b"], "ignore"), several(None, "ignore")
+        (['^conv'], ['a', 'b'], [])
+    """
+    if isinstance(wanted, str) or callable(wanted):
+        return [wanted]
+    if not isinstance(wanted, (Collection, NoneType)):
+        raise KpipeError(f"{what} is {wanted!r}; expected a regular expression, or several.")
+    return list(wanted or ())
 
 
 def compiled(expression: object, what: str) -> re.Pattern[str]:

@@ -1,6 +1,5 @@
 """How much a model loses when the channels of one group go, group by group and ratio by ratio."""
 
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from kpipe.structured.metrics import Metric, Own, input_batches, metric_of
 from kpipe.structured.ranking import channel_scores, choose
 from kpipe.structured.scan import GroupSensitivity, Sensitivity
 from kpipe.structured.scan_record import ScanRecord, identity
+from kpipe.structured.scopes import compiled, several
 
 
 def sensitivity(
@@ -157,11 +157,9 @@ def _chosen(traced: Trace, groups: str | Sequence[str] | None) -> list[Group]:
     if groups is None:
         return list(traced.groups)
     found: set[str] = set()
-    for wanted in [groups] if isinstance(groups, str) else groups:
-        try:
-            meant = {group.name for group in traced.groups if any(re.search(wanted, one) for one in group.layers)}
-        except (re.error, TypeError) as fault:
-            raise KpipeError(f"groups={wanted!r} is no regular expression: {fault}.") from fault
+    for wanted in several(groups, "groups"):
+        pattern = compiled(wanted, "groups")
+        meant = {group.name for group in traced.groups if any(pattern.search(one) for one in group.layers)}
         if not meant:
             known = ", ".join(path for group in traced.groups for path in group.layers)
             raise KpipeError(

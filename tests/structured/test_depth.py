@@ -406,6 +406,7 @@ def test_layers_that_compute_nothing_go_only_by_name():
         ({"count": 4, "data": np.ones((2, 4))}, "count=4, but only 3 can be taken out"),
         ({"layers": "zzz"}, "matches no layer. What can be taken out: a, b, c"),
         ({"layers": "("}, "no regular expression"),
+        ({"layers": 5}, "layers is 5; expected a regular expression"),
         ({"count": 1, "data": np.ones((2, 4)), "ignore": "zzz"}, "ignore='zzz' matches no layer"),
     ],
 )

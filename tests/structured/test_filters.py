@@ -249,7 +249,8 @@ def test_plan_is_data(tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(first.get_weights(), second.get_weights(), strict=True))
     with pytest.raises(KpipeError, match="Cannot write the plan"):
         plan.save(tmp_path / "nosuch" / "plan.json")
-    for text in ("{}", "[1]", "not json"):
+    worded = json.dumps(plan.to_dict()).replace('"removed": [', '"removed": ["0", ')
+    for text in ("{}", "[1]", "not json", worded):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(KpipeError):
             FilterPlan.load(tmp_path / "bad.json")
@@ -270,6 +271,8 @@ def test_ignored_layers_stay_whole():
         (lambda layer: False, "matches no layer"),
         ("^a_relu$", r"only \['a_relu'\], which produce no channels"),
         ("(", "no regular expression"),
+        (["a", 5], "holds 5, which is no regular expression"),
+        (5, "ignore is 5; expected a regular expression"),
     ]:
         with pytest.raises(KpipeError, match=message):
             plan_filters(model, ratio=0.5, ignore=ignore)
@@ -292,6 +295,8 @@ def misshapen(evidence):
         ({"ratio": -0.1}, "in \\[0, 1\\)"),
         ({"ratio": float("nan")}, "in \\[0, 1\\)"),
         ({"ratio": 0.5, "scope": "glob"}, "Did you mean 'global'"),
+        ({"ratio": 0.5, "scope": {"all": 5}}, "scope\\['all'\\] is 5; expected a regular expression"),
+        ({"ratio": 0.5, "parts": 3}, "parts as names"),
         ({"ratio": 0.5, "round_to": 0}, "round_to"),
         ({"ratio": 0.5, "criterion": "tailor"}, "Did you mean 'taylor'"),
         ({"ratio": 0.5, "criterion": judges_nothing}, "judges no weight"),
