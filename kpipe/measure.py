@@ -15,7 +15,7 @@ from kpipe.layers import KERNEL_ROLES, Weight, located, own_variables, weights, 
 
 @dataclass(frozen=True)
 class LayerMeasure:
-    """Hold the counts of one layer.
+    """Hold the counts of one layer, or of an operation that multiplies tensors with one another.
 
     Args:
         layer: Its path, with the names of the nested models around it.
@@ -24,7 +24,8 @@ class LayerMeasure:
         nonzeros: How many of them are not zero.
         kernel_params: Number of weights in kernels, the ones that pruning and MACs are about.
         kernel_nonzeros: How many of those are not zero.
-        macs: Multiply-accumulates of its kernels for one sample; None when not known.
+        macs: Multiply-accumulates for one sample: of its kernels, and of products such as attention scores; None when
+            not known.
         bytes: In memory.
         channels: Output channels of its kernel; None for a layer without one.
     """
@@ -117,9 +118,10 @@ def measure(model: keras.Model) -> Measurement:
     """Count parameters, nonzeros, multiply-accumulates and bytes of a model.
 
     Args:
-        model: Any built Keras model. MACs are counted for one sample, kernels only, from the rules of the layers; they
-            are None for a layer without a rule, an open input size, or a subclassed model. A quantized model is counted
-            as it will be written: its kernels rounded, without masks and ranges.
+        model: Any built Keras model. MACs are counted for one sample, of kernels and of products of tensors, from the
+            rules of the layers and operations; they are None for a layer without a rule, an open input size, or a
+            subclassed model. A quantized model is counted as it will be written: its kernels rounded, without masks and
+            ranges.
 
     Returns:
         The counts; print them for a table.
@@ -150,12 +152,12 @@ def _rows(model: keras.Model) -> list[LayerMeasure]:
         traced = trace(model, unknown="freeze")
     except SurgeryError:
         return _rows_inside(model)
-    layers = [(layer.path, layer.layer, traced.macs_of(layer)) for layer in traced.layers]
-    return [
-        _row(path, layer, macs, layer.weights, weights_within(layer))
-        for path, layer, macs in layers
-        if isinstance(layer, keras.Layer) and (layer.weights or macs != 0)
-    ]
+    rows = []
+    for one in traced.layers:
+        macs, held = traced.macs_of(one), [weight.variable for weight in one.weights]
+        if held or macs != 0:
+            rows.append(_row(one.path, one.layer, macs, held, weights_within(one.layer) if held else []))
+    return rows
 
 
 def _rows_inside(model: keras.Model) -> list[LayerMeasure]:
@@ -174,7 +176,7 @@ def _rows_inside(model: keras.Model) -> list[LayerMeasure]:
 
 def _row(
     path: str,
-    layer: keras.Layer,
+    layer: Any,
     macs: int | None,
     variables: Sequence[keras.Variable],
     known: Sequence[Weight],
@@ -190,7 +192,7 @@ def _row(
         kernel_nonzeros=sum(int(np.count_nonzero(value)) for value in kernels),
         macs=macs,
         bytes=sum(value.nbytes for value in values),
-        channels=_channels(layer),
+        channels=_channels(layer) if variables else None,
     )
 
 

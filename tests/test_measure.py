@@ -6,6 +6,7 @@ import pytest
 from keras import layers as L
 
 from kpipe.errors import KpipeError
+from kpipe.graph import trace
 from kpipe.measure import measure
 from kpipe.quantize import quantize
 from tests.models import ZOO, build, samples
@@ -150,3 +151,13 @@ def test_what_multiplies_nothing_costs_no_macs():
     x = keras.Input((4, 4, 3))
     net = keras.Model(x, L.Dense(2, name="fc")(L.Flatten()(L.LayerNormalization()(L.PReLU()(L.Conv2D(5, 1)(x))))))
     assert measure(net).macs == 16 * 3 * 5 + 80 * 2
+
+
+def test_products_of_operations_count_as_those_of_attention_do():
+    x = keras.Input((5, 8))
+    net = keras.Model(x, keras.ops.matmul(L.Dense(4)(x), keras.ops.transpose(L.Dense(4)(x), (0, 2, 1))))
+    counts = measure(net)
+    assert counts.macs == trace(net).macs() == 2 * 5 * 8 * 4 + 5 * 5 * 4
+    assert [(row.kind, row.params, row.channels) for row in counts.rows[2:]] == [("Matmul", 0, None)]
+    steps = keras.Input((None, 8))
+    assert measure(keras.Model(steps, keras.ops.matmul(steps, keras.ops.transpose(steps, (0, 2, 1))))).macs is None
