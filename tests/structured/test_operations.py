@@ -274,3 +274,16 @@ def test_a_rule_that_forgets_a_constant_is_caught(monkeypatch):
     model = chain(lambda x, after: after(x * CHANNELS))
     with pytest.raises(SurgeryError, match="cannot be rebuilt"):
         prune_filters(model, plan_filters(model, ratio=0.5))
+
+
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_sizes_of_heads_stay_where_attention_takes_its_scale_from_them(scale):
+    keras.utils.set_random_seed(0)
+    x = keras.Input((5, 8))
+    heads = [ops.reshape(L.Dense(12, name=name)(x), (-1, 5, 3, 4)) for name in ("query", "key", "value")]
+    made = ops.dot_product_attention(*heads, scale=scale)
+    model = keras.Model(x, L.Dense(2)(ops.reshape(made, (-1, 5, 12))))
+    plan = plan_filters(model, ratio=0.5)
+    small = prune_filters(model, plan)
+    assert [small.get_layer(name).units for name in ("query", "key", "value")] == ([6, 6, 6] if scale else [12, 12, 6])
+    assert scale or "takes its scale from their number" in str(plan)

@@ -216,7 +216,8 @@ def dot_product_attention(operation: Any, ids: ChannelIds, *inputs: Ids) -> Rule
     if elsewhere or any(varying(one.value) is not None for one in others):
         found = frozen(ids, inputs, "mixes places or heads")
         return replace(found, products=[(heads, targets, steps, size), (heads, targets, steps, width)])
-    channels = _sizes_of_heads(ids, query, key, "scale" in arguments and np.ndim(arguments["scale"].value) == 0)
+    scale = arguments["scale"].value if "scale" in arguments else None
+    channels = _sizes_of_heads(ids, query, key, scale is not None and np.ndim(scale) == 0)
     reference = None if channels is None else _summing_kept(operation, [(0, 3, 4, channels)])
     passes = varying(value.value) is not None
     out = value.value if passes else ids.constant(f"{ids.path!r} mixes places")
