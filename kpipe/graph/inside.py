@@ -25,8 +25,7 @@ def model_inside(model: Any, ids: ChannelIds, *inputs: Ids) -> Rule:
             one = found[site.path] = inside(site.operation, ids, *places[site.path], *taken)
         if one.arguments or one.samples != 1:
             ids.refuse(f"the operation {site.path!r} of {model.name!r} inside has sizes of its own in its call")
-        out = one.out if isinstance(one.out, tuple) else (one.out,) * len(site.outputs)
-        tensors.update(zip(site.outputs, out, strict=True))
+        tensors.update(zip(site.outputs, one.outputs(len(site.outputs)), strict=True))
     return Rule(
         tuple(tensors[key] for key in flow.outputs),
         axes=_together(found, "axes"),

@@ -59,7 +59,7 @@ def trace(model: keras.Model, unknown: Literal["refuse", "freeze"] = "refuse") -
         arguments = ((), {}) if site.is_input else site.rebind(tensors)
         ids.at(site.path, site.input_shapes, site.output_shapes, arguments)
         found = _ask(site, ids, [tensors[key] for key in site.inputs], unknown)
-        tensors.update(zip(site.outputs, _outputs(found, len(site.outputs)), strict=True))
+        tensors.update(zip(site.outputs, found.outputs(len(site.outputs)), strict=True))
         here = _samples({samples[key] for key in site.inputs})
         out = None if here is None or found.samples is None else here * found.samples
         samples.update(dict.fromkeys(site.outputs, out))
@@ -128,11 +128,6 @@ def _ask(site: Site, ids: ChannelIds, inputs: list[Ids], unknown: str) -> Rule:
     return Rule(out, reuse=None if _has_kernels(site.operation) else 0)
 
 
-def _outputs(found: Rule, count: int) -> tuple[Ids, ...]:
-    """Give the ids of each of `count` outputs."""
-    return found.out if isinstance(found.out, tuple) else (found.out,) * count
-
-
 def _rule_of(site: Site) -> tuple[RuleFunction | None, str]:
     """Give the rule of a site, or the reason why nothing is known of how channels pass through."""
     operation, cls = site.operation, type(site.operation)
@@ -180,7 +175,7 @@ def _merge_calls(calls: list[tuple[Site, Rule]], ids: ChannelIds) -> tuple[Trace
                 first.arguments,
                 products,
                 _reference(site.operation, [found for _, found in group]),
-                _outputs(first, len(site.outputs)),
+                first.outputs(len(site.outputs)),
             )
         )
     return tuple(layers)
@@ -200,7 +195,7 @@ def _traced_weights(site: Site, calls: Sequence[Rule]) -> tuple[TracedWeight, ..
     roles = {id(weight.variable): weight.role for weight in weights_within(layer)}
     names = {id(held): name for name in first.axes if (held := _held(layer, name)) is not None}
     paths = _paths(layer)
-    out = np.concatenate([ids.reshape(-1) for ids in _outputs(first, len(site.outputs))])
+    out = np.concatenate([ids.reshape(-1) for ids in first.outputs(len(site.outputs))])
     result = []
     for variable in layer.weights:
         name, role = names.get(id(variable), ""), roles.get(id(variable), "")

@@ -77,7 +77,7 @@ def stacked_cells(layer: L.StackedRNNCells, ids: ChannelIds, x: Ids, *states: Id
         step = (getattr(one, "output_size", None) or keras.tree.flatten(one.state_size)[0],)
         with ids.within([shape, *own_shapes], [step]):
             found = inside(one, ids, f"cells.{number}", f"cells.{number}.config", x, *own)
-        x, *after = outputs(found, 1 + count)
+        x, *after = found.outputs(1 + count)
         shape = step
         out += after
         rules.append(found)
@@ -97,7 +97,7 @@ def recurrent(layer: L.RNN, ids: ChannelIds, *inputs: Ids) -> Rule:
     shapes, starts = [state.shape for state in states], [state.ids for state in states]
     with ids.within([x.shape[1:], *shapes], [ids.output_shapes[0][layer.return_sequences :]]):
         found = inside(layer.cell, ids, "cell", "cell.config", step, *starts)
-    out, *after = outputs(found, 1 + state_count(layer.cell))
+    out, *after = found.outputs(1 + state_count(layer.cell))
     first = out[None] if layer.return_sequences else out  # (1, *step): alike at each of the steps
     config = found.config
     if type(layer) is not L.RNN:  # the layer's own config holds that of its cell
@@ -109,11 +109,6 @@ def recurrent(layer: L.RNN, ids: ChannelIds, *inputs: Ids) -> Rule:
         reuse=times(found.reuse, x.shape[0]),
         reference=from_rest(layer, layer) if layer.stateful else None,
     )
-
-
-def outputs(found: Rule, count: int) -> tuple[Ids, ...]:
-    """Give the ids of each of `count` outputs."""
-    return found.out if isinstance(found.out, tuple) else (found.out,) * count
 
 
 def times(reuse: Any, count: int | None) -> dict[str, int | None]:

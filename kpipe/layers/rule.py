@@ -79,6 +79,10 @@ class Rule:
     reference: Callable[[Kept], Callable[..., Any]] | None = None
     samples: Fraction | int | None = 1
 
+    def outputs(self, count: int) -> tuple[Ids, ...]:
+        """Give the channel ids of each of `count` outputs: where `out` is one, it is that of all."""
+        return self.out if isinstance(self.out, tuple) else (self.out,) * count
+
 
 RuleFunction = Callable[..., Rule]
 QuantizationFact = Quantization | None | Callable[[keras.Layer], Quantization | None]

@@ -9,7 +9,7 @@ from keras import layers as L
 
 from kpipe.layers.call import Port, freeze_others, ports
 from kpipe.layers.channel_ids import ChannelIds, Ids
-from kpipe.layers.recurrent import from_rest, joined, outputs, times
+from kpipe.layers.recurrent import from_rest, joined, times
 from kpipe.layers.rule import Kept, Rule, inside, rule
 
 
@@ -24,7 +24,7 @@ def time_distributed(layer: L.TimeDistributed, ids: ChannelIds, *inputs: Ids) ->
         found = inside(layer.layer, ids, "layer", "layer.config", step)
     return replace(
         found,
-        out=outputs(found, 1)[0][None],  # (1, *step)
+        out=found.outputs(1)[0][None],  # (1, *step)
         reuse=times(found.reuse, steps),
         arguments={},
         products=[(steps, *product) for product in found.products],
@@ -87,7 +87,7 @@ def _direction(layer: Any, ids: ChannelIds, attribute: str, config: str, x: Port
     call = ((x.ids,), {"initial_state": keras.tree.map_structure(lambda port: port.ids, states)})
     with ids.within([x.shape, *(start.shape for start in starts)], [tuple(first[1:])], call):
         found = inside(layer, ids, attribute, config, x.ids, *(start.ids for start in starts))
-    return found if isinstance(found.out, tuple) else replace(found, out=(found.out,))
+    return replace(found, out=found.outputs(1))
 
 
 def _concatenated(ids: ChannelIds, first: Ids, last: Ids) -> Ids:
