@@ -60,7 +60,14 @@ TINY = {
 """Model of a recipe -> what makes it small."""
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+FAST = ("digits", "cifar10")
+"""Between them they have most kinds of stages; the others run with the heavy sweeps."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[] if path.stem in FAST else pytest.mark.slow, id=path.stem) for path in RECIPES],
+)
 def test_a_recipe_runs_in_a_tiny_form(path, tmp_path, monkeypatch):
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     draw(tmp_path)

@@ -38,8 +38,16 @@ def test_a_copy_keeps_what_is_frozen():
     assert len(twin.trainable_variables) == len(model.trainable_variables)
 
 
+OF_KERNELS = [name for name in CRITERIA if name != "bn_scale" and "movement" not in CRITERIA.facts(name)["needs"]]
+
+
+def test_a_criterion_of_norms_alone_refuses_kernels():
+    with pytest.raises(KpipeError, match=r"gave None for 'hidden1/kernel' \(role 'kernel'\)"):
+        prune_weights(build("dense"), 0.5, criterion="bn_scale")
+
+
 @pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("criterion", [name for name in CRITERIA if "movement" not in CRITERIA.facts(name)["needs"]])
+@pytest.mark.parametrize("criterion", OF_KERNELS)
 def test_the_count_is_exact_and_the_original_untouched(criterion, scope):
     model = build("dense")
     before = model.get_weights()
