@@ -106,6 +106,10 @@ def _measured(
 def _short(kind: str, after: float, budget: float, measured: bool) -> str:
     nearer = "no candidate that was measured lies between" if measured else "one step more of any scope would be above"
     return (
-        f"{kind}: {after:,.6g} is {1 - after / budget:.1%} below the {budget:,.6g} that may remain: channels go whole "
-        f"and in the order of their scores, and {nearer}"
+        f"{kind}: {_number(after)} is {1 - after / budget:.1%} below the {_number(budget)} that may remain: channels "
+        f"go whole and in the order of their scores, and {nearer}"
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

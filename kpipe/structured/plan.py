@@ -204,6 +204,9 @@ def _tied(group: GroupPlan) -> str:
     return f"tied: {', '.join(others[:3])}{' and more' if len(others) > 3 else ''}" if others else ""
 
 
+NARROW = "next to nothing stays: its scores are far below the others'; max_ratio or normalise keeps more"
+
+
 def describe(
     traced: Trace,
     removed: Sequence[np.ndarray],
@@ -237,7 +240,7 @@ def describe(
 
 
 def _note(group: Group, kept: int, ratio: float | None, request: Mapping[str, Any]) -> str:
-    """Say what kept channels of a group that scores alone would not have kept."""
+    """Say what kept channels of a group that scores alone would not have kept, or that scores left hardly any."""
     n, round_to, share = len(group), request.get("round_to", 1), request.get("max_ratio")
     step, count = step_of(group, round_to), request.get("min_channels") or 1
     if ratio == 0 and isinstance(request.get("ratio"), Mapping):
@@ -246,7 +249,7 @@ def _note(group: Group, kept: int, ratio: float | None, request: Mapping[str, An
     if asked is not None and asked >= n:
         return f"asked to remove all {n}; {kept} kept"
     if (kept == n and not asked) or kept > least_of(n, step, share, count):
-        return ""
+        return NARROW if request.get("scope") != "layer" and kept <= n / 10 else ""
     least, by_share, by_count = least_of(n, step), least_of(n, step, share), least_of(n, step, None, count)
     reasons = [
         (kept == 1 < n, "one channel is always kept"),

@@ -182,6 +182,22 @@ def test_a_ratio_that_would_empty_a_layer_keeps_one_and_says_so():
         assert lone and all("one channel is always kept" in g.note for g in lone)
 
 
+def test_a_layer_that_a_common_ranking_leaves_hardly_anything_of_is_named():
+    x = keras.Input((8,))
+    small, large = L.Dense(40, name="small"), L.Dense(40, name="large")
+    model = keras.Model(x, L.Dense(2, name="logits")(large(small(x))))
+    small.kernel.assign(1e-3 * small.kernel)
+    large.kernel.assign(1e-3 * large.kernel)
+    model.get_layer("logits").kernel.assign(100 * np.asarray(model.get_layer("logits").kernel))
+
+    def notes(**request):
+        return {group.name: group.note for group in plan_filters(model, ratio=0.45, scope="global", **request).groups}
+
+    assert "next to nothing stays" in notes(normalise="none")["small"]
+    assert notes(normalise="none", max_ratio=0.6)["small"] == "max_ratio=0.6 keeps the rest"
+    assert not any(notes().values())  # each divided by its mean
+
+
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("kind", ["macs", "params"])
 @pytest.mark.parametrize("name", ["residual", "se_block", "concat", "siamese"])
