@@ -111,6 +111,7 @@ def test_what_a_plan_can_be_asked_a_recipe_can(context, trained, fields, expecte
     assert filters(run(PruneFilters(**{"epochs": 0, **fields}), context, trained)) == expected
 
 
+@pytest.mark.slow
 def test_a_file_comes_down_to_its_bytes_in_rounds(context, trained):
     before = int8_bytes(trained.load())
     after = run(PruneFilters(target=Target(bytes=before - 500), rounds=2, epochs=0, scope="global"), context, trained)
