@@ -92,6 +92,7 @@ def answers_of(model: keras.Model, x: Any) -> Answers:
 
 
 def ask(model: keras.Model, x: Any) -> np.ndarray:
+    """Give the answers of a model of one output on some inputs, as in inference; several outputs are refused."""
     outputs = keras.tree.flatten(model(keras.tree.map_structure(keras.ops.convert_to_tensor, x), training=False))
     if len(outputs) != 1:
         raise KpipeError(f"The model {model.name!r} has {len(outputs)} outputs; distillation expects one. Split it.")

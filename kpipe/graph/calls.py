@@ -90,6 +90,7 @@ def _arguments(node: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def without_training(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the argument of a call that tells whether the model is trained."""
     return {name: value for name, value in kwargs.items() if name != TRAINING}
 
 
