@@ -13,12 +13,14 @@ CIFAR-10: 0.11 points better at 2.57 times fewer MACs (Fang et al., DepGraph, 20
     KPIPE_DATA=folder-of-cifar10.npz python benchmarks/cifar.py --seeds 2     # hours on 2 cores
     KPIPE_DATA=folder-of-cifar10.npz python benchmarks/cifar.py --quick       # minutes; its figures mean nothing
 
-Every finished stage is kept in benchmarks/results/: a run that was broken off goes on where it was.
+Every finished stage is kept in benchmarks/results/: a run that was broken off goes on where it was. The figures of a
+finished seed are kept in benchmarks/records/.
 """
 
 import argparse
 import copy
 import os
+from functools import partial
 from pathlib import Path
 
 import papers
@@ -125,11 +127,13 @@ def main():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     document = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     document = shortened(document) if arguments.quick else document
-    place = papers.folder("cifar", document)
-    results = [of_seed(document, seed, place / f"seed{seed}") for seed in range(arguments.seeds)]
+    place = papers.folder("cifar", {"recipe": document, "ways": WAYS})
+    results = []
+    for seed in range(arguments.seeds):
+        make = partial(of_seed, document, seed, place / f"seed{seed}")
+        record = papers.RECORDS / "cifar" / f"{place.name}_seed{seed}.json"
+        results.append(make() if arguments.quick else papers.remembered(record, make))
     show(results)
-    print(f"Written to {place / 'result.json'}")
-    papers.keep(place / "result.json", results)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import statistics
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+RECORDS = Path(__file__).parent / "records"
+"""What took hours to measure: figures that are kept with the code."""
 
 
 def one_thread():

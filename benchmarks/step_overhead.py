@@ -46,7 +46,7 @@ BATCH = 128
 FREQUENCIES = (100, 10, 1)
 KINDS = {"unstructured": ("kpipe", "TFMOT"), "2:4": ("kpipe", "TFMOT"), "global": ("kpipe",), "rigl": ("kpipe",)}
 SCHEDULE = 4690  # steps: ten epochs of 60,000 samples
-SIZES = {"lenet5": (8, 100), "conv 10M": (3, 100), "dense 10M": (4, 30)}  # rounds, measured steps a window
+SIZES = {"lenet5": (8, 100), "conv 10M": (3, 100), "dense 10M": (3, 100)}  # rounds, measured steps a window
 QUICK = {"lenet5": (2, 30), "conv 10M": (1, 10), "dense 10M": (2, 10)}
 
 
