@@ -25,7 +25,7 @@ from kpipe.report.details import Row
 from kpipe.report.units import DASH
 from kpipe.saliency import CHANNEL_CRITERIA, CRITERIA, channel_criteria
 from kpipe.schedules import SCHEDULES, arguments_of
-from kpipe.unstructured.targets import PRUNED_ROLES
+from kpipe.targets import PRUNED_ROLES
 
 SMALLEST = {"filters": 1, "kernel_size": 1, "activation": "relu"}
 """Arguments that layers cannot be made without."""

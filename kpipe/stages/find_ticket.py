@@ -25,12 +25,12 @@ from kpipe.stages.fields import (
 )
 from kpipe.stages.pruning import tell_weights
 from kpipe.stages.training import TrainingStage, evidence, train
+from kpipe.targets import PRUNED_ROLES
 from kpipe.unstructured import Report, Skipped, find_targets
 from kpipe.unstructured.report import make_report
 from kpipe.unstructured.rewind import check_choice, find_ticket
 from kpipe.unstructured.rounds import fractions_of
 from kpipe.unstructured.suited import suited
-from kpipe.unstructured.targets import PRUNED_ROLES
 from kpipe.unstructured.ticket import Ticket, draw_anew
 
 

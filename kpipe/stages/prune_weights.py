@@ -27,10 +27,10 @@ from kpipe.stages.following import Following
 from kpipe.stages.pruning import PruningStage, tell_weights
 from kpipe.stages.teaching import teacher_of
 from kpipe.stages.training import evidence, steps_in, train
+from kpipe.targets import PRUNED_ROLES
 from kpipe.unstructured import Report, Row, WeightPruning, find_targets, prune_weights
 from kpipe.unstructured.report import make_report
 from kpipe.unstructured.suited import suited
-from kpipe.unstructured.targets import PRUNED_ROLES
 
 
 @STAGES("prune_weights")

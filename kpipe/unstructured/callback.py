@@ -12,13 +12,13 @@ from kpipe.patterns import MaskFunction, Pattern, Scope, check_scope, pattern_of
 from kpipe.projections import Holder, trained_model
 from kpipe.saliency import Criterion, Sight
 from kpipe.schedules import AnySchedule, last_due, schedules_of
+from kpipe.targets import PRUNED_ROLES, LayerFilter, Skipped, find_targets, trainable
 from kpipe.unstructured.masks import drop_more, judge
 from kpipe.unstructured.pruned import Pruned, hold, lacks, led, pending
 from kpipe.unstructured.regrowth import GROWTHS, Regrowth, check_free, regrowth_of, replace
 from kpipe.unstructured.report import Report, make_report
 from kpipe.unstructured.slots import reset_slots
 from kpipe.unstructured.suited import suited
-from kpipe.unstructured.targets import PRUNED_ROLES, LayerFilter, Skipped, find_targets, trainable
 
 Arrays = Mapping[str, np.ndarray]
 

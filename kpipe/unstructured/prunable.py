@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import keras
 
 from kpipe.layers import Weight, known, layers_within, roles_of, unlisted, weight_facts_of, weights_within
-from kpipe.unstructured.targets import PACKED, PRUNED_ROLES
+from kpipe.targets import PACKED, PRUNED_ROLES
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from kpipe.errors import NoEffectWarning
 from kpipe.patterns import MaskFunction, Pattern, Scope, pattern_of, scope_of
 from kpipe.projections import first_mask
 from kpipe.saliency import Criterion, criterion_of, gather
+from kpipe.targets import PRUNED_ROLES, LayerFilter, Target, find_targets
 from kpipe.unstructured.masks import drop_more, judge
-from kpipe.unstructured.selection import LayerFilter
 from kpipe.unstructured.suited import suited
-from kpipe.unstructured.targets import PRUNED_ROLES, Target, find_targets
 
 
 def prune_weights(

@@ -10,8 +10,8 @@ from kpipe.errors import KpipeError
 from kpipe.patterns import ByFunction, Pattern, Scope, drop_count
 from kpipe.projections import Holder, Mask, first_mask
 from kpipe.registry import nearest
+from kpipe.targets import Skipped, Target
 from kpipe.unstructured.masks import drop_more, due
-from kpipe.unstructured.targets import Skipped, Target
 
 
 @dataclass

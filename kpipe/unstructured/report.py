@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kpipe.unstructured.targets import Skipped, Target
+from kpipe.targets import Skipped, Target
 
 
 @dataclass(frozen=True)

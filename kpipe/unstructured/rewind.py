@@ -11,10 +11,9 @@ from kpipe.errors import KpipeError
 from kpipe.patterns import MaskFunction, Pattern, check_scope, pattern_of, scope_of
 from kpipe.projections import first_mask, trained_model
 from kpipe.saliency import Criterion, criterion_of
+from kpipe.targets import PRUNED_ROLES, LayerFilter, find_targets
 from kpipe.unstructured.rounds import Judging, PerRound, ScopeChoice, choose, count_rounds, note_gone, share_out
-from kpipe.unstructured.selection import LayerFilter
 from kpipe.unstructured.suited import suited
-from kpipe.unstructured.targets import PRUNED_ROLES, find_targets
 from kpipe.unstructured.ticket import Round, Ticket
 
 Train = Callable[[keras.Model, list[keras.callbacks.Callback]], Any]

@@ -14,8 +14,8 @@ from kpipe.patterns import MaskFunction, Pattern, Scope
 from kpipe.projections import first_mask
 from kpipe.registry import nearest
 from kpipe.saliency import FROM_DATA, Criterion, check_data, criterion_of, gather
+from kpipe.targets import Skipped, Target
 from kpipe.unstructured.masks import drop_more, judge
-from kpipe.unstructured.targets import Skipped, Target
 
 PerRound = float | Mapping[str, float]
 """Fraction of what is left that a round prunes, of all weights alike or by regular expressions on their paths."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from kpipe.errors import KpipeError
 from kpipe.patterns import Pattern
-from kpipe.unstructured.targets import Skipped, Target
+from kpipe.targets import Skipped, Target
 
 
 def suited(targets: Sequence[Target], pattern: Pattern) -> tuple[list[Target], list[Skipped]]:

@@ -11,8 +11,8 @@ import tensorflow as tf
 from kpipe.errors import KpipeError
 from kpipe.layers import unique
 from kpipe.projections import Mask, held_on, trained_model
+from kpipe.targets import candidates
 from kpipe.unstructured.masked import KeepMasked
-from kpipe.unstructured.targets import candidates
 
 SCALAR = tf.compat.v1.SummaryMetadata(
     plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars"), data_class="DATA_CLASS_SCALAR"

@@ -11,7 +11,7 @@ LEVELS = (
     ("errors", "atomic"),
     ("registry",),
     ("layers", "schedules", "patterns", "data", "models", "copies"),
-    ("graph", "projections"),
+    ("graph", "projections", "targets"),
     ("saliency", "fake_quant", "follow"),
     ("measure", "unstructured", "structured", "cluster", "quantize", "distill", "export"),
     ("pipeline", "callbacks", "legacy", "costs"),

@@ -1,4 +1,4 @@
-"""Which weights of a model are pruned, and why the others are not."""
+"""Which weights of a model are pruned or clustered, and why the others are not."""
 
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -25,7 +25,7 @@ from kpipe.layers import (
     weights_within,
 )
 from kpipe.registry import nearest
-from kpipe.unstructured.selection import LayerFilter, Selector, selector
+from kpipe.targets.selection import LayerFilter, Selector, selector
 
 PRUNED_ROLES: tuple[Role, ...] = ("kernel", "recurrent_kernel", "embedding")
 """Those of `kpipe.layers.KERNEL_ROLES` that weight pruning takes when it is not told otherwise.
@@ -42,8 +42,21 @@ UNBUILT = "it has no weights yet: call the model on data first"
 
 
 @dataclass(frozen=True)
+class Aim:
+    """Say in the words of a message what is to be done to the weights, and what they are to be afterwards."""
+
+    verb: str
+    done: str
+    adjective: str
+    result: str
+
+
+PRUNE = Aim("prune", "pruned", "prunable", "sparse")
+
+
+@dataclass(frozen=True)
 class Target:
-    """Name one weight to prune.
+    """Name one weight that is chosen.
 
     Args:
         path: The names of the layers around the weight and its own, made unique: the same however the model was made or
@@ -63,7 +76,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Name one weight that is not pruned, and why; a layer that has no weights yet, with the shape ()."""
+    """Name one weight that is left as it is, and why; a layer that has no weights yet, with the shape ()."""
 
     path: str
     shape: tuple[int, ...]
@@ -71,12 +84,12 @@ class Skipped:
 
 
 def find_targets(
-    model: keras.Model, layers: LayerFilter = None, roles: Sequence[str] = PRUNED_ROLES
+    model: keras.Model, layers: LayerFilter = None, roles: Sequence[str] = PRUNED_ROLES, aim: Aim = PRUNE
 ) -> tuple[list[Target], list[Skipped]]:
-    """Choose the weights to prune: the kernels of the layers that kpipe knows, narrowed by a filter.
+    """Choose the weights to prune or cluster: the kernels of the layers that kpipe knows, narrowed by a filter.
 
     A layer of one's own joins by `kpipe.layers.register_weights`, or by a method `get_prunable_weights()` that lists
-    variables: these are kernels then, and nothing else in that layer is pruned.
+    variables: these are kernels then, and nothing else in that layer is chosen.
 
     Args:
         model: A built model, nested or subclassed too.
@@ -85,12 +98,13 @@ def find_targets(
             that holds the weight, or about the LSTM or attention whose part that is.
         roles: What a weight has to be: any of the kernel roles of `kpipe.layers`, for instance
             ("kernel", "depthwise_kernel"); biases and norms too, if the criterion judges them.
+        aim: What is to be done to them, for the messages.
 
     Returns:
         The targets, and every other weight that is or could be trained with the reason why it is left out.
 
     Raises:
-        KpipeError: When the model is not built, the filter or a role is not valid, or nothing is left to prune.
+        KpipeError: When the model is not built, the filter or a role is not valid, or no weight is left.
 
     Example:
         >>> a, b = keras.layers.Dense(3, name="a"), keras.layers.Dense(1, name="b")
@@ -108,17 +122,17 @@ def find_targets(
             reason = f"get_prunable_weights() of {left_out[id(variable)]!r} leaves it out"
         elif layer.quantization_mode in PACKED and _stands_for_kernel(layer, variable):
             mode = layer.quantization_mode
-            reason = f"its layer is quantized to {mode}: prune before model.quantize({mode!r})"
+            reason = f"its layer is quantized to {mode}: {aim.verb} before model.quantize({mode!r})"
         elif weight is None:
-            reason = _unknown(layer, variable)
+            reason = _unknown(layer, variable, aim)
         else:
-            reason = _unwanted(weight, roles, selects, (path, variable.path))
+            reason = _unwanted(weight, roles, selects, (path, variable.path), aim)
             if reason is None:
                 targets.append(Target(path, weight.role, variable, weight.layout, weight.layer))
         if reason is not None:
             skipped.append(Skipped(path, tuple(variable.shape), reason))
     if not targets:
-        raise KpipeError(_nothing(model, layers, skipped))
+        raise KpipeError(_nothing(model, layers, skipped, aim))
     return targets, skipped
 
 
@@ -185,11 +199,12 @@ def _waits(layer: keras.Layer) -> bool:
     return not layer.built and (kernels or (facts.whole and not layer._layers))
 
 
-def _unknown(layer: keras.Layer, variable: keras.Variable) -> str:
+def _unknown(layer: keras.Layer, variable: keras.Variable, aim: Aim) -> str:
     if getattr(layer, "lora_enabled", False):
         return (
-            "LoRA is enabled: the sum of the frozen kernel and its adapters would not be sparse. Prune before "
-            "enable_lora(), or load the saved weights, into which the adapters are merged, in a model without LoRA"
+            f"LoRA is enabled: the sum of the frozen kernel and its adapters would not be {aim.result}. "
+            f"{aim.verb.capitalize()} before enable_lora(), or load the saved weights, into which the adapters are "
+            "merged, in a model without LoRA"
         )
     if getattr(variable, "overwrite_with_gradient", False):
         return "it is a scale of float8 training"
@@ -200,26 +215,27 @@ def _unknown(layer: keras.Layer, variable: keras.Variable) -> str:
     )
 
 
-def _unwanted(weight: Weight, roles: Collection[str], selects: Selector, paths: Sequence[str]) -> str | None:
-    """Say why a weight of known role is not pruned; None when it is."""
+def _unwanted(weight: Weight, roles: Collection[str], selects: Selector, paths: Sequence[str], aim: Aim) -> str | None:
+    """Say why a weight of known role is not chosen; None when it is."""
     variable = weight.variable
     if not keras.backend.is_float_dtype(variable.dtype):
-        return f"its type is {variable.dtype}, only floating-point weights are pruned"
+        return f"its type is {variable.dtype}, only floating-point weights are {aim.done}"
     if weight.role not in roles:
         if weight.role in KERNEL_ROLES or not set(roles) <= set(KERNEL_ROLES):
             return f"its role is {weight.role!r}, which roles={tuple(roles)} leaves out"
-        return f"its role is {weight.role!r}, only kernels are pruned"
+        return f"its role is {weight.role!r}, only kernels are {aim.done}"
     if not selects(weight.layer, paths):
         return NOT_SELECTED
     return None if variable.trainable else "frozen: trainable is False"
 
 
-def _nothing(model: keras.Model, layers: LayerFilter, skipped: list[Skipped]) -> str:
+def _nothing(model: keras.Model, layers: LayerFilter, skipped: list[Skipped], aim: Aim) -> str:
     filtered = [row.path for row in skipped if row.reason == NOT_SELECTED]
     if filtered:
         paths = ", ".join(filtered[:8]) + (", ..." if len(filtered) > 8 else "")
         hint = nearest(layers, filtered) if isinstance(layers, str) else ""
-        return f"layers={layers!r} matches no prunable weight of {model.name!r}. Its prunable weights: {paths}.{hint}"
+        able = f"{aim.adjective} weight"
+        return f"layers={layers!r} matches no {able} of {model.name!r}. Its {able}s: {paths}.{hint}"
     telling = sorted(skipped, key=lambda row: row.reason.startswith("its role is"))[:8]
     reasons = "; ".join(f"{row.path}: {row.reason}" for row in telling) or "it has no weights"
-    return f"The model {model.name!r} has no weight to prune ({reasons}). Give a model with Dense or Conv layers."
+    return f"The model {model.name!r} has no weight to {aim.verb} ({reasons}). Give a model with Dense or Conv layers."
