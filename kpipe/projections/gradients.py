@@ -1,6 +1,6 @@
-"""The one place in front of the optimizer where the gradients of a training are seen, and added to."""
+"""The one place in front of the optimizer where the gradients of a training are seen, added to, and changed."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -18,7 +18,7 @@ class Tap(Protocol):
 
 
 class AtApply:
-    """Stand in for one optimizer's `apply`: tell the taps, let the pulls add theirs, then apply.
+    """Stand in for one optimizer's `apply`: tell the taps, let the pulls add theirs, let the maps change, then apply.
 
     So taps see the gradients of the loss alone. It stands on the optimizer inside a `LossScaleOptimizer`, and holds
     under `steps_per_execution`, `jit_compile`, mixed precision, accumulation and `tf.distribute.MirroredStrategy`.
@@ -28,6 +28,7 @@ class AtApply:
         self.optimizer = optimizer
         self.taps: list[Tap] = []
         self.pulls: list[GradientPull] = []
+        self.maps: list[GradientMap] = []
         self.before = vars(optimizer).get("apply")  # the user's own, on this very optimizer
         self.apply = optimizer.apply
 
@@ -47,11 +48,13 @@ class AtApply:
             tap.add(grads, known)
         for pull in self.pulls:
             grads = pull.added(grads, known)
+        for change in self.maps:
+            grads = change.changed(grads, known)
         return self.apply(grads, trainable_variables if trainable_variables is None else known)
 
     def leave(self) -> None:
         """Give `apply` back where nothing is left to do."""
-        if self.taps or self.pulls or vars(self.optimizer).get("apply") is not self:
+        if self.taps or self.pulls or self.maps or vars(self.optimizer).get("apply") is not self:
             return
         del self.optimizer.apply
         if self.before is not None:
@@ -59,7 +62,7 @@ class AtApply:
 
 
 def trace_anew(model: keras.Model) -> None:
-    """Forget the traced train step: it has the taps and the pulls of its time built in."""
+    """Forget the traced train step: it has the taps, the pulls and the maps of its time built in."""
     if model.train_function is not None:
         model.make_train_function(force=True)
 
@@ -113,11 +116,7 @@ class GradientPull:
 
     def added(self, grads: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
         """Give the gradients of one update with what is added to them; called inside the train step."""
-        places = [
-            place
-            for place, (gradient, variable) in enumerate(zip(grads, variables, strict=True))
-            if gradient is not None and id(variable) in self._ids
-        ]
+        places = _places(grads, variables, self._ids)
         dense = [dense_gradient(grads[place], variables[place]) for place in places]
         share = (self._optimizer.loss_scale_factor or 1.0) / self.model.distribute_strategy.num_replicas_in_sync
         step = tf.cast(tf.convert_to_tensor(self._optimizer.iterations), tf.int64)
@@ -130,8 +129,63 @@ class GradientPull:
         if not places:
             return list(grads)
         found = pulled() if self._until is None else tf.cond(step < self._until, pulled, lambda: list(dense))
-        changed = dict(zip(places, found, strict=True))
-        return [tf.cast(changed[n], g.dtype) if n in changed else g for n, g in enumerate(grads)]
+        return _replaced(grads, dict(zip(places, found, strict=True)))
+
+
+class GradientMap:
+    """Give the optimizer, in place of the gradient of a variable, what a function makes of it, inside the train step.
+
+    The function gets the gradient of the loss with all that is added to it. Where devices take a step together each
+    maps its own part, and where batches are accumulated each is mapped: so a linear function acts as on the whole.
+
+    Args:
+        model: The model that is fit; its train step is compiled anew.
+        variable: Whose gradient is changed.
+        function: From the gradient, a tensor in float32 of the variable's shape, to one of the same shape. It is called
+            when the train step is traced.
+
+    Example:
+        >>> import numpy as np
+        >>> net = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+        >>> net.compile(keras.optimizers.SGD(0.1), "mse")
+        >>> kernel = net.layers[0].kernel
+        >>> _ = kernel.assign([[2.0]])
+        >>> change = GradientMap(net, kernel, lambda gradient: gradient / 4)
+        >>> _ = net.train_on_batch(np.ones((1, 1)), np.zeros((1, 1)))  # the gradient of w² is 2 · 2
+        >>> change.release()
+        >>> round(float(kernel[0, 0]), 4)  # 2 - 0.1 · 4 / 4
+        1.9
+    """
+
+    def __init__(self, model: keras.Model, variable: keras.Variable, function: Callable[[tf.Tensor], tf.Tensor]):
+        self.model, self.variable, self._function = model, variable, function
+        self._optimizer = inner_optimizer(model.optimizer)
+        AtApply.on(self._optimizer).maps.append(self)
+        trace_anew(model)
+
+    def release(self) -> None:
+        """Change nothing from now on."""
+        stand = AtApply.on(self._optimizer)
+        if self in stand.maps:
+            stand.maps.remove(self)
+            trace_anew(self.model)
+        stand.leave()
+
+    def changed(self, grads: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+        """Give the gradients of one update with the changed one; called inside the train step."""
+        places = _places(grads, variables, {id(self.variable)})
+        return _replaced(grads, {n: self._function(dense_gradient(grads[n], variables[n])) for n in places})
+
+
+def _places(grads: Sequence[Any], variables: Sequence[Any], ids: Collection[int]) -> list[int]:
+    """Find the variables that have one of these ids, and a gradient."""
+    both = enumerate(zip(grads, variables, strict=True))
+    return [place for place, (gradient, variable) in both if gradient is not None and id(variable) in ids]
+
+
+def _replaced(grads: Sequence[Any], changed: Mapping[int, tf.Tensor]) -> list[Any]:
+    """Put changed gradients in their places, in the type of those that stood there."""
+    return [tf.cast(changed[n], g.dtype) if n in changed else g for n, g in enumerate(grads)]
 
 
 def dense_gradient(gradient: Any, variable: keras.Variable) -> tf.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.projections.averages import average_of
-from kpipe.projections.gradients import trace_anew
+from kpipe.projections.gradients import GradientMap, trace_anew
 from kpipe.projections.host import put, view
 from kpipe.projections.mask import Mask, Projection, chain
 
@@ -71,6 +71,7 @@ class Holder:
     def __init__(self, model: keras.Model):
         self.model = model
         self._held: list[tuple[keras.Variable, Projection, Callable[[], keras.Variable | None]]] = []
+        self._maps: list[GradientMap] = []
 
     def hold(self, variable: keras.Variable, projection: Projection) -> None:
         """Apply `projection` to `variable` now and after every optimizer update until `release`."""
@@ -85,6 +86,10 @@ class Holder:
         self._held.append((variable, projection, average))
         variable.constraint.project()
         trace_anew(self.model)
+
+    def change_gradient(self, variable: keras.Variable, function: Callable[[Any], Any]) -> None:
+        """Give the model's optimizer `function(gradient)` in place of a variable's gradient until `release`."""
+        self._maps.append(GradientMap(self.model, variable, function))
 
     def mask(self, variable: keras.Variable, keep: np.ndarray) -> Mask:
         """Hold a keep-mask on a variable; it lies where the variable does, on every device that mirrors it."""
@@ -130,6 +135,9 @@ class Holder:
         Args:
             project: Apply the projections a last time before; not where the weights have been set anew meanwhile.
         """
+        for change in self._maps:
+            change.release()
+        self._maps = []
         if not self._held:
             return
         if project:
