@@ -1,4 +1,4 @@
-"""Prune, distil, quantize and export Keras 3 models to LiteRT and ONNX, and prove it on the delivered file."""
+"""Prune, cluster, distil, quantize and export Keras 3 models to LiteRT and ONNX, and prove it on the delivered file."""
 
 import os
 from importlib.metadata import version
@@ -19,6 +19,7 @@ if _backend != "tensorflow":
 
 from kpipe import callbacks, layers, legacy, patterns, schedules
 from kpipe import costs as costs
+from kpipe.cluster import cluster_weights
 from kpipe.distill import distill
 from kpipe.errors import ExportError, KpipeError, NoEffectWarning, RecipeError, SurgeryError
 from kpipe.export import benchmark, export, verify
@@ -55,6 +56,7 @@ __all__ = [
     "benchmark",
     "bypassable",
     "callbacks",
+    "cluster_weights",
     "distill",
     "export",
     "find_ticket",

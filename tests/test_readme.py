@@ -37,6 +37,10 @@ def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     sparse, model, small = names["sparse"], names["model"], names["small"]
     kernel = np.asarray(sparse.get_layer("conv3").kernel)
     assert np.count_nonzero(kernel == 0) == round(0.8 * kernel.size)
+    for layer in names["clustered"].layers:
+        for value, before in zip(layer.get_weights(), sparse.get_layer(layer.name).get_weights(), strict=True):
+            if value.ndim > 1:
+                assert len(np.unique(value)) <= 16 and ((value == 0) == (before == 0)).all()
     assert kpipe.measure(small).macs <= 0.4 * kpipe.measure(model).macs
     assert names["smaller"].count_params() < model.count_params()
     assert {path.name for path in tmp_path.iterdir()} == {"small.tflite", "small.onnx", "small_f16.tflite"}

@@ -13,6 +13,7 @@ import yaml
 from kpipe.cli.app import app, examples
 from kpipe.cli.check import kinds
 from kpipe.cli.console import as_table, out, plain_errors
+from kpipe.cluster import INITS
 from kpipe.data import SOURCES
 from kpipe.errors import KpipeError
 from kpipe.export import FORMATS
@@ -64,7 +65,7 @@ def int8_of(layer: type, fact: QuantizationFact) -> str:
     Example:
         >>> from keras.layers import Conv1D, Conv2D, Flatten
         >>> [int8_of(layer, RULES[layer].quantization) for layer in (Conv1D, Conv2D, Flatten)]
-        ['no', 'yes', 'yes']
+        ['yes', 'yes', 'yes']
     """
     if callable(fact):
         needed = [name for name, given in inspect.signature(layer).parameters.items() if given.default is given.empty]
@@ -72,7 +73,7 @@ def int8_of(layer: type, fact: QuantizationFact) -> str:
         if not set(needed) <= set(SMALLEST):
             return "depends on its arguments"
         fact = fact(layer(**{name: SMALLEST[name] for name in needed}))
-    return {None: "no", "split": "yes, as two layers"}.get(fact, "yes")
+    return {None: "no: in float", "float": "no: in float", "split": "yes, as several layers"}.get(fact, "yes")
 
 
 def prunable(facts: LayerFacts) -> str:
@@ -202,6 +203,7 @@ LISTS: dict[str, Callable[[], list[Row]]] = {
     "schedules": _schedules,
     "patterns": _patterns,
     "scopes": _registry("Scope", SCOPES),
+    "inits": _registry("Start of clusters", INITS),
     "formats": _formats,
     "data": _registry("Data", SOURCES),
     "recipes": _recipes,

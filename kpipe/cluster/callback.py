@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Mapping, Sequence
 
+import keras
+
 from kpipe.cluster.cluster import CLUSTER, CLUSTERED_ROLES, cluster_target
 from kpipe.cluster.codebooks import Clustering, as_it_is
 from kpipe.cluster.report import Report, make_report
@@ -128,12 +130,19 @@ class WeightClustering(HoldClusters):
         self._skipped: list[Skipped] = []
         self._trainable: list[bool] = []
 
-    def report(self) -> Report:
-        """Tell of every weight of the model how few bits it could be written in as it is now, or why it was skipped."""
-        if not self._targets:
+    def report(self, model: keras.Model | None = None) -> Report:
+        """Tell of every weight how few bits it could be written in as it is now, or why it was skipped.
+
+        Args:
+            model: A model that was clustered, perhaps by `kpipe.cluster_weights`; None: the one that was fit.
+        """
+        targets, skipped = self._targets, self._skipped
+        if model is not None:
+            targets, skipped = find_targets(model, self.layers, self.roles, CLUSTER)
+        elif not targets:
             raise KpipeError("WeightClustering has no model yet: pass it to model.fit(..., callbacks=[...]) first.")
-        found = [(one, as_it_is(one.variable.numpy(), self.clustering.per, one.layout)) for one in self._targets]
-        return make_report(found, self._skipped)
+        found = [(one, as_it_is(one.variable.numpy(), self.clustering.per, one.layout)) for one in targets]
+        return make_report(found, skipped)
 
     def _begin(self, holder: Holder) -> None:
         student = trained_model(self._fit)

@@ -37,6 +37,7 @@ class Context:
         loss: The loss that the step is measured by: labels are classes where it is a cross-entropy.
         holds_zeros: Whether the run started from a pruned model or an earlier stage pruned weights: a training must
             keep the zeros that it finds.
+        holds_clusters: Whether an earlier stage clustered weights: a training must keep equal what it finds equal.
         progress: Who is told how it goes.
         record: Where a stage puts what it has to say.
     """
@@ -49,6 +50,7 @@ class Context:
     baseline: Baseline | None = None
     loss: str = "auto"
     holds_zeros: bool = False
+    holds_clusters: bool = False
     progress: Progress = field(default_factory=Quiet)
     record: Record = field(default_factory=Record)
 

@@ -115,6 +115,7 @@ def _take(run: _Run, step: Step, entries: Sequence[dict[str, Any]], start: keras
         baseline = Baseline(entries[0], run.directory / entries[0]["name"] / entries[0]["artifact"]["path"])
     for _, labels in (run.data.validation, run.data.test):  # before hours of training, not after
         loss_for(artifact.model, labels, step.loss)
+    earlier = run.plan.stages[: step.index][:-1]
     with checkpoint.step_folder(run.directory, step.name) as folder:
         context = Context(
             name=run.plan.name,
@@ -124,7 +125,8 @@ def _take(run: _Run, step: Step, entries: Sequence[dict[str, Any]], start: keras
             recipe_folder=run.plan.folder,
             baseline=baseline,
             loss=step.loss,
-            holds_zeros=_has_zeros(start) or any(stage.leaves_zeros for stage in run.plan.stages[: step.index][:-1]),
+            holds_zeros=_has_zeros(start) or any(stage.leaves_zeros for stage in earlier),
+            holds_clusters=any(stage.leaves_clusters for stage in earlier),
             progress=run.progress,
         )
         with noting(context.record):

@@ -28,6 +28,8 @@ class Stage(BaseModel, ABC):
     stage: str
     leaves_zeros: ClassVar[bool] = False
     """Whether the stage sets weights to zero that every later stage must keep."""
+    leaves_clusters: ClassVar[bool] = False
+    """Whether the stage gives weights common values that later trainings must keep common."""
     delivers: ClassVar[bool] = False
     """Whether what the stage writes bears the run's name."""
 

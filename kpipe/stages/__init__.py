@@ -1,5 +1,6 @@
 """The stages of a recipe: a file each, and the class is its schema. A new stage is a new file and a line here."""
 
+from kpipe.stages.cluster_weights import ClusterWeights
 from kpipe.stages.distill import Distill
 from kpipe.stages.export import Export
 from kpipe.stages.find_ticket import FindTicket
@@ -11,6 +12,7 @@ from kpipe.stages.remove_layers import RemoveLayers
 from kpipe.stages.train import Train
 
 __all__ = [
+    "ClusterWeights",
     "Distill",
     "Export",
     "FindTicket",

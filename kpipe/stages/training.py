@@ -11,9 +11,11 @@ import numpy as np
 import tensorflow as tf
 from pydantic import model_validator
 
+from kpipe.cluster import HoldClusters
 from kpipe.data import augmented
 from kpipe.distill import distill
 from kpipe.errors import KpipeError
+from kpipe.follow import Follower
 from kpipe.pipeline import Stage
 from kpipe.pipeline.context import Context
 from kpipe.pipeline.task import loss_for
@@ -129,7 +131,7 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     teacher: Teacher | None = None,
 ) -> keras.Model:
-    """Train a model as a stage says; zeros of earlier stages stay zero.
+    """Train a model as a stage says; zeros of earlier stages stay zero, and their clusters together.
 
     Args:
         training: The stage.
@@ -147,7 +149,11 @@ def train(
     if training.epochs == 0:
         return model
     steps = steps_in(training, context)
-    told = [*callbacks, Reporting(context, training.epochs, steps // training.epochs)]
+    told = [
+        *_holding_clusters(context, callbacks),
+        *callbacks,
+        Reporting(context, training.epochs, steps // training.epochs),
+    ]
     optimizer = make_optimizer(training.optimizer, steps)
     loss = loss_for(model, context.data.train[1], training.loss)
     with hold_zeros(model) if context.holds_zeros else nullcontext():
@@ -181,6 +187,16 @@ def train(
             verbose=0,  # type: ignore[arg-type]
         )
     return model
+
+
+def _holding_clusters(context: Context, callbacks: Sequence[keras.callbacks.Callback]) -> list[HoldClusters]:
+    """Hold the clusters of earlier stages, unless the stage clusters anew, or prunes what they are made of."""
+    following = [callback for callback in callbacks if isinstance(callback, Follower)]
+    if not context.holds_clusters:
+        return []
+    if any(not isinstance(callback, HoldClusters) for callback in following):
+        context.record.note("Clusters of an earlier stage are not held while the model is pruned: prune first.")
+    return [] if following else [HoldClusters()]
 
 
 def _data(training: TrainingStage, context: Context) -> tf.data.Dataset | tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from kpipe.pipeline import STAGES, Baseline, Context, FloatModel, QuantizedModel
 from kpipe.pipeline.task import LOSSES, loss_for
 from kpipe.quantize import is_quantized
 from kpipe.stages import (
+    ClusterWeights,
     Distill,
     Export,
     FindTicket,
@@ -95,6 +96,13 @@ def half_zero(before, after, context):
         assert np.count_nonzero(kernel) == kernel.size - round(kernel.size / 2)
 
 
+def few_values(before, after, context):
+    """Each kernel has four values, and they were trained."""
+    moved(before, after, context)
+    for name, row in zip(("hidden", "logits"), context.record.details["clusters"], strict=True):
+        assert len(np.unique(after.model.get_layer(name).kernel)) == row["clusters"] == 4
+
+
 def a_trained_ticket(before, after, context):
     """Of each kernel 0.8 x 0.8 is left, trained, and the record tells of both rounds."""
     for name in ("hidden", "logits"):
@@ -115,6 +123,7 @@ def written(before, after, context):
 
 
 CASES = {
+    "cluster_weights": (ClusterWeights(clusters=4, epochs=1), few_values),
     "distill": (Distill(epochs=1), moved),
     "export": (Export(), written),
     "find_ticket": (FindTicket(rounds=2, epochs=1), a_trained_ticket),
