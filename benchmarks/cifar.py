@@ -13,14 +13,14 @@ CIFAR-10: 0.11 points better at 2.57 times fewer MACs (Fang et al., DepGraph, 20
     KPIPE_DATA=folder-of-cifar10.npz python benchmarks/cifar.py --seeds 2     # hours on 2 cores
     KPIPE_DATA=folder-of-cifar10.npz python benchmarks/cifar.py --quick       # minutes; its figures mean nothing
 
-Every finished stage is kept in benchmarks/results/: a run that was broken off goes on where it was. The figures of a
-finished seed are kept in benchmarks/records/.
+Every finished stage is kept in benchmarks/results/: a run that was broken off goes on where it was. The figures of
+what is finished are kept in benchmarks/records/.
 """
 
 import argparse
 import copy
+import json
 import os
-from functools import partial
 from pathlib import Path
 
 import papers
@@ -29,7 +29,7 @@ import yaml
 RECIPE = Path(__file__).parents[1] / "recipes" / "cifar10.yaml"
 FLOOR = {"scope": "layer", "normalise": None, "max_ratio": None, "distill": None}
 WAYS = {
-    **{f"kpipe {factor:g}x": {"target": {"macs": 1 / factor}} for factor in (2.0, 2.5, 4.0)},
+    **{f"kpipe {factor:g}x": {"target": {"macs": 1 / factor}} for factor in (2.5, 2.0, 4.0)},
     "l1 2.5x": {"target": {"macs": 0.4}, "criterion": "l1", **FLOOR},
     "random half": {"target": None, "ratio": 0.5, "criterion": "random", **FLOOR},
 }
@@ -55,20 +55,32 @@ def measured(document, folder):
     return parse_recipe(document, RECIPE.parent).run(folder)["stages"]
 
 
-def of_seed(document, seed, folder):
-    """Train the network of one seed, cut it in every way, and give a row for each."""
+def of_seed(document, seed, folder, record):
+    """Train the network of one seed, cut it in every way, and give a row for each; the record is kept row by row.
+
+    A network that was trained anew has to be the one that the rows of the record came from.
+    """
+    rows = {} if record is None or not record.exists() else json.loads(record.read_text())
+    if set(rows) == {"trained", *WAYS}:
+        return rows
     train, prune, *further = copy.deepcopy(document["stages"])
     further[-1] |= {"formats": ["tflite"], "max_accuracy_drop": None}
     head = {key: value for key, value in document.items() if key != "stages"} | {"seed": seed}
     (base,) = measured({**head, "name": "base", "stages": [train]}, folder / "base")
-    rows = {"trained": row(base, base, None)}
+    trained = row(base, base, None) | {"loss": base["metrics"]["loss"]}
+    if rows and rows["trained"]["loss"] != trained["loss"]:
+        print("The network was trained anew and is another one: all ways are run again.", flush=True)
+        rows = {}
+    rows.setdefault("trained", trained)
     model = {"load": str((folder / "base" / base["name"] / "model.keras").resolve())}
-    for way, changes in WAYS.items():
-        stage = {key: value for key, value in {**prune, **changes}.items() if value is not None}
+    for way in (way for way in WAYS if way not in rows):
+        stage = {key: value for key, value in {**prune, **WAYS[way]}.items() if value is not None}
         name = way.replace(" ", "_")
         found = measured({**head, "name": name, "model": model, "stages": [stage, *further]}, folder / name)
         by_stage = {one["stage"]: one for one in found}
         rows[way] = row(base, by_stage["prune_filters"], by_stage.get("quantize"))
+        if record is not None:
+            papers.keep(record, rows)
     return rows
 
 
@@ -130,9 +142,8 @@ def main():
     place = papers.folder("cifar", {"recipe": document, "ways": WAYS})
     results = []
     for seed in range(arguments.seeds):
-        make = partial(of_seed, document, seed, place / f"seed{seed}")
-        record = papers.RECORDS / "cifar" / f"{place.name}_seed{seed}.json"
-        results.append(make() if arguments.quick else papers.remembered(record, make))
+        record = None if arguments.quick else papers.RECORDS / "cifar" / f"{place.name}_seed{seed}.json"
+        results.append(of_seed(document, seed, place / f"seed{seed}", record))
     show(results)
 
 

@@ -65,7 +65,7 @@ def int8_of(layer: type, fact: QuantizationFact) -> str:
     Example:
         >>> from keras.layers import Conv1D, Conv2D, Flatten
         >>> [int8_of(layer, RULES[layer].quantization) for layer in (Conv1D, Conv2D, Flatten)]
-        ['no', 'yes', 'yes']
+        ['yes', 'yes', 'yes']
     """
     if callable(fact):
         needed = [name for name, given in inspect.signature(layer).parameters.items() if given.default is given.empty]
@@ -73,7 +73,7 @@ def int8_of(layer: type, fact: QuantizationFact) -> str:
         if not set(needed) <= set(SMALLEST):
             return "depends on its arguments"
         fact = fact(layer(**{name: SMALLEST[name] for name in needed}))
-    return {None: "no", "split": "yes, as two layers"}.get(fact, "yes")
+    return {None: "no: in float", "float": "no: in float", "split": "yes, as several layers"}.get(fact, "yes")
 
 
 def prunable(facts: LayerFacts) -> str:

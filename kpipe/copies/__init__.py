@@ -1,7 +1,7 @@
 """Copies of models and layers: same architecture, same weights, nothing shared."""
 
 from kpipe.copies.checks import check_built, refuse_keras2
-from kpipe.copies.copy import copy_layer, copy_model, make_like
+from kpipe.copies.copy import copy_layer, copy_model, copy_operation, make_like
 from kpipe.copies.reference import by_reference
 from kpipe.copies.state import pairs, take_rest, take_weights
 
@@ -10,6 +10,7 @@ __all__ = [
     "check_built",
     "copy_layer",
     "copy_model",
+    "copy_operation",
     "make_like",
     "pairs",
     "refuse_keras2",

@@ -1,5 +1,6 @@
 """Copy a model or a layer."""
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -104,6 +105,21 @@ def copy_layer(
         _check_parted(twin, layer)
         take_weights(twin, layer, without)
         freeze_like(twin, layer, without)
+    return twin
+
+
+def copy_operation(operation: keras.Operation, name: str) -> keras.Operation:
+    """Copy an operation that is no layer, with another name: it stands in no graph yet.
+
+    Example:
+        >>> x = keras.Input((2,))
+        >>> add = (x + 1.0)._keras_history.operation
+        >>> twin = copy_operation(add, "plus")
+        >>> twin.name, len(twin._inbound_nodes), len(add._inbound_nodes)
+        ('plus', 0, 1)
+    """
+    twin = copy.copy(operation)
+    twin.name, twin._inbound_nodes, twin._outbound_nodes = name, [], []
     return twin
 
 

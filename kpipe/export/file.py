@@ -1,6 +1,8 @@
 """What export, verify, benchmark and inspect give: plain frozen values."""
 
 import gzip
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -108,6 +110,41 @@ class Operation:
         return f"{self.count:4d} × {self.name}({', '.join(self.inputs)} -> {', '.join(self.outputs)})"
 
 
+ISLAND = "island_"
+"""What the name of an operation begins with that was written for a layer in float, and does not bear its name."""
+
+
+def named_after(scope: str, layer: str) -> bool:
+    """Say whether a converter's name for an operation or tensor tells of a layer; calls of a layer are numbered.
+
+    Example:
+        >>> named_after("net/norm_1/add", "norm"), named_after("net/normal/add", "norm")
+        (True, False)
+    """
+    return any(re.fullmatch(rf"{re.escape(layer)}(_\d+)?", name) for name in re.split("[/;:]", scope))
+
+
+@dataclass(frozen=True)
+class FloatOperation:
+    """An operation of an int8 file that computes in float.
+
+    Args:
+        scope: Where it comes from, as the converter named it: names of layers between slashes.
+        what: What it is and what about it is float.
+    """
+
+    scope: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.scope})"
+
+    def belongs_to(self, layers: Iterable[str], operations: bool = False) -> bool:
+        """Say whether it was written for one of these layers, or for an operation outside of layers."""
+        nowhere = operations and all(name.count("/") == 1 for name in self.scope.split(";"))
+        return nowhere or self.scope.startswith(ISLAND) or any(named_after(self.scope, layer) for layer in layers)
+
+
 @dataclass(frozen=True)
 class Inspection:
     """What is inside a file.
@@ -115,13 +152,14 @@ class Inspection:
     Args:
         operations: Its operations, like ones counted together, most frequent first.
         precision: "int8" when it computes in int8, "float16" when its weights are stored so, else "float32".
-        faults: Why it must not be delivered as what it claims to be: float operations in an int8 file, operations
-            that only exist with an extension of the runtime.
+        faults: Why no runtime without an extension computes it.
+        floats: Of an int8 file, what it computes in float.
     """
 
     operations: tuple[Operation, ...]
     precision: str
     faults: tuple[str, ...] = ()
+    floats: tuple[FloatOperation, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join([f"precision: {self.precision}", *map(str, self.operations)])

@@ -11,13 +11,18 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.errors import ExportError
-from kpipe.export.file import Inspection, Operation, Port
+from kpipe.export.file import FloatOperation, Inspection, Operation, Port
 from kpipe.export.formats import FORMATS, Format
 from kpipe.export.quiet import quiet, quiet_native
 from kpipe.export.runtime import Runtime, from_port, to_port
 from kpipe.export.signature import input_names, serving
 
 IDENTIFIER = b"TFL3"
+MOVES = frozenset(
+    "QUANTIZE DEQUANTIZE RESHAPE TRANSPOSE SQUEEZE EXPAND_DIMS SLICE STRIDED_SLICE SPLIT SPLIT_V PACK UNPACK "
+    "CONCATENATION GATHER PAD TILE BROADCAST_TO SHAPE".split()
+)
+"""Operations that compute nothing."""
 
 
 def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
@@ -162,6 +167,7 @@ def inspect(path: Path) -> Inspection:
         raise ExportError(f"{path} is a broken LiteRT file: {_first_lines(error)}") from error
     operators, types = _names_of(schema.BuiltinOperator), _names_of(schema.TensorType)
     found: Counter[Operation] = Counter()
+    floats: list[FloatOperation] = []
     for graph in model.subgraphs:
         for operator in graph.operators:
             code = model.operatorCodes[operator.opcodeIndex]
@@ -172,12 +178,18 @@ def inspect(path: Path) -> Inspection:
                 for places in (operator.inputs, operator.outputs)
             )
             found[Operation(custom or operators[number], inputs, outputs)] += 1
+            if "float32" in (*inputs, *outputs) and operators[number] not in MOVES:
+                scope = _text(graph.tensors[operator.outputs[0]].name)
+                floats.append(FloatOperation(scope, f"{operators[number]} computes in float"))
     graph = model.subgraphs[0]
     ends = {types[graph.tensors[i].type] for i in (*graph.inputs, *graph.outputs)}
     stored = {types[tensor.type] for tensor in graph.tensors if _is_weight(model, tensor)}
     precision = "int8" if "INT8" in ends else "float16" if "FLOAT16" in stored else "float32"
     operations = tuple(Operation(o.name, o.inputs, o.outputs, n) for o, n in found.most_common())
-    return Inspection(operations, precision, tuple(_faults(operations, precision)))
+    faults = tuple(
+        f"{one.name} needs an extension of the runtime" for one in operations if one.name.startswith("CUSTOM")
+    )
+    return Inspection(operations, precision, faults, tuple(floats) if precision == "int8" else ())
 
 
 def _names_of(enumeration: type) -> dict[int, str]:
@@ -187,16 +199,6 @@ def _names_of(enumeration: type) -> dict[int, str]:
 def _is_weight(model: Any, tensor: Any) -> bool:
     data = model.buffers[tensor.buffer].data
     return data is not None and tensor.shape is not None and len(tensor.shape) > 1
-
-
-def _faults(operations: tuple[Operation, ...], precision: str) -> list[str]:
-    faults = []
-    for operation in operations:
-        if operation.name.startswith("CUSTOM"):
-            faults.append(f"{operation.name} needs an extension of the runtime")
-        elif precision == "int8" and {"float32", "float16"} & {*operation.inputs, *operation.outputs}:
-            faults.append(f"{operation.name} computes in float")
-    return faults
 
 
 FORMATS("tflite")(Format(".tflite", ("float32", "float16", "int8"), convert, LiteRTRuntime, inspect))

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -12,14 +12,16 @@ import tensorflow as tf
 from kpipe.errors import ExportError
 from kpipe.export.file import Inspection, Operation, Port
 from kpipe.export.formats import FORMATS, Format
-from kpipe.export.onnx_float import float_faults
+from kpipe.export.onnx_float import float_operations
 from kpipe.export.onnx_int8 import scale_behind, store_int8
 from kpipe.export.onnx_names import rename
 from kpipe.export.onnx_shapes import known_reshapes
 from kpipe.export.quiet import quiet
 from kpipe.export.runtime import Runtime
 from kpipe.export.signature import input_names, serving
+from kpipe.fake_quant import float_layers, has_float_operations
 from kpipe.graph import replay
+from kpipe.layers.preprocessing import scale_and_offset
 
 OPSET = 18
 
@@ -44,7 +46,7 @@ def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
     with quiet():
         import tf2onnx
 
-        serve, specs = serving(_without_compiled_convolutions(model), names, batch=None)
+        serve, specs = serving(_readable(model), names, batch=None)
         try:
             function = tf.function(serve, input_signature=specs)
             proto, _ = tf2onnx.convert.from_function(
@@ -55,11 +57,16 @@ def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
             if precision == "int8":
                 store_int8(proto)
             known_reshapes(proto)
-            rename(proto.graph)
+            rename(proto.graph, *_islands(model, precision))
             onnx.checker.check_model(proto, full_check=True)
         except Exception as error:
             raise ExportError(f"tf2onnx cannot write model {model.name!r}: {_first_line(error)}") from error
     return proto.SerializeToString()
+
+
+def _islands(model: keras.Model, precision: str) -> tuple[list[str], bool]:
+    """Name the layers that compute in float although the file is int8, and say whether operations do."""
+    return (list(float_layers(model)), has_float_operations(model)) if precision == "int8" else ([], False)
 
 
 def _write_erfc(context: Any, node: Any, name: str, args: Any) -> None:
@@ -97,23 +104,34 @@ class GroupedConvolution(keras.layers.Conv2D):
         return self.activation(y)
 
 
-def _without_compiled_convolutions(model: keras.Model) -> keras.Model:
-    """Replace grouped convolutions by `GroupedConvolution`; any other model is given back as it is."""
-    grouped = [layer for layer in model._flatten_layers() if _is_grouped(layer)]
-    if not grouped:
+def _readable(model: keras.Model) -> keras.Model:
+    """Replace layers that tf2onnx cannot read; any other model is given back as it is."""
+    if not any(
+        _is_grouped(layer) or isinstance(layer, keras.layers.Normalization) for layer in model._flatten_layers()
+    ):
         return model
-    made = {}
+    made: dict[int, Any] = {}
 
     def call(site: Any, *args: Any, **kwargs: Any) -> Any:
-        if not _is_grouped(site.operation):
-            return site.operation(*args, **kwargs)
-        if id(site.operation) not in made:
-            copy = made[id(site.operation)] = GroupedConvolution.from_config(site.operation.get_config())
-            copy.build(site.input_shapes[0])
-            copy.set_weights(site.operation.get_weights())
-        return made[id(site.operation)](*args)
+        layer = site.operation
+        if id(layer) not in made:
+            made[id(layer)] = _readable_layer(layer, site.input_shapes[0])
+        return made[id(layer)](*args, **kwargs)
 
     return replay(model, call)
+
+
+def _readable_layer(layer: Any, input_shape: tuple[int | None, ...]) -> Any:
+    """Give what computes the same: of a normalization a rescaling, tf2onnx stumbles over the constants inside."""
+    if isinstance(layer, keras.layers.Normalization):
+        scale, offset = cast(tuple[Any, Any], scale_and_offset(layer))
+        return keras.layers.Rescaling(scale, offset, name=layer.name)
+    if not _is_grouped(layer):
+        return layer
+    copy = GroupedConvolution.from_config(layer.get_config())
+    copy.build(input_shape)
+    copy.set_weights(layer.get_weights())
+    return copy
 
 
 def _is_grouped(layer: Any) -> bool:
@@ -198,7 +216,8 @@ def inspect(path: Path) -> Inspection:
     rounded = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
     half = any(types.get(tensor.name) == "float16" for tensor in proto.graph.initializer)
     precision = "int8" if rounded else "float16" if half else "float32"
-    return Inspection(operations, precision, (*faults, *(float_faults(proto.graph, types) if rounded else ())))
+    floats = tuple(float_operations(proto.graph, types)) if rounded else ()
+    return Inspection(operations, precision, tuple(faults), floats)
 
 
 def _types(graph: Any) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kpipe.export.file import FloatOperation
 from kpipe.export.onnx_int8 import MOVES, WITH_WEIGHTS, Graph
 
 ROUNDING = ("QuantizeLinear", "DequantizeLinear")
@@ -14,7 +15,7 @@ ELEMENTWISE = tuple(
 """What treats each value alone: of one rounded tensor, any composition of them is a table of 256 entries."""
 
 
-def float_faults(graph: Any, types: Mapping[str, str]) -> Iterator[str]:
+def float_operations(graph: Any, types: Mapping[str, str]) -> Iterator[FloatOperation]:
     """Name each operation of a rounded graph that takes values which are not rounded, and each such output.
 
     Between rounded values stands one operation that computes, with what runtimes fuse into it: a ReLU behind a
@@ -31,15 +32,18 @@ def float_faults(graph: Any, types: Mapping[str, str]) -> Iterator[str]:
             continue
         data = [name for name in node.input if name and _is_float(types, name)]
         if node.op_type in WITH_WEIGHTS:
-            yield from _weight_faults(lookup, node)
+            for what in _float_weights(lookup, node):
+                yield FloatOperation(node.name, f"{node.op_type} has {what}")
+            data = data[:1]
+        if node.op_type == "Resize":  # the others say how much
             data = data[:1]
         if node.op_type in ELEMENTWISE and _single_root(lookup, data) is not None:
             continue
         if not _is_fused(lookup, node) and not all(_is_rounded(lookup, name) for name in data):
-            yield f"{node.op_type} {node.name!r} takes an input that is not rounded"
+            yield FloatOperation(node.name, f"{node.op_type} takes an input that is not rounded")
     for end in graph.output:
         if _is_float(types, end.name) and lookup.grid(end.name) is None:
-            yield f"the output {end.name!r} is not rounded"
+            yield FloatOperation(end.name, "the output is not rounded")
 
 
 def _is_float(types: Mapping[str, str], name: str) -> bool:
@@ -52,11 +56,16 @@ def _is_rounded(lookup: Graph, name: str) -> bool:
     return lookup.grid(name) is not None or (name in lookup.constants and lookup.constants[name].size == 1)
 
 
-def _weight_faults(lookup: Graph, node: Any) -> Iterator[str]:
+def _is_constant(lookup: Graph, name: str) -> bool:
+    """Say whether a tensor is stored in the file, perhaps moved by what follows."""
+    return lookup.origin(name) in lookup.constants
+
+
+def _float_weights(lookup: Graph, node: Any) -> Iterator[str]:
     for name, what in zip(node.input[1:3], ("float weights", "a float bias"), strict=False):
         maker = lookup.maker.get(lookup.origin(name))
         if maker is None or maker.op_type != "DequantizeLinear":
-            yield f"{node.op_type} {node.name!r} has {what}"
+            yield what
 
 
 def _is_fused(lookup: Graph, node: Any) -> bool:
@@ -79,6 +88,8 @@ def _single_root(lookup: Graph, names: list[str]) -> str | None:
             roots.add(lookup.origin(name))
         elif maker is not None and maker.op_type in ELEMENTWISE:
             waiting += maker.input
-        elif name and not _is_rounded(lookup, name):
+        elif maker is not None and maker.op_type in MOVES:
+            waiting += maker.input[:1]
+        elif name and not _is_constant(lookup, name):
             return None
     return roots.pop() if len(roots) == 1 else None

@@ -1,13 +1,15 @@
 """Weights of an ONNX graph with rounded activations stored as whole numbers."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from kpipe.fake_quant.affine import channel_scales, to_levels
+from kpipe.fake_quant.affine import channel_scales, on_grid, to_levels
 
-WITH_WEIGHTS = ("Conv", "MatMul", "Gemm")
+WITH_WEIGHTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 MOVES = (
+    "Gather",
     "Transpose",
     "Reshape",
     "Pad",
@@ -55,32 +57,81 @@ class Graph:
         zero_point = self.constants[node.input[2]] if len(node.input) > 2 else np.zeros(())
         return (float(scale), int(zero_point)) if scale.ndim == 0 else None
 
-    def dequantized(self, name: str, levels: np.ndarray, scales: np.ndarray, axis: int) -> str:
+    def dequantized(
+        self, name: str, levels: np.ndarray, scales: np.ndarray, axis: int | None, zero_point: Any = None
+    ) -> str:
         """Add whole numbers with their scales, once, and give the name of the tensor they stand for."""
         from onnx import helper
 
         output = f"{name}_dequantized"
         if output not in self.maker:
             ends = {f"{name}_levels": levels, f"{name}_scale": scales.astype(np.float32)}
-            ends[f"{name}_zero_point"] = np.zeros(scales.shape, levels.dtype)
+            ends[f"{name}_zero_point"] = np.zeros(scales.shape, levels.dtype) if zero_point is None else zero_point
             self.new_constants |= ends
-            node = helper.make_node("DequantizeLinear", list(ends), [output], name=output, axis=axis)
+            node = helper.make_node("DequantizeLinear", list(ends), [output], name=output)
+            if axis is not None:
+                node.attribute.append(helper.make_attribute("axis", axis))
             self.added.append(node)
             self.maker[output] = node
         return output
+
+    def insert(self, before: Any, node: Any) -> None:
+        """Put a node before another one."""
+        place = next(place for place, one in enumerate(self.graph.node) if one is before or one == before)
+        self.graph.node.insert(place, node)
+        self.maker[node.output[0]] = self.graph.node[place]
 
     def write(self) -> None:
         """Put what was added into the graph and drop the constants that nothing takes any more."""
         from onnx import numpy_helper
 
         nodes = [*self.added, *self.graph.node]
-        taken = {name for node in nodes for name in node.input}
+        taken = {name for node in nodes for name in _taken(node)}
         kept = [tensor for tensor in self.graph.initializer if tensor.name in taken]
         new = [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in self.new_constants.items()]
         for field, content in ((self.graph.node, nodes), (self.graph.initializer, kept + new)):
             copies = [type(item).FromString(item.SerializeToString()) for item in content]
             del field[:]
             field.extend(copies)
+
+
+def _taken(node: Any) -> Iterator[str]:
+    """Name the tensors that a node takes, and those that graphs inside it take from outside."""
+    yield from node.input
+    for graph in _inside(node):
+        for inner in graph.node:
+            yield from _taken(inner)
+        yield from (end.name for end in graph.output)
+
+
+def _inside(node: Any) -> Iterator[Any]:
+    """Give the graphs inside a node: the body of a loop, the branches of a choice."""
+    for attribute in node.attribute:
+        yield from (graph for graph in (attribute.g, *attribute.graphs) if graph.node)
+
+
+def _guard_loops(graph: Graph) -> None:
+    """Let a loop take rounded values through a sum of one term.
+
+    onnxruntime 1.32 moves a DequantizeLinear along the operations that only move values, and aborts the process where
+    the next one is a loop that takes the value from outside by name.
+    """
+    for node in list(graph.graph.node):
+        outside = {name for name in _taken(node) if graph.grid(name) is not None} - set(node.input)
+        for name in sorted(outside) if list(_inside(node)) else ():
+            from onnx import helper
+
+            guarded = f"{name}_guarded"
+            graph.insert(node, helper.make_node("Sum", [name], [guarded], name=guarded))
+            for inner in _inside(node):
+                _rename_taken(inner, name, guarded)
+
+
+def _rename_taken(graph: Any, old: str, new: str) -> None:
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+        for inner in _inside(node):
+            _rename_taken(inner, old, new)
 
 
 def store_int8(proto: Any) -> None:
@@ -94,13 +145,18 @@ def store_int8(proto: Any) -> None:
         proto: An ONNX ModelProto whose activations are rounded; it is changed.
     """
     graph = Graph(proto.graph)
+    _bias_before_reshape(graph)
     _dense_as_gemm(graph, proto)
+    _lookups(graph)
+    _guard_loops(graph)
     by_weight: dict[str, list[Any]] = {}
     for node in proto.graph.node:
         if node.op_type in WITH_WEIGHTS and node.input[1] in graph.constants:
             by_weight.setdefault(node.input[1], []).append(node)
     for name, nodes in by_weight.items():
         value, axis = graph.constants[name], _channel_axis(nodes[0], graph.constants[name])
+        if not np.allclose(on_grid(value, (axis,)), value, rtol=0, atol=1e-5 * np.abs(value).max()):
+            continue  # it was left in float
         scales = channel_scales(value, (axis,))
         for node in nodes:
             scales = np.maximum(
@@ -113,8 +169,46 @@ def store_int8(proto: Any) -> None:
     graph.write()
 
 
+def _bias_before_reshape(graph: Graph) -> None:
+    """Add a bias to the product of two tables before it is brought into shape, where runtimes compute both at once."""
+    for add in graph.graph.node:
+        bias = next((name for name in add.input if name in graph.constants), None)
+        values = [name for name in add.input if name != bias]
+        reshape: Any = graph.maker.get(values[0]) if add.op_type == "Add" and bias and len(values) == 1 else None
+        if bias is None or reshape is None or reshape.op_type != "Reshape":
+            continue
+        product: Any = graph.maker.get(reshape.input[0])
+        if product is None or product.op_type != "MatMul" or product.input[1] not in graph.constants:
+            continue
+        alone = len(graph.takers(values[0])) == len(graph.takers(product.output[0])) == 1
+        if alone and graph.constants[bias].shape == graph.constants[product.input[1]].shape[1:]:
+            # MatMul -> Reshape -> Add becomes MatMul -> Add -> Reshape: the nodes exchange what they do.
+            shape = reshape.input[1]
+            reshape.op_type, add.op_type = "Add", "Reshape"
+            reshape.input[:] = [product.output[0], bias]
+            add.input[:] = [reshape.output[0], shape]
+            del reshape.attribute[:]
+
+
+def _lookups(graph: Graph) -> None:
+    """Store a table that is looked up, on the grid of what comes out."""
+    for node in graph.graph.node:
+        rounding = graph.takers(node.output[0])
+        if node.op_type != "Gather" or node.input[0] not in graph.constants or len(rounding) != 1:
+            continue
+        if rounding[0].op_type != "QuantizeLinear" or graph.constants[node.input[0]].dtype != np.float32:
+            continue
+        scale, zero_point = (graph.constants[name] for name in rounding[0].input[1:3])
+        value = graph.constants[node.input[0]]
+        info = np.iinfo(zero_point.dtype)
+        levels = np.clip(np.round(value / scale) + int(zero_point), info.min, info.max).astype(zero_point.dtype)
+        node.input[0] = graph.dequantized(node.input[0], levels, scale, None, zero_point)
+
+
 def _channel_axis(node: Any, weight: np.ndarray) -> int:
-    """Convolutions are (out, in, h, w), dense layers (in, out); Gemm may be transposed."""
+    """Convolutions are (out, in, h, w), transposed ones (in, out, h, w), dense layers (in, out); Gemm may be turned."""
+    if node.op_type == "ConvTranspose":
+        return 1
     transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
     return 0 if node.op_type == "Conv" or transposed else weight.ndim - 1
 

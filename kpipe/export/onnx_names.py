@@ -4,11 +4,15 @@ tf2onnx names tensors after counters of the process, so the same model written t
 a run that was resumed could not be compared with one that was not. Short names make smaller files, too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kpipe.export.file import ISLAND, named_after
 
-def rename(graph: Any) -> None:
+RECURRENT = ("LSTM", "GRU", "RNN", "Loop", "Scan")
+
+
+def rename(graph: Any, islands: Sequence[str] = (), operations: bool = False) -> None:
     """Order the nodes of a graph from its outputs back, and number them and their tensors in that order, in place.
 
     Inputs and outputs keep their names and places; their open sizes are named too, the first "batch". A graph with
@@ -16,6 +20,8 @@ def rename(graph: Any) -> None:
 
     Args:
         graph: An ONNX GraphProto without nodes that lead to no output.
+        islands: Layers that compute in float: their nodes bear the number of the layer, as "island_0/relu_3".
+        operations: Whether operations outside of layers may compute in float too.
 
     Example:
         >>> from onnx import TensorProto, helper
@@ -26,6 +32,7 @@ def rename(graph: Any) -> None:
         >>> [(node.name, list(node.input), list(node.output)) for node in graph.node]
         [('relu_0', ['x'], ['relu_0']), ('neg_1', ['relu_0'], ['y'])]
     """
+    _mark(graph, islands, operations)
     if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
         return
     nodes = list(_from_outputs(graph))
@@ -42,7 +49,8 @@ def rename(graph: Any) -> None:
         for place, name in enumerate(node.output):
             names.setdefault(name, base if place == 0 else f"{base}_{place}")
     for number, node in enumerate(nodes):
-        node.name = f"{node.op_type.lower()}_{number}"
+        island = node.name.partition("/")[0] + "/" if node.name.startswith(ISLAND) else ""
+        node.name = f"{island}{node.op_type.lower()}_{number}"
         node.doc_string = ""
         node.input[:] = [names[name] for name in node.input]
         node.output[:] = [names[name] for name in node.output]
@@ -56,6 +64,27 @@ def rename(graph: Any) -> None:
                 size.dim_param = "batch" if axis == 0 else f"{end.name}_{axis}"
     del graph.value_info[:]
     graph.name, graph.doc_string = "kpipe", ""
+
+
+def _mark(graph: Any, islands: Sequence[str], operations: bool) -> None:
+    """Name the nodes of islands so.
+
+    What bears no name of a layer belongs to an island where it is a recurrent operation, or takes values from islands
+    alone: such nodes come from several that were brought together.
+    """
+    constants = {tensor.name for tensor in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    for node in graph.node if islands else ():
+        told = [node.name, *node.output, *(name for name in node.input if name in constants)]
+        named = (place for place, layer in enumerate(islands) if any(named_after(name, layer) for name in told))
+        bare = operations and node.name.count("/") == 1
+        place = next(named, "operations" if bare else None)
+        taken = [makers[name].name for name in node.input if name in makers]
+        from_islands = bool(taken) and all(name.startswith(ISLAND) for name in taken)
+        if place is not None:
+            node.name = f"{ISLAND}{place}/{node.name}"
+        elif "/" not in node.name and (node.op_type in RECURRENT or from_islands):
+            node.name = f"{ISLAND}of_several/{node.name}"
 
 
 def _free(name: str, taken: set[str]) -> str:

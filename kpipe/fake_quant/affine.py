@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from kpipe.layers.layout import Layout
+
 SMALLEST_RANGE = 1e-6
 """A tensor that spans less than this says nothing of its range: it gets one of width 1 instead."""
 
@@ -17,17 +19,15 @@ def widen(low: float, high: float) -> tuple[float, float]:
     return (low, high) if high - low > SMALLEST_RANGE else (low, low + 1.0)
 
 
-def channel_axes(role: str, rank: int) -> tuple[int, ...]:
-    """Say along which axes of a kernel each channel has a scale of its own.
-
-    A kernel (..., in, out) has one for each output; a depthwise kernel (..., in, multiplier) for each of its
-    in * multiplier outputs.
+def channel_axes(layout: Layout, rank: int) -> tuple[int, ...]:
+    """Say along which axes of a kernel each channel has a scale of its own: those that become channels of the output.
 
     Example:
-        >>> channel_axes("kernel", 4), channel_axes("depthwise_kernel", 4)
-        ((3,), (2, 3))
+        >>> from kpipe.layers.layout import DEPTHWISE, NATURAL
+        >>> channel_axes(NATURAL, 4), channel_axes(DEPTHWISE, 4), channel_axes(Layout((-1,), (-2,)), 4)
+        ((3,), (2, 3), (2,))
     """
-    return (rank - 2, rank - 1) if role == "depthwise_kernel" else (rank - 1,)
+    return tuple(sorted(axis % rank for axis in layout.outputs))
 
 
 def channel_scales(kernel: np.ndarray, axes: tuple[int, ...], bits: int = 8) -> np.ndarray:

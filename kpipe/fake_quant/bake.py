@@ -1,18 +1,29 @@
 """The model that a file is written from: kernels on their grids, batch norms folded, activation ranges kept."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers as L
 
+from kpipe.copies import copy_layer, copy_operation
 from kpipe.errors import KpipeError
 from kpipe.fake_quant.affine import channel_axes, on_grid
 from kpipe.fake_quant.fold import fold, multiplier_and_offset, uneven
+from kpipe.fake_quant.island import Island
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
+from kpipe.fake_quant.sequences import MAPS, Row
+from kpipe.fake_quant.support import why_float
 from kpipe.graph import Flow, Site, replay, sites
-from kpipe.layers import quantization_of
+from kpipe.layers import KERNEL_ROLES, quantization_of, weights
+from kpipe.layers.preprocessing import scale_and_offset
 
+MEANS = (
+    *(L.LayerNormalization, L.GroupNormalization),
+    *(L.AdaptiveAveragePooling1D, L.AdaptiveAveragePooling2D, L.AdaptiveAveragePooling3D),
+)
+"""Layers in float that begin with a mean, which LiteRT's converter would take on the grid of what goes in."""
 COPYING = (L.Maximum, L.Minimum, L.Concatenate)
 """Their integer kernels copy whole numbers: their inputs must lie on the output's grid."""
 
@@ -63,27 +74,27 @@ class _Baker:
     def __init__(self, flow: Flow):
         self.flow = flow
         self.maker = {key: site for site in flow.sites for key in site.outputs}
-        self.made: dict[tuple[int, ...], keras.Layer] = {}
+        self.made: dict[tuple[int, ...], Any] = {}
         self.folded: set[tuple[str, int]] = set()
 
     def __call__(self, site: Site, *args: Any, **kwargs: Any) -> Any:
         operation = site.operation
-        if isinstance(operation, QuantizedWeights):
-            norm = foldable(self.flow, site)
-            if norm is not None:
-                self.folded.add((norm.path, norm.call))
-            key = (id(operation), 0 if norm is None else id(norm.operation))
-            if key not in self.made:
-                self.made[key] = plain_layer(operation, None if norm is None else norm.operation, site.input_shapes[0])
-            return self.made[key](*args)
+        if isinstance(operation, (QuantizedWeights, Island)):
+            return self._weighted(site)(*args)
+        if isinstance(operation, L.BatchNormalization) and (site.path, site.call) in self.folded:
+            return args[0]
+        if why_float(site) is not None:
+            return self._float(operation)(*args, **kwargs)
+        return self._rounded(site, *args, **kwargs)
+
+    def _rounded(self, site: Site, *args: Any, **kwargs: Any) -> Any:
+        """Give the output of a site that is computed in whole numbers and has no kernel."""
+        operation = site.operation
         if isinstance(operation, L.BatchNormalization):
-            folded = (site.path, site.call) in self.folded
-            return args[0] if folded else self._affine(site, args[0], *multiplier_and_offset(operation))
-        if isinstance(operation, L.Rescaling):
+            return self._affine(site, args[0], *multiplier_and_offset(operation))
+        if isinstance(operation, (L.Rescaling, L.Normalization)):
             channels = site.input_shapes[0][-1:]
-            ends = (
-                np.broadcast_to(np.asarray(end, np.float32), channels) for end in (operation.scale, operation.offset)
-            )
+            ends = (np.broadcast_to(end, channels) for end in scale_and_offset(operation))
             return self._affine(site, args[0], *ends)
         if isinstance(operation, L.Average):
             return self._average(site, args[0])
@@ -93,16 +104,35 @@ class _Baker:
             args = ([self._on_grid(site, key, x) for key, x in zip(site.inputs, args[0], strict=True)],)
         if isinstance(operation, L.ReLU) and operation.max_value is not None:
             return L.ReLU(name=self._name(site))(*args)
-        return self._copy(operation, site.input_shapes)(*args, **kwargs)
+        return self._copy(operation)(*args, **kwargs)
 
-    def _copy(self, layer: keras.Layer, input_shapes: tuple) -> keras.Layer:
-        if (id(layer),) not in self.made:
-            copy = type(layer).from_config(layer.get_config())
-            if layer.weights:
-                copy.build(input_shapes[0] if len(input_shapes) == 1 else list(input_shapes))
-                copy.set_weights(layer.get_weights())
-            self.made[id(layer),] = copy
-        return self.made[id(layer),]
+    def _weighted(self, site: Site) -> Callable[..., Any]:
+        """Give a layer with its kernel as it is written, and the batch norm behind it folded in."""
+        operation = site.operation
+        norm = foldable(self.flow, site)
+        if norm is not None:
+            self.folded.add((norm.path, norm.call))
+        key = (id(operation), 0 if norm is None else id(norm.operation))
+        if key not in self.made:
+            layer = plain_layer(operation, None if norm is None else norm.operation, site.input_shapes[0])
+            steps = site.input_shapes[0][1] if type(layer) in MAPS else None
+            self.made[key] = layer if steps is None else Row(layer, steps)
+        return self.made[key]
+
+    def _float(self, operation: Any) -> Any:
+        """Give what computes in float: means are taken of the negated input, norm(-x) = -norm(x) but for the offset."""
+        if isinstance(operation, MEANS) and (id(operation),) not in self.made:
+            layer: Any = copy_layer(operation)
+            if getattr(layer, "beta", None) is not None:
+                layer.beta.assign(-layer.beta)
+            self.made[id(operation),] = Island(layer, negate_input=True, negate_output=True, name=operation.name)
+        return self._copy(operation)
+
+    def _copy(self, operation: Any) -> Any:
+        if (id(operation),) not in self.made:
+            layer = isinstance(operation, keras.Layer)
+            self.made[id(operation),] = copy_layer(operation) if layer else copy_operation(operation, operation.name)
+        return self.made[id(operation),]
 
     def _on_grid(self, site: Site, key: int, x: Any) -> Any:
         """Round an input of a layer that copies to the grid behind it, unless it lies on one already."""
@@ -134,8 +164,8 @@ class _Baker:
         if not flat:
             return layer(x)
         # (batch, steps, c) -> (batch, steps, 1, c) -> back
-        spread = layer(L.Reshape((shape[1], 1, shape[-1]))(x))
-        return L.Reshape((spread.shape[1], shape[-1]))(spread)
+        spread = layer(keras.ops.reshape(x, (-1, shape[1], 1, shape[-1])))
+        return keras.ops.reshape(spread, (-1, spread.shape[1], shape[-1]))
 
     def _name(self, site: Site) -> str:
         return site.operation.name if site.call == 0 else f"{site.operation.name}_{site.call}"
@@ -150,8 +180,8 @@ class _Baker:
         if len(shape) == 4:
             return self.made[key](x)
         # (batch, ..., c) -> (batch, 1, places, c) -> back
-        spread = L.Reshape((1, int(np.prod(shape[1:-1], dtype=int)), shape[-1]))(x)
-        return L.Reshape(shape[1:])(self.made[key](spread))
+        spread = keras.ops.reshape(x, (-1, 1, int(np.prod(shape[1:-1], dtype=int)), shape[-1]))
+        return keras.ops.reshape(self.made[key](spread), (-1, *shape[1:]))
 
 
 def whole_windows(layer: Any, shape: tuple[int | None, ...]) -> bool:
@@ -182,18 +212,37 @@ def foldable(flow: Flow, site: Site) -> Site | None:
     return consumers[0] if isinstance(consumers[0].operation, L.BatchNormalization) else None
 
 
-def plain_layer(
-    wrapper: QuantizedWeights, norm: L.BatchNormalization | None, input_shape: tuple[int | None, ...]
-) -> keras.Layer:
-    """Give the wrapped layer with its kernel on the grid and, if there is one, the batch norm folded in."""
-    layer, (kernel,) = wrapper.layer, wrapper.kernels()
-    axes = channel_axes(kernel.role, len(kernel.variable.shape))
-    value = on_grid(np.asarray(kernel.variable), axes, wrapper.bits)
-    bias = np.asarray(layer.bias) if layer.use_bias else None
+def plain_layer(layer: Any, norm: L.BatchNormalization | None, input_shape: tuple[int | None, ...]) -> keras.Layer:
+    """Give a layer as it is written: a batch norm folded in; its kernel on the grid, or negated where it was left out.
+
+    Args:
+        layer: A `QuantizedWeights`, or an `Island` of a layer that was left out.
+        norm: The batch norm behind it; None without one.
+        input_shape: With the batch axis.
+    """
+    rounded, inner = isinstance(layer, QuantizedWeights), layer.layer
+    (kernel,) = (weight for weight in weights(inner) if weight.role in KERNEL_ROLES)
+    axes = channel_axes(kernel.layout, len(kernel.variable.shape))
+    value = np.asarray(kernel.variable)
+    value = on_grid(value, axes, layer.bits) if rounded else value
+    bias = None if inner.bias is None else np.asarray(inner.bias)
     if norm is not None:
         value, bias = fold(value, bias, *multiplier_and_offset(norm), axes)
-    name = wrapper.name if norm is None else f"{wrapper.name}_{norm.name}"
-    copy = type(layer).from_config({**layer.get_config(), "use_bias": bias is not None, "name": name})
+    name = layer.name if norm is None else f"{layer.name}_{norm.name}"
+    if rounded:
+        return _with(inner, name, value, bias, input_shape)
+    negated = _with(inner, name, -value, None if bias is None else -bias, input_shape)
+    return Island(negated, negate_output=True, name=layer.name)
+
+
+def _with(layer: Any, name: str, kernel: np.ndarray, bias: np.ndarray | None, input_shape: Any) -> keras.Layer:
+    """Make a layer like another one, with these weights."""
+    config = {**layer.get_config(), "name": name}
+    if "use_bias" in config:
+        config["use_bias"] = bias is not None
+    elif bias is not None and config["bias_axes"] is None:
+        config["bias_axes"] = layer.equation[-1]
+    copy = type(layer).from_config(config)
     copy.build(input_shape)
-    copy.set_weights([value] if bias is None else [value, uneven(bias)])
+    copy.set_weights([kernel] if bias is None else [kernel, uneven(bias)])
     return copy

@@ -63,6 +63,7 @@ def uneven(bias: np.ndarray) -> np.ndarray:
         ([0.5000004768371582, 0.5], [0.0, 0.0])
     """
     bias = np.array(bias)
-    if bias.size > 1 and bias[0] != 0 and (bias == bias[0]).all():
-        bias[0] *= 1 + 1e-6
+    first = (0,) * bias.ndim
+    if bias.size > 1 and bias[first] != 0 and (bias == bias[first]).all():
+        bias[first] *= 1 + 1e-6
     return bias

@@ -37,7 +37,7 @@ class FakeQuant(keras.layers.Layer):
         if not 0.0 <= momentum <= 1.0:
             raise KpipeError(f"FakeQuant: momentum is {momentum}; expected a number in [0, 1].")
         super().__init__(**kwargs)
-        self.bits, self.momentum = bits, momentum
+        self.bits, self.momentum, self.supports_masking = bits, momentum, True
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
         low, high = (keras.initializers.Constant(end) for end in widen(*(self.fixed or (0.0, 1.0))))
         self.low = self.add_weight(name="low", shape=(), initializer=low, trainable=False)
@@ -100,7 +100,7 @@ class QuantizedWeights(keras.layers.Wrapper):
         if not 2 <= bits <= 8:
             raise KpipeError(f"QuantizedWeights of {layer.name!r}: bits is {bits}; expected 2 to 8.")
         super().__init__(layer, **kwargs)
-        self.bits = bits
+        self.bits, self.supports_masking = bits, layer.supports_masking
         self.masks: list[keras.Variable] = []
 
     def build(self, input_shape: Any = None) -> None:
@@ -137,16 +137,25 @@ class QuantizedWeights(keras.layers.Wrapper):
             return self.layer(x)
 
     def _rounded(self, kernel: Weight) -> Any:
-        value, shape = tf.convert_to_tensor(kernel.variable.value), kernel.variable.shape
-        axes = channel_axes(kernel.role, len(shape))
-        # (..., in, multiplier) -> (..., in * multiplier): the operation knows one channel axis, the last.
-        flat = tf.reshape(value, [*shape[: axes[0]], int(np.prod([shape[axis] for axis in axes]))])
-        largest = tf.reduce_max(tf.abs(flat), axis=list(range(len(flat.shape) - 1)))
-        end = tf.stop_gradient(tf.where(largest > 0, largest, tf.ones_like(largest)))
-        rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(
-            flat, -end, end, num_bits=self.bits, narrow_range=True
-        )
-        return tf.reshape(rounded, shape)
+        """Give a kernel on its grid; the gradient passes to all entries, the greatest ones too."""
+        shape = tuple(kernel.variable.shape)
+        axes = channel_axes(kernel.layout, len(shape))
+        order = [axis for axis in range(len(shape)) if axis not in axes] + list(axes)
+        channels = int(np.prod([shape[axis] for axis in axes]))
+
+        def on_grid(value: Any) -> Any:
+            # (..., out, in) -> (..., in, out); (..., in, multiplier) -> (..., in * multiplier): the operation knows one
+            # channel axis, the last.
+            turned = tf.transpose(value, order)
+            flat = tf.reshape(turned, [*turned.shape[: -len(axes)], channels])
+            largest = tf.reduce_max(tf.abs(flat), axis=list(range(len(flat.shape) - 1)))
+            end = tf.where(largest > 0, largest, tf.ones_like(largest))
+            rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(
+                flat, -end, end, num_bits=self.bits, narrow_range=True
+            )
+            return tf.transpose(tf.reshape(rounded, turned.shape), np.argsort(order))
+
+        return tf.grad_pass_through(on_grid)(tf.convert_to_tensor(kernel.variable.value))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Give the wrapped layer's output shape."""

@@ -17,6 +17,11 @@ ELEMENTWISE = frozenset(
 )
 FUSED = frozenset({keras.activations.linear, keras.activations.relu, keras.activations.relu6})
 """What both runtimes compute inside the convolution, dense or add before it."""
+INTEGER = FUSED | {
+    getattr(keras.activations, name)
+    for name in "leaky_relu gelu silu hard_silu sigmoid tanh hard_tanh softmax exponential".split()
+}
+"""What both runtimes compute in whole numbers; all others fall back to float in LiteRT."""
 
 
 def activate(ids: ChannelIds, out: Ids, activation: Callable[..., Any] | None) -> None:

@@ -12,7 +12,7 @@ from keras.src.backend import get_keras_mask, set_keras_mask
 from kpipe.layers.axes import positions
 from kpipe.layers.call import Port, freeze_others, ports
 from kpipe.layers.channel_ids import ChannelIds, Ids
-from kpipe.layers.rule import Kept, Rule, register_weights, rule
+from kpipe.layers.rule import Kept, Quantization, Rule, register_weights, rule
 
 register_weights(L.MultiHeadAttention, L.GroupQueryAttention, roles={}, whole=True)
 register_weights(L.Attention, roles={"scale": "gamma", "concat_score_weight": "gamma"})
@@ -69,7 +69,14 @@ def _where(x: Any, keep: np.ndarray) -> Any:
     return masked
 
 
-@rule(L.MultiHeadAttention)
+def _quantization(layer: Any) -> Quantization:
+    """Of the plain layer the projections and products are rounded, each for itself."""
+    config = layer.get_config()
+    several = config.get("attention_axes") not in (None, (1,), [1])
+    return "float" if several or config.get("use_gate") or config.get("sliding_window") is not None else "split"
+
+
+@rule(L.MultiHeadAttention, quantization=_quantization)
 def multi_head_attention(layer: L.MultiHeadAttention, ids: ChannelIds, *inputs: Ids) -> Rule:
     """Kernels of query and key (in, heads, key_dim), value (in, heads, value_dim), output (heads, value_dim, out).
 
@@ -102,7 +109,7 @@ def multi_head_attention(layer: L.MultiHeadAttention, ids: ChannelIds, *inputs: 
     )
 
 
-@rule(L.GroupQueryAttention)
+@rule(L.GroupQueryAttention, quantization=_quantization)
 def group_query_attention(layer: L.GroupQueryAttention, ids: ChannelIds, *inputs: Ids) -> Rule:
     """Kernels like those of multi-head attention; a head of key and value goes with all its heads of the query.
 

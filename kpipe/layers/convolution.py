@@ -16,8 +16,8 @@ def channel_axis(layer: keras.Layer) -> int:
     return 0 if layer.data_format == "channels_first" else -1
 
 
-def _convolution_quantization(layer: keras.Layer) -> Quantization | None:
-    return "weights" if isinstance(layer, (L.Conv2D, L.DepthwiseConv2D)) else None
+def _convolution_quantization(layer: keras.Layer) -> Quantization:
+    return "float" if isinstance(layer, (L.Conv3D, L.Conv3DTranspose)) else "weights"
 
 
 @rule(L.Conv1D, L.Conv2D, L.Conv3D, roles={"kernel": "kernel", "bias": "bias"}, quantization=_convolution_quantization)
@@ -55,7 +55,7 @@ register_weights(
 )
 
 
-@rule(*TRANSPOSED)
+@rule(*TRANSPOSED, quantization=_convolution_quantization)
 def transposed_convolution(layer: L.Conv2DTranspose, ids: ChannelIds, x: Ids) -> Rule:
     """Kernel (*size, filters, in); each of its entries is used once for every place of the input."""
     axis = channel_axis(layer)
@@ -92,7 +92,7 @@ def depthwise_convolution(layer: L.DepthwiseConv2D, ids: ChannelIds, x: Ids) -> 
     L.SeparableConv1D,
     L.SeparableConv2D,
     roles={"depthwise_kernel": "depthwise_kernel", "pointwise_kernel": "kernel", "bias": "bias"},
-    quantization=lambda layer: "split" if isinstance(layer, L.SeparableConv2D) else None,
+    quantization="split",
 )
 def separable_convolution(layer: L.SeparableConv2D, ids: ChannelIds, x: Ids) -> Rule:
     """Kernels (*size, in, multiplier) and (1.., in * multiplier, filters)."""
@@ -122,20 +122,27 @@ def _sequence(layer: keras.Layer, ids: ChannelIds, x: Ids) -> Rule:
     return Rule(ids.spread(channels_on(ids, x, -1), -1))
 
 
-rule(L.MaxPooling1D, L.MaxPooling2D, L.MaxPooling3D, quantization="same")(_map)
-rule(L.AveragePooling1D, L.AveragePooling2D, L.AveragePooling3D, quantization="output")(_map)
-rule(L.ZeroPadding2D, L.ZeroPadding3D, L.Cropping2D, L.Cropping3D, L.UpSampling3D, quantization="same")(_map)
-rule(
-    L.UpSampling2D, quantization=lambda layer: "same" if getattr(layer, "interpolation", "") == "nearest" else "output"
-)(_map)
+def _interpolation(layer: keras.Layer) -> Quantization:
+    if getattr(layer, "crop_to_aspect_ratio", False) or getattr(layer, "pad_to_aspect_ratio", False):
+        return "float"
+    return "same" if layer.interpolation == "nearest" else "output" if layer.interpolation == "bilinear" else "float"
+
+
+rule(L.MaxPooling1D, L.MaxPooling2D, quantization="same")(_map)
+rule(L.AveragePooling1D, L.AveragePooling2D, quantization="output")(_map)
+rule(L.ZeroPadding2D, L.Cropping2D, quantization="same")(_map)
+rule(L.UpSampling2D, L.Resizing, quantization=_interpolation)(_map)
+rule(L.MaxPooling3D, L.AveragePooling3D, quantization="float")(_map)
+rule(L.ZeroPadding3D, L.Cropping3D, L.UpSampling3D, quantization="float")(_map)
 rule(L.AdaptiveMaxPooling1D, L.AdaptiveMaxPooling2D, L.AdaptiveMaxPooling3D)(_map)
 rule(L.AdaptiveAveragePooling1D, L.AdaptiveAveragePooling2D, L.AdaptiveAveragePooling3D)(_map)
-rule(L.Resizing, L.CenterCrop)(_map)
+rule(L.CenterCrop)(_map)
 rule(L.ZeroPadding1D, L.Cropping1D, L.UpSampling1D, quantization="same")(_sequence)
 
 
-@rule(L.GlobalMaxPooling1D, L.GlobalMaxPooling2D, L.GlobalMaxPooling3D, quantization="same")
-@rule(L.GlobalAveragePooling1D, L.GlobalAveragePooling2D, L.GlobalAveragePooling3D, quantization="output")
+@rule(L.GlobalMaxPooling1D, L.GlobalMaxPooling2D, quantization="same")
+@rule(L.GlobalAveragePooling1D, L.GlobalAveragePooling2D, quantization="output")
+@rule(L.GlobalMaxPooling3D, L.GlobalAveragePooling3D, quantization="float")
 def global_pooling(layer: L.GlobalAveragePooling2D, ids: ChannelIds, x: Ids, *masks: Ids) -> Rule:
     """Places are merged, with or without `keepdims`; channels pass."""
     freeze_masks(ids, masks)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers as L
 
-from kpipe.layers.activation import FUSED, activate
+from kpipe.layers.activation import FUSED, INTEGER, activate
 from kpipe.layers.axes import against, channels_on, freeze_masks, positions, varying
 from kpipe.layers.channel_ids import ChannelIds, Ids
 from kpipe.layers.rule import Quantization, Rule, rule
@@ -32,12 +32,13 @@ def dense(layer: L.Dense, ids: ChannelIds, x: Ids) -> Rule:
 
 
 def _activation_quantization(layer: keras.Layer) -> Quantization:
-    return "fused" if layer.activation in FUSED else "output"
+    return "fused" if layer.activation in FUSED else "output" if layer.activation in INTEGER else "float"
 
 
 def _relu_quantization(layer: L.ReLU) -> Quantization:
-    plain = layer.negative_slope == 0 and layer.threshold == 0 and layer.max_value in (None, 6.0)
-    return "fused" if plain else "output"
+    if layer.threshold or (layer.negative_slope and layer.max_value is not None):
+        return "float"
+    return "fused" if layer.negative_slope == 0 and layer.max_value in (None, 6.0) else "output"
 
 
 def _pass(layer: keras.Layer, ids: ChannelIds, x: Ids) -> Rule:
@@ -57,7 +58,8 @@ rule(
     L.Identity,
     quantization="same",
 )(_pass)
-rule(L.LeakyReLU, L.ELU, quantization="output")(_pass)
+rule(L.LeakyReLU, quantization="output")(_pass)
+rule(L.ELU, quantization="float")(_pass)
 rule(L.ReLU, quantization=_relu_quantization)(_pass)
 
 
@@ -80,7 +82,7 @@ def softmax(layer: L.Softmax, ids: ChannelIds, x: Ids, *masks: Ids) -> Rule:
     return Rule(x)
 
 
-@rule(L.PReLU, roles={"alpha": "gamma"})
+@rule(L.PReLU, roles={"alpha": "gamma"}, quantization="output")
 def parametric_relu(layer: L.PReLU, ids: ChannelIds, x: Ids) -> Rule:
     """Alpha has the shape of one sample, with size 1 along each of `shared_axes`."""
     return Rule(x, axes={"alpha": against(x, layer.alpha.shape)})

@@ -10,7 +10,7 @@ from keras import layers as L
 from kpipe.layers.activation import activate
 from kpipe.layers.channel_ids import ChannelIds, Ids
 from kpipe.layers.layout import Layout
-from kpipe.layers.rule import Rule, register_weights, rule
+from kpipe.layers.rule import Quantization, Rule, register_weights, rule
 
 
 def einsum_layout(equation: str) -> Layout:
@@ -60,7 +60,14 @@ def written_out(equation: str, rank: int) -> tuple[str, str, str]:
     return given.replace("...", letters)[1:], kernel, output.replace("...", letters)[1:]
 
 
-@rule(L.EinsumDense)
+def _quantization(layer: L.EinsumDense) -> Quantization:
+    """A matrix for each head or place has no integer kernel with a step for each channel."""
+    layout = einsum_layout(layer.equation)
+    kernel = layer.equation.split("->")[0].split(",")[1]
+    return "weights" if len(layout.inputs) + len(layout.outputs) == len(kernel.strip()) else "float"
+
+
+@rule(L.EinsumDense, quantization=_quantization)
 def einsum_dense(layer: L.EinsumDense, ids: ChannelIds, x: Ids) -> Rule:
     """Kernel with one axis for each of its letters.
 

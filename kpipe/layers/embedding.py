@@ -11,7 +11,7 @@ register_weights(L.Embedding, roles={"embeddings": "embedding"})
 register_weights(L.ReversibleEmbedding, roles={"embeddings": "embedding", "reverse_embeddings": "kernel"})
 
 
-@rule(L.Embedding)
+@rule(L.Embedding, quantization="output")
 def embedding(layer: L.Embedding, ids: ChannelIds, x: Ids) -> Rule:
     """Embeddings (tokens, channels): channels are cut, the vocabulary stays. Looking up multiplies nothing."""
     ids.freeze(x, f"{ids.path!r} looks them up as tokens")

@@ -9,7 +9,7 @@ from keras import layers as L
 
 from kpipe.layers.axes import against
 from kpipe.layers.channel_ids import ChannelIds, Compressed, Ids
-from kpipe.layers.rule import Rule, register_weights, rule
+from kpipe.layers.rule import Role, Rule, register_weights, rule
 
 register_weights(L.STFTSpectrogram, roles={"real_kernel": "statistic", "imag_kernel": "statistic"})
 
@@ -33,7 +33,36 @@ def rescaling(layer: L.Rescaling, ids: ChannelIds, x: Ids) -> Rule:
     return Rule(x, config=config)
 
 
-@rule(L.Normalization, roles={"adapt_mean": "statistic", "adapt_variance": "statistic", "count": "statistic"})
+def scale_and_offset(layer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Write a rescaling or a normalization as x · s + b.
+
+    Returns:
+        s and b, numbers or arrays that are broadcast from the right, without axes of size 1 in front.
+
+    Example:
+        >>> layer = L.Normalization(mean=[1.0, 2.0], variance=[4.0, 4.0])
+        >>> layer.build((None, 2))
+        >>> [part.tolist() for part in scale_and_offset(layer)]
+        [[0.5, 0.5], [-0.5, -1.0]]
+    """
+    if isinstance(layer, L.Rescaling):
+        return np.asarray(layer.scale, np.float32), np.asarray(layer.offset, np.float32)
+    mean, variance = (_without_ones(np.asarray(part, np.float64)) for part in (layer.mean, layer.variance))
+    deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
+    scale, offset = (deviation, mean) if layer.invert else (1 / deviation, -mean / deviation)
+    return scale.astype(np.float32), offset.astype(np.float32)
+
+
+def _without_ones(array: np.ndarray) -> np.ndarray:
+    while array.ndim > 1 and len(array) == 1:
+        array = array[0]
+    return array
+
+
+ADAPTED: dict[str, Role] = {"adapt_mean": "statistic", "adapt_variance": "statistic", "count": "statistic"}
+
+
+@rule(L.Normalization, roles=ADAPTED, quantization="output")
 def normalization(layer: L.Normalization, ids: ChannelIds, x: Ids) -> Rule:
     """Mean and variance along `axis`: weights where they were adapted, else lists in the config."""
     axes = sorted(axis % (x.ndim + 1) for axis in layer.axis)

@@ -25,7 +25,7 @@ Role = Literal["kernel", "recurrent_kernel", "embedding", "depthwise_kernel", "b
 KERNEL_ROLES: tuple[Role, ...] = ("kernel", "recurrent_kernel", "embedding", "depthwise_kernel")
 """The roles whose weights are multiplied with activations: what MACs count and what quantization stores in int8."""
 
-Quantization = Literal["weights", "same", "fused", "normalise", "output", "split"]
+Quantization = Literal["weights", "same", "fused", "normalise", "output", "split", "float"]
 """How a layer takes part in a fake-quantized graph.
 
 - "weights": its kernels are fake-quantized per channel, its output gets a range of its own;
@@ -33,7 +33,8 @@ Quantization = Literal["weights", "same", "fused", "normalise", "output", "split
 - "fused": the runtime computes it inside its producer;
 - "normalise": a batch norm, folded into a preceding convolution or dense layer;
 - "output": its output gets a range of its own;
-- "split": it must first be written as two layers.
+- "split": it must first be written as several layers;
+- "float": the runtimes have no integer kernel for it: it computes in float, between rounded tensors.
 """
 
 
@@ -125,7 +126,7 @@ def rule(
             else and needs a rule too before its channels are cut (its weights are still found for weight pruning).
         roles: Attribute name of each weight -> its role. None: as said by `register_weights`, or for the class above.
         quantization: How the layer takes part in a fake-quantized graph, or a function of the layer that says so.
-            None: it cannot.
+            None: as it was said elsewhere; where nothing was said, it computes in float.
 
     Returns:
         A decorator of a function `(layer, ids, *inputs) -> Rule`, where `ids` is a `ChannelIds` that knows the
@@ -150,7 +151,8 @@ def rule(
 
     def register(function: RuleFunction) -> RuleFunction:
         for cls in classes:
-            RULES[cls] = replace(RULES.get(cls, LayerFacts()), channels=function, quantization=quantization)
+            facts = RULES.get(cls, LayerFacts())
+            RULES[cls] = replace(facts, channels=function, quantization=quantization or facts.quantization)
         return function
 
     return register

@@ -39,7 +39,7 @@ def permute(layer: L.Permute, ids: ChannelIds, x: Ids) -> Rule:
     return Rule(x.transpose([axis - 1 for axis in layer.dims]))
 
 
-@rule(L.RepeatVector)
+@rule(L.RepeatVector, quantization="same")
 def repeat_vector(layer: L.RepeatVector, ids: ChannelIds, x: Ids) -> Rule:
     """(channels,) -> (n, channels)."""
     return Rule(ids.spread(channels_on(ids, x, -1), -1))

@@ -46,5 +46,6 @@ def observe(flow: Flow, inputs: Sequence[np.ndarray], seen: dict[str, list[float
                 ends = (float(np.min(x)), float(np.max(x)))
                 seen.setdefault(site.path, []).extend(ends)
         else:
-            outputs = keras.tree.flatten(site.operation(*args, **{**kwargs, "training": False}))
+            told = {"training": False} if getattr(site.operation, "_call_has_training_arg", False) else {}
+            outputs = keras.tree.flatten(site.operation(*args, **{**kwargs, **told}))
         values.update(zip(site.outputs, outputs, strict=True))

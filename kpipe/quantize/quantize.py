@@ -1,18 +1,23 @@
 """Quantize a model in the graph: fake quantization that trains on, or ships as it is."""
 
+import re
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
 from kpipe.data import samples
 from kpipe.errors import KpipeError
-from kpipe.fake_quant import is_quantized
-from kpipe.graph import sites
+from kpipe.fake_quant import is_quantized, kind_of, refuse_unsupported, why_float
+from kpipe.graph import Flow, sites
 from kpipe.quantize.calibrate import calibrate
 from kpipe.quantize.rewrite import rewrite
+from kpipe.quantize.split import Split, split
 from kpipe.registry import nearest
 
 SCHEMES = ("int8",)
+ISLANDS = ("warn", "refuse")
 
 
 def quantize(
@@ -20,6 +25,8 @@ def quantize(
     scheme: str = "int8",
     calibration: Any = None,
     *,
+    islands: str = "warn",
+    exclude: str | Sequence[str] | None = None,
     momentum: float = 0.99,
     calibration_samples: int | None = 512,
 ) -> keras.Model:
@@ -30,18 +37,18 @@ def quantize(
     and fit it first (quantization-aware training). Zeros of the kernels stay exact zeros through the training, a saved
     file and the export.
 
-    Covered are Dense, 2-D convolutions (grouped, depthwise and separable too), BatchNormalization, ReLU, LeakyReLU,
-    Softmax over the last axis, Rescaling by numbers or one for each channel, the activations linear, relu, relu6,
-    leaky_relu, silu, hard_silu, sigmoid, tanh, hard_tanh, softmax and exponential, the merging layers Add, Subtract,
-    Multiply, Average, Maximum, Minimum and Concatenate, and 1-D and 2-D pooling, padding, cropping and upsampling (2-D
-    by repetition only), Flatten, Reshape, Permute, and what acts in training only. Refused, before anything is
-    computed, are 1-D and 3-D convolutions, all that takes more than four axes, ELU and other activations, and every
-    layer that kpipe does not know; the message names the layer and says why.
+    Rounded are dense layers, 1-D and 2-D convolutions (transposed, grouped, depthwise and separable too), EinsumDense,
+    Embedding, multi-head attention without masks, batch norms, merging layers, pooling, padding, resizing, PReLU and
+    the activations that have integer kernels; `kpipe ls layers` lists them. What the runtimes compute in float (layer
+    norms, recurrent layers, 3-D convolutions, ELU, layers of one's own, ...) stays float between rounded tensors, as an
+    island: a warning names each with its reason. With `islands="refuse"` they are errors.
 
     Args:
         model: A built Functional or Sequential float32 model; it is left untouched.
         scheme: "int8": 8-bit weights and activations.
         calibration: Inputs like those the model will see; anything that `model.fit` takes. Labels are not used.
+        islands: "warn" lets layers without an integer kernel compute in float, and names them; "refuse" raises.
+        exclude: Paths of layers whose weights stay in float: a regular expression searched in the path, or several.
         momentum: How slowly the activation ranges follow the batches in training, in [0, 1]; 1 keeps them fixed.
         calibration_samples: Most samples to take; None for all.
 
@@ -50,7 +57,8 @@ def quantize(
 
     Raises:
         KpipeError: When the scheme is unknown, the calibration data is missing, empty, of another shape or not finite,
-            or a layer cannot be quantized.
+            a layer cannot be quantized, `exclude` means no layer with weights, or there are islands and they are
+            refused.
         SurgeryError: When the model's graph cannot be read.
 
     Example:
@@ -70,6 +78,48 @@ def quantize(
         raise KpipeError(f"Model {model.name!r} is quantized already. Train it on, or export it.")
     if calibration is None:
         raise KpipeError("quantize needs calibration data: some hundred inputs like those the model will see.")
-    sites(model)
+    if islands not in ISLANDS:
+        raise KpipeError(f"islands is {islands!r}; expected 'warn' or 'refuse'.")
+    flow = sites(model)
+    refuse_unsupported(flow)
+    found = {site.path: reason for site in flow.sites if (reason := why_float(site)) is not None}
+    if found and islands == "refuse":
+        raise KpipeError(f"No integer kernels for {_listed(found)} of {model.name!r}.")
+    plain = split(model)
+    left_out = excluded(flow, plain, exclude)
     inputs = samples(calibration, model, limit=calibration_samples, what="calibration")
-    return calibrate(rewrite(model, momentum), inputs)
+    quantized = calibrate(rewrite(plain, momentum, {}, left_out), inputs)
+    if found:
+        warnings.warn(f"{model.name!r} computes in float in {_listed(found)}.", UserWarning, stacklevel=2)
+    return quantized
+
+
+def _listed(found: Mapping[str, str]) -> str:
+    return "; ".join(f"{path!r}: {reason}" for path, reason in found.items())
+
+
+def excluded(flow: Flow, plain: Split, exclude: str | Sequence[str] | None) -> set[str]:
+    """Name the parts whose weights stay in float.
+
+    Args:
+        flow: Of the model as it came.
+        plain: The model that was taken apart.
+        exclude: Regular expressions searched in the paths of layers.
+
+    Raises:
+        KpipeError: When one is no regular expression, or means no layer whose weights would be rounded.
+    """
+    rounded = {site.path for site in flow.sites if kind_of(site) in ("weights", "split")}
+    chosen: set[str] = set()
+    for expression in [exclude] if isinstance(exclude, str) else exclude or ():
+        try:
+            meant = {path for path in rounded if re.search(expression, path)}
+        except re.error as error:
+            raise KpipeError(f"exclude is {expression!r}, which is no regular expression: {error}.") from error
+        if not meant:
+            raise KpipeError(
+                f"exclude={expression!r} means no layer whose weights would be rounded; those are: "
+                f"{', '.join(sorted(rounded))}."
+            )
+        chosen |= meant
+    return {name for name, path in plain.origins.items() if path in chosen}

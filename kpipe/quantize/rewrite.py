@@ -1,16 +1,16 @@
 """A float graph written anew with fake quantization: one range behind each group that the runtimes fuse."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
 from keras import layers as L
 
-from kpipe.fake_quant import AVERAGE, COPYING, FakeQuant, QuantizedWeights, whole_windows
+from kpipe.fake_quant import AVERAGE, COPYING, FakeQuant, Island, QuantizedWeights, kind_of, whole_windows
 from kpipe.graph import Flow, Site, replay, sites
-from kpipe.layers import quantization_of
-from kpipe.quantize.split import split, unique
-from kpipe.quantize.support import refuse_unsupported
+from kpipe.layers import Quantization
+from kpipe.layers.operations.operands import classes
+from kpipe.quantize.split import Split, unique
 
 FIXED_RANGES = {
     keras.activations.softmax: (0.0, 255 / 256),
@@ -18,30 +18,39 @@ FIXED_RANGES = {
     keras.activations.tanh: (-1.0, 127 / 128),
 }
 """Ranges that both runtimes expect behind these functions: steps of 1/256 and 1/128."""
+FIXED_BY_CLASS = {L.Softmax: (0.0, 255 / 256)} | {
+    cls: range_
+    for module, name, range_ in (
+        ("nn", "Softmax", (0.0, 255 / 256)),
+        ("nn", "Sigmoid", (0.0, 255 / 256)),
+        ("numpy", "Tanh", (-1.0, 127 / 128)),
+    )
+    for cls in classes(module, name)
+}
 
 
-def rewrite(model: keras.Model, momentum: float = 0.99) -> keras.Model:
+def rewrite(plain: Split, momentum: float, bits: dict[str, int], left_out: Collection[str] = ()) -> keras.Model:
     """Put fake quantization into a model; ranges are not calibrated yet.
 
     A range follows the inputs and each group that a runtime computes at once: a convolution or dense layer with its
     batch norm and ReLU, an addition with its ReLU, any other layer that makes new values. None follows layers that only
     move values, nor values that only go into a concatenation or comparison: those are rounded behind it, to its grid.
+    What the runtimes compute in float is rounded where whole numbers follow, and at the outputs of the model.
 
     Args:
-        model: A built Functional or Sequential model; it is not changed.
+        plain: A model that was taken apart; it is not changed.
         momentum: Of the ranges' moving averages in training, in [0, 1].
+        bits: Name of a layer -> bits of its weights; 8 for all others.
+        left_out: Names of layers whose weights stay in float.
 
     Returns:
         A Functional model with the same inputs, output structure and weights; zeros of its kernels are held.
 
     Raises:
         SurgeryError: When the model's graph cannot be read.
-        KpipeError: When a layer cannot be quantized, naming it.
     """
-    refuse_unsupported(sites(model))
-    plain = split(model)
-    rewriter = _Rewriter(sites(plain), momentum)
-    quantized = replay(plain, rewriter, on_input=rewriter.on_input, name=model.name)
+    rewriter = _Rewriter(sites(plain.model), momentum, bits, left_out)
+    quantized = replay(plain.model, rewriter, on_input=rewriter.on_input, name=plain.model.name)
     for wrapper in rewriter.wrappers.values():
         wrapper.hold_zeros()
     return quantized
@@ -50,32 +59,91 @@ def rewrite(model: keras.Model, momentum: float = 0.99) -> keras.Model:
 class _Rewriter:
     """Say for each site of a split model what stands there in the quantized one."""
 
-    def __init__(self, flow: Flow, momentum: float):
-        self.flow, self.momentum = flow, momentum
+    def __init__(self, flow: Flow, momentum: float, bits: dict[str, int], left_out: Collection[str]):
+        self.flow, self.momentum, self.bits, self.left_out = flow, momentum, bits, left_out
         self.taken = {site.path for site in flow.sites}
+        self.makers = {key: site for site in flow.sites for key in site.outputs}
         self.wrappers: dict[int, QuantizedWeights] = {}
+        self.islands: dict[int, Island] = {}
 
     def on_input(self, site: Site, x: Any) -> Any:
-        """Put a range behind an input."""
-        return self.range_behind(site.operation)(x)
+        """Put a range behind an input; tokens have none."""
+        return self.rounded(site.operation, x)
 
     def __call__(self, site: Site, *args: Any, **kwargs: Any) -> Any:
         """Give the output of a site, rounded where the runtimes round it."""
-        layer, kind = site.operation, quantization_of(site.operation)
-        if isinstance(layer, AVERAGE) and not whole_windows(layer, site.input_shapes[0]):
+        layer, kind = site.operation, self.kind(site)
+        if kind != "float" and keeps_grid(site):
             return range_before(args[0])(layer(*args, **kwargs), observe=False)
         if kind == "weights" and id(layer) not in self.wrappers:
-            self.wrappers[id(layer)] = QuantizedWeights(layer, name=layer.name)
-        called: Any = self.wrappers.get(id(layer), layer)
+            wrapper = QuantizedWeights(layer, bits=self.bits.get(layer.name, 8), name=layer.name)
+            self.wrappers[id(layer)] = wrapper
+        if layer.name in self.left_out and id(layer) not in self.islands:
+            self.islands[id(layer)] = Island(layer, name=layer.name)
+        called: Any = self.wrappers.get(id(layer)) or self.islands.get(id(layer), layer)
         y = called(*args, **kwargs)
-        if kind == "same" or fused_onward(self.flow, site) or copied_onward(self.flow, site):
+        if kind == "same" or self.fused_onward(site) or self.copied_onward(site):
             return y
-        return self.range_behind(layer)(y)
+        if kind == "float" and not self.rounded_onward(site):
+            return y
+        return keras.tree.map_structure(lambda out: self.rounded(layer, out), y)
+
+    def kind(self, site: Site) -> Quantization:
+        """Say how a site takes part; a batch norm behind a layer that was left out is computed with it, in float."""
+        kind = kind_of(site)
+        if kind == "weights" and site.operation.name in self.left_out:
+            return "float"
+        maker = self.makers.get(site.inputs[0]) if kind == "normalise" else None
+        return "float" if maker is not None and maker.operation.name in self.left_out else kind
+
+    def rounded(self, layer: Any, x: Any) -> Any:
+        """Put a range behind a tensor; tokens and truth values have none."""
+        return self.range_behind(layer)(x) if keras.backend.is_float_dtype(x.dtype) else x
 
     def range_behind(self, layer: Any) -> Callable[..., Any]:
         """Make a range named after a layer."""
         name = unique(f"{layer.name}_range", self.taken)
         return FakeQuant(momentum=self.momentum, fixed=fixed_range(layer), name=name)
+
+    def fused_onward(self, site: Site) -> bool:
+        """Say whether the runtimes compute this site at once with the only one that follows it."""
+        following = self._only(site)
+        if following is None:
+            return False
+        kind, next_kind = self.kind(site), self.kind(following)
+        if kind == "weights":
+            linear = getattr(site.operation, "activation", None) in (None, keras.activations.linear)
+            return linear and next_kind in ("normalise", "fused")
+        return next_kind == "fused" and (kind == "normalise" or isinstance(site.operation, ADDING))
+
+    def copied_onward(self, site: Site) -> bool:
+        """Say whether the only layer that takes this site's values copies them: they need its grid and no other."""
+        following = self._only(site)
+        return following is not None and isinstance(following.operation, COPYING)
+
+    def rounded_onward(self, site: Site) -> bool:
+        """Say whether whole numbers follow, or the end of the model, perhaps behind layers that only move values."""
+        if self.flow.is_output(site):
+            return True
+        return any(
+            self.rounded_onward(one) if self.kind(one) == "same" else self.kind(one) != "float"
+            for one in self.flow.consumers(site)
+        )
+
+    def _only(self, site: Site) -> Site | None:
+        consumers = self.flow.consumers(site)
+        return consumers[0] if len(consumers) == 1 and not self.flow.is_output(site) else None
+
+
+def keeps_grid(site: Site) -> bool:
+    """Say whether the integer kernel of a site makes new values, but on the grid of those that go in."""
+    layer = site.operation
+    if isinstance(layer, (L.UpSampling2D, L.Resizing)):
+        return layer.interpolation == "bilinear"
+    return isinstance(layer, AVERAGE) and not whole_windows(layer, site.input_shapes[0])
+
+
+ADDING = (L.Add, *classes("numpy", "Add"))
 
 
 def range_before(x: Any) -> FakeQuant:
@@ -88,23 +156,6 @@ def range_before(x: Any) -> FakeQuant:
 
 def fixed_range(layer: Any) -> tuple[float, float] | None:
     """Give the range that a layer's output has whatever the data, if the runtimes fix it."""
-    if isinstance(layer, L.Softmax):
-        return FIXED_RANGES[keras.activations.softmax]
+    if type(layer) in FIXED_BY_CLASS:
+        return FIXED_BY_CLASS[type(layer)]
     return FIXED_RANGES.get(layer.activation) if isinstance(layer, L.Activation) else None
-
-
-def fused_onward(flow: Flow, site: Site) -> bool:
-    """Say whether the runtimes compute this site at once with the only one that follows it."""
-    consumers = flow.consumers(site)
-    if len(consumers) != 1 or flow.is_output(site):
-        return False
-    kind, following = quantization_of(site.operation), quantization_of(consumers[0].operation)
-    if kind == "weights":
-        return site.operation.activation is keras.activations.linear and following in ("normalise", "fused")
-    return following == "fused" and (kind == "normalise" or isinstance(site.operation, L.Add))
-
-
-def copied_onward(flow: Flow, site: Site) -> bool:
-    """Say whether the only layer that takes this site's values copies them, so that they need its grid and no other."""
-    consumers = flow.consumers(site)
-    return len(consumers) == 1 and not flow.is_output(site) and isinstance(consumers[0].operation, COPYING)

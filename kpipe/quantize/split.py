@@ -1,19 +1,38 @@
 """A float graph written with layers that each do one thing: what a runtime rounds separately stands separately."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 from keras import layers as L
 
+from kpipe.copies import copy_layer, copy_operation
+from kpipe.fake_quant import kind_of
 from kpipe.graph import Site, replay
 from kpipe.layers import FUSED, quantization_of
+from kpipe.quantize.attention import Attention
 
 
-def split(model: keras.Model) -> keras.Model:
+@dataclass(frozen=True)
+class Split:
+    """Hold a model that was taken apart.
+
+    Args:
+        model: It computes the same.
+        origins: Name of each layer -> path of the layer in the model before, of which it is a part.
+    """
+
+    model: keras.Model
+    origins: dict[str, str]
+
+
+def split(model: keras.Model) -> Split:
     """Copy a model with nested models written out and composite layers taken apart.
 
-    A SeparableConv2D becomes a DepthwiseConv2D and a Conv2D; a convolution or dense layer with an activation that no
-    runtime fuses (softmax, sigmoid, ...) becomes a linear one and an Activation, which keeps the name.
+    A separable convolution becomes a depthwise and a pointwise one, attention its projections, products and softmax; a
+    convolution or dense layer with an activation that no runtime fuses (softmax, sigmoid, ...) becomes a linear one and
+    an Activation, which keeps the name.
 
     Args:
         model: A built Functional or Sequential model; it is not changed.
@@ -23,24 +42,64 @@ def split(model: keras.Model) -> keras.Model:
 
     Example:
         >>> dense = keras.layers.Dense(3, activation="softmax", name="classes")
-        >>> [layer.name for layer in split(keras.Sequential([keras.Input((4,)), dense])).layers[1:]]
-        ['classes_linear', 'classes']
+        >>> apart = split(keras.Sequential([keras.Input((4,)), dense]))
+        >>> [layer.name for layer in apart.model.layers[1:]], apart.origins["classes_linear"]
+        (['classes_linear', 'classes'], 'classes')
     """
-    made: dict[int, list[keras.Layer]] = {}
-    names: set[str] = set()
+    splitter = _Splitter()
+    return Split(replay(model, splitter), splitter.origins)
 
-    def call(site: Site, *args: Any, **kwargs: Any) -> Any:
-        if id(site.operation) not in made:
-            made[id(site.operation)] = parts(site.operation, unique(site.path.replace("/", "_"), names))
-        first, *others = made[id(site.operation)]
-        y = first(*args, **kwargs)
-        for layer in others:
+
+class _Splitter:
+    """Say for each site of a model what stands there in the one that is taken apart."""
+
+    def __init__(self) -> None:
+        self.made: dict[int, Callable[..., Any]] = {}
+        self.names: set[str] = set()
+        self.origins: dict[str, str] = {}
+
+    def __call__(self, site: Site, *args: Any, **kwargs: Any) -> Any:
+        if id(site.operation) not in self.made:
+            name = unique(site.path.replace("/", "_"), self.names)
+            self.made[id(site.operation)], parts = self._make(site, name)
+            self.origins |= {part.name: site.path for part in parts}
+        return self.made[id(site.operation)](*args, **kwargs)
+
+    def _make(self, site: Site, name: str) -> tuple[Callable[..., Any], list[Any]]:
+        layer, kind = site.operation, kind_of(site)
+        if not isinstance(layer, keras.Layer):
+            twin = copy_operation(layer, name)
+            return twin, [twin]
+        if kind == "split" and isinstance(layer, (L.MultiHeadAttention, L.GroupQueryAttention)):
+            attention = Attention(layer, name, site.input_shapes)
+            return attention, attention.parts
+        if kind not in ("weights", "split") and quantization_of(layer) != "weights":
+            twin = copy_layer(layer)
+            twin.name = name
+            return twin, [twin]
+        made = parts(layer, name)
+        for part, shape in zip(made, _shapes(made, site.input_shapes[0]), strict=True):
+            part.build(shape)
+        copy_weights(layer, made)
+        return _one_after_the_other(made), made
+
+
+def _one_after_the_other(layers: list[keras.Layer]) -> Callable[..., Any]:
+    def call(x: Any, *args: Any, **kwargs: Any) -> Any:
+        y = layers[0](x, *args, **kwargs)
+        for layer in layers[1:]:
             y = layer(y)
-        if len(first.weights) + len(site.operation.weights) and site.call == 0:
-            copy_weights(site.operation, made[id(site.operation)])
         return y
 
-    return replay(model, call)
+    return call
+
+
+def _shapes(layers: list[keras.Layer], shape: tuple[int | None, ...]) -> list[Any]:
+    """Give the input shape of each of several layers that follow one another."""
+    shapes: list[Any] = [shape]
+    for layer in layers[:-1]:
+        shapes.append(layer.compute_output_shape(shapes[-1]))
+    return shapes
 
 
 def unique(name: str, taken: set[str]) -> str:
@@ -52,23 +111,21 @@ def unique(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def parts(layer: keras.Layer, name: str) -> list[keras.Layer]:
+def parts(layer: Any, name: str) -> list[keras.Layer]:
     """Give fresh layers that together do what `layer` does, called one after the other; the last has the name."""
-    kind = quantization_of(layer)
-    if kind not in ("weights", "split"):
-        return [type(layer).from_config({**layer.get_config(), "name": name})]
     activation = layer.activation
     fused = activation in FUSED
-    last = name if fused else f"{name}_linear"
-    config = {**layer.get_config(), "name": last}
+    config = {**layer.get_config(), "name": name if fused else f"{name}_linear"}
     if not fused:
         config["activation"] = "linear"
-    made = [type(layer).from_config(config)] if kind == "weights" else _halves(config, name)
+    whole = quantization_of(layer) == "weights"
+    made = [type(layer).from_config(config)] if whole else _halves(type(layer), config, name)
     return made if fused else [*made, L.Activation(activation, name=name)]
 
 
-def _halves(config: dict[str, Any], name: str) -> list[keras.Layer]:
-    """Take a SeparableConv2D's config apart; strides and dilation belong to its depthwise half."""
+def _halves(cls: type, config: dict[str, Any], name: str) -> list[keras.Layer]:
+    """Take a separable convolution's config apart; strides and dilation belong to its depthwise half."""
+    first, second = (L.DepthwiseConv1D, L.Conv1D) if cls is L.SeparableConv1D else (L.DepthwiseConv2D, L.Conv2D)
     both = {"data_format": config["data_format"], "dtype": config["dtype"], "trainable": config["trainable"]}
     places = ("kernel_size", "strides", "padding", "dilation_rate", "depth_multiplier")
     depthwise = {key: config[key] for key in places} | {"use_bias": False, "name": f"{name}_depthwise"}
@@ -77,7 +134,7 @@ def _halves(config: dict[str, Any], name: str) -> list[keras.Layer]:
         depthwise[f"depthwise_{part}"] = config[f"depthwise_{part}"]
         pointwise[f"kernel_{part}"] = config[f"pointwise_{part}"]
         pointwise[f"bias_{part}"] = config[f"bias_{part}"]
-    return [L.DepthwiseConv2D.from_config(both | depthwise), L.Conv2D.from_config(both | pointwise)]
+    return [first.from_config(both | depthwise), second.from_config(both | pointwise)]
 
 
 def copy_weights(source: keras.Layer, targets: list[keras.Layer]) -> None:

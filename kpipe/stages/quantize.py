@@ -1,10 +1,12 @@
 """Make the model compute in 8-bit integers."""
 
+import warnings
 from typing import Literal
 
+from kpipe.fake_quant import float_layers
 from kpipe.pipeline import STAGES, Context, FloatModel, QuantizedModel
 from kpipe.quantize import quantize
-from kpipe.stages.fields import Epochs, Optimizer, SchemeName
+from kpipe.stages.fields import Epochs, Expression, Optimizer, SchemeName
 from kpipe.stages.teaching import teacher_of
 from kpipe.stages.training import RetrainingStage, train
 
@@ -15,6 +17,9 @@ class Quantize(RetrainingStage):
 
     Args:
         scheme: The integers: "int8".
+        exclude: Patterns of the paths of layers whose weights stay in float.
+        islands: What to do with layers that have no integer kernel: "warn" lets them compute in float and names them in
+            the record, "refuse" is an error.
         epochs: Passes over the training data with the rounding in place (quantization-aware training); 0 for none
             (post-training quantization).
         batch_size: Samples an update.
@@ -27,11 +32,23 @@ class Quantize(RetrainingStage):
 
     stage: Literal["quantize"] = "quantize"
     scheme: SchemeName = "int8"
+    exclude: tuple[Expression, ...] = ()
+    islands: Literal["warn", "refuse"] = "warn"
     epochs: Epochs = 0
     optimizer: Optimizer = Optimizer(learning_rate=1e-4)
 
     def run(self, artifact: FloatModel, context: Context) -> QuantizedModel:
         """Quantize, and train on."""
-        quantized = quantize(artifact.model, self.scheme, calibration=context.data.calibration)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* computes in float in ")  # the record says it
+            quantized = quantize(
+                artifact.model,
+                self.scheme,
+                calibration=context.data.calibration,
+                exclude=self.exclude,
+                islands=self.islands,
+            )
+        for layer, reason in float_layers(quantized).items():
+            context.record.skip(layer, f"it computes in float: {reason}")
         teacher = teacher_of(self.distill, context, artifact.model) if self.epochs else None
         return QuantizedModel(train(self, quantized, context, teacher=teacher))

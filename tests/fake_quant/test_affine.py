@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from kpipe.fake_quant.affine import channel_axes, channel_scales, on_grid, to_levels, widen
+from kpipe.layers import DEPTHWISE, NATURAL
 
 
 @pytest.mark.parametrize("seen", [(0.0, 0.0), (1.0, 2.0), (-2.0, -1.0), (1e-9, 2e-9)])
@@ -15,12 +16,10 @@ def test_widened_range_holds_zero_and_has_a_width(seen):
     assert high - low > 1e-6
 
 
-@pytest.mark.parametrize(
-    ("role", "shape"), [("kernel", (3, 3, 4, 5)), ("kernel", (7, 5)), ("depthwise_kernel", (3, 3, 4, 2))]
-)
-def test_kernels_lie_on_their_grid_as_the_operation_puts_them(role, shape):
+@pytest.mark.parametrize(("layout", "shape"), [(NATURAL, (3, 3, 4, 5)), (NATURAL, (7, 5)), (DEPTHWISE, (3, 3, 4, 2))])
+def test_kernels_lie_on_their_grid_as_the_operation_puts_them(layout, shape):
     w = np.random.default_rng(1).normal(size=shape).astype("float32")
-    axes = channel_axes(role, len(shape))
+    axes = channel_axes(layout, len(shape))
     flat = w.reshape(*shape[: axes[0]], -1)
     end = np.abs(flat).reshape(-1, flat.shape[-1]).max(0)
     expected = tf.quantization.fake_quant_with_min_max_vars_per_channel(flat, -end, end, narrow_range=True).numpy()

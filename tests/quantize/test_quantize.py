@@ -10,7 +10,7 @@ from keras import layers as L
 import kpipe
 from kpipe.errors import KpipeError
 from kpipe.export.verify import predict
-from kpipe.fake_quant import FakeQuant, QuantizedWeights, bake, is_quantized
+from kpipe.fake_quant import FakeQuant, QuantizedWeights, bake, float_layers, is_quantized
 from kpipe.quantize.quantize import SCHEMES
 from kpipe.quantize.split import split
 from tests.models import ZOO, build, samples
@@ -37,7 +37,7 @@ def quantized():
 def test_splitting_changes_no_output(name):
     model = build(name)
     x = samples(model)
-    for a, b in zip(predict(split(model), x), predict(model, x), strict=True):
+    for a, b in zip(predict(split(model).model, x), predict(model, x), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -130,20 +130,85 @@ def test_it_saves_and_loads(tmp_path, quantized):
 @pytest.mark.parametrize(
     ("layer", "shape", "why"),
     [
-        (L.LSTM(3, name="it"), (4, 2), r"'it'.*LSTM.*no integer kernel"),
-        (L.Conv1D(3, 3, name="it"), (8, 2), r"'it'.*Conv1D"),
-        (L.LayerNormalization(name="it"), (4,), r"'it'.*LayerNormalization"),
-        (L.Dense(3, activation="elu", name="it"), (4,), r"'it'.*'elu'"),
-        (L.UpSampling2D(2, interpolation="bilinear", name="it"), (4, 4, 2), r"'it'.*nearest"),
-        (L.Softmax(axis=1, name="it"), (4, 4, 2), r"'it'.*last axis"),
-        (L.BatchNormalization(axis=1, name="it"), (4, 4, 2), r"'it'.*last axis"),
-        (L.Dense(3, dtype="mixed_float16", name="it"), (4,), r"'it'.*float32"),
+        (L.LSTM(3, name="it"), (4, 2), r"'it': no integer kernel is known"),
+        (L.LayerNormalization(name="it"), (4,), r"'it': no integer kernel is known"),
+        (L.Lambda(lambda x: 2 * x, name="it"), (4,), r"'it': no integer kernel is known"),
+        (L.Activation("elu", name="it"), (4,), r"'it': the runtimes compute 'elu' in float"),
+        (L.Softmax(axis=1, name="it"), (4, 4, 2), r"'it': its axis is 1"),
+        (L.BatchNormalization(axis=1, name="it"), (4, 4, 2), r"'it': it normalises axis 1"),
+        (L.ReLU(threshold=0.5, name="it"), (4,), r"'it': integer kernels know no threshold"),
+        (L.Rescaling(np.ones((4, 2)).tolist(), name="it"), (4, 2), r"'it': it has arrays of the shapes"),
+        (L.Conv3D(2, 1, name="it"), (2, 2, 2, 2), r"'it': its input .* has 5 axes"),
     ],
 )
-def test_what_cannot_be_rounded_is_named(layer, shape, why):
+def test_islands_are_named_or_refused(layer, shape, why):
     model = keras.Sequential([keras.Input(shape), layer])
+    x = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
+    with pytest.warns(UserWarning, match=rf"computes in float in {why}"):
+        made = kpipe.quantize(model, calibration=x)
+    assert list(float_layers(made)) == ["it"]
+    with pytest.raises(KpipeError, match=rf"No integer kernels for {why}"):
+        kpipe.quantize(model, calibration=x, islands="refuse")
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: L.Dense(3, dtype="mixed_float16", name="it"), r"'it' .*Dense.*: it computes in float16.*float32"),
+        (lambda: L.Conv2D(3, 1, data_format="channels_first", name="it"), r"'it' .*Conv2D.*: .*channels_first"),
+    ],
+)
+def test_what_cannot_be_quantized_is_named(make, why):
+    model = keras.Sequential([keras.Input((4, 4, 4)), make()])
     with pytest.raises(KpipeError, match=why):
-        kpipe.quantize(model, calibration=np.zeros((2, *shape), "float32"))
+        kpipe.quantize(model, calibration=np.zeros((2, 4, 4, 4), "float32"))
+
+
+def test_what_is_left_out_stays_in_float(tmp_path):
+    model = build("conv_bn")
+    x = samples(model, 64)[0]
+    made: Any = kpipe.quantize(model, calibration=x, exclude="conv1|logits")
+    assert float_layers(made) == {"conv1": "it was left out", "logits": "it was left out"}
+    original = model.get_layer("conv1").kernel.numpy()
+    np.testing.assert_array_equal(made.get_layer("conv1").layer.kernel.numpy(), original)
+    for suffix, store in (("tflite", tflite_constants), ("onnx", onnx_constants)):
+        file = kpipe.export(made, tmp_path / f"m.{suffix}", data=x)
+        kinds = store(file.path)
+        # conv1, in which its norm is folded, has 8·3·9 float weights, the logits 14·5; those of the others are int8.
+        assert {kinds[8 * 3 * 9], kinds[14 * 5]} == {"float32"}
+        assert {kinds[12 * 8 * 9], kinds[4 * 4 * 12 * 14]} == {"int8"}
+
+
+def tflite_constants(path):
+    """Give size -> type of what a file stores with several axes."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model: Any = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    types = {value: name.lower() for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
+    stored = [tensor for tensor in model.subgraphs[0].tensors if model.buffers[tensor.buffer].data is not None]
+    return {int(np.prod(tensor.shape)): types[tensor.type] for tensor in stored if len(tensor.shape) > 1}
+
+
+def onnx_constants(path):
+    """Give size -> type of what a file stores with several axes."""
+    import onnx
+    from onnx import numpy_helper
+
+    arrays = [numpy_helper.to_array(tensor) for tensor in onnx.load(str(path)).graph.initializer]
+    return {array.size: array.dtype.name for array in arrays if array.ndim > 1}
+
+
+@pytest.mark.parametrize(
+    ("exclude", "why"),
+    [
+        ("nothing", r"'nothing' means no layer .*conv1, conv2, fc, logits"),
+        ("(", r"'\(', which is no regular expression"),
+    ],
+)
+def test_an_exclusion_that_means_nothing_is_refused(exclude, why):
+    model = build("conv_bn")
+    with pytest.raises(KpipeError, match=why):
+        kpipe.quantize(model, calibration=samples(model)[0], exclude=exclude)
 
 
 def test_each_scheme_has_its_contract():

@@ -197,6 +197,20 @@ def test_quantize_gives_a_quantized_model_that_keeps_zeros(model, data, tmp_path
         assert (kernel[zero] == 0).all()
 
 
+def test_what_quantize_leaves_in_float_is_in_the_record(data, tmp_path, baseline):
+    context = taught(data, tmp_path, baseline)
+    x = keras.Input(data.train[0].shape[1:])
+    y = keras.layers.Dense(3, name="logits")(keras.layers.ELU(name="elu")(keras.layers.Flatten()(x)))
+    model = FloatModel(keras.Model(x, y))
+    Quantize(exclude=("logits",)).run(model, context)
+    assert {(row["layer"], row["reason"]) for row in context.record.skipped} == {
+        ("elu", "it computes in float: no integer kernel is known for it"),
+        ("logits", "it computes in float: it was left out"),
+    }
+    with pytest.raises(KpipeError, match="No integer kernels for 'elu'"):
+        Quantize(islands="refuse").run(model, context)
+
+
 @pytest.mark.parametrize(
     "stage",
     [

@@ -4,6 +4,14 @@
 bear the names of layers, so they are told apart by class and not by name.
 """
 
-from kpipe.layers.operations import elementwise, images, layout, parts, products, reductions
+from kpipe.layers.operations import (
+    elementwise,
+    images,
+    integer,  # it adds to what the others have registered
+    layout,
+    parts,
+    products,
+    reductions,
+)
 
-__all__ = ["elementwise", "images", "layout", "parts", "products", "reductions"]
+__all__ = ["elementwise", "images", "integer", "layout", "parts", "products", "reductions"]

@@ -1,0 +1,121 @@
+"""Which calls an int8 runtime computes in whole numbers, and the reasons against the others."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers as L
+
+from kpipe.errors import KpipeError
+from kpipe.fake_quant.island import Island
+from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
+from kpipe.graph import Flow, Site, sites
+from kpipe.layers import Quantization, quantization_of
+from kpipe.layers.operations.operands import classes
+from kpipe.layers.preprocessing import scale_and_offset
+
+(SOFTMAX,) = classes("nn", "Softmax")
+MOST_AXES = 4
+"""Batch, height, width, channels."""
+
+
+def refuse_unsupported(flow: Flow) -> None:
+    """Raise a `KpipeError` at the first site that no int8 file can hold, naming it."""
+    for site in flow.sites:
+        layer = site.operation
+        reason = None
+        if isinstance(layer, keras.Layer) and layer.compute_dtype != "float32" and not site.is_input:
+            reason = f"it computes in {layer.compute_dtype}; rebuild it with keras.config.set_dtype_policy('float32')"
+        elif getattr(layer, "data_format", None) == "channels_first":
+            reason = "its data format is channels_first; the runtimes take channels_last"
+        if reason is not None:
+            cls = type(layer)
+            raise KpipeError(f"Layer {site.path!r} ({cls.__module__}.{cls.__name__}) cannot be quantized: {reason}.")
+
+
+def kind_of(site: Site) -> Quantization:
+    """Say how a call takes part in a quantized graph: as its rule says, or in float where an argument rules it out."""
+    if isinstance(site.operation, QuantizedWeights):
+        return "weights"
+    if isinstance(site.operation, FakeQuant):
+        return "output"
+    if why_float(site) is not None:
+        return "float"
+    kind = quantization_of(site.operation)
+    return "float" if kind is None else kind
+
+
+def why_float(site: Site) -> str | None:
+    """Say why the runtimes compute a call in float; None when they compute it in whole numbers."""
+    layer, shape = site.operation, site.input_shapes[0]
+    if site.is_input or isinstance(layer, (FakeQuant, QuantizedWeights)):
+        return None
+    if isinstance(layer, Island):
+        return "it was left out"
+    if len(shape) > MOST_AXES:
+        return f"its input {shape} has {len(shape)} axes; integer kernels take at most {MOST_AXES}, batch included"
+    unknown = quantization_of(layer) in (None, "float")
+    return _argument(site) or ("no integer kernel is known for it" if unknown else None)
+
+
+def float_layers(model: keras.Model) -> dict[str, str]:
+    """Name what a quantized model computes in float, with the reasons.
+
+    Args:
+        model: A model made by `kpipe.quantize`, or what `bake` gives of it.
+
+    Returns:
+        Name of a layer or operation -> why it has no whole numbers.
+    """
+    found = {site.operation.name: why_float(site) for site in sites(model).sites}
+    return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def has_float_operations(model: keras.Model) -> bool:
+    """Say whether a quantized model computes operations in float that are no layers: no file bears their names."""
+    found = (site for site in sites(model).sites if not isinstance(site.operation, keras.Layer))
+    return any(why_float(site) is not None for site in found)
+
+
+def _argument(site: Site) -> str | None:
+    """Say which argument of a layer that is known in principle has no integer kernel."""
+    layer: Any = site.operation
+    shape = site.input_shapes[0]
+    last = len(shape) - 1
+    if isinstance(layer, L.Activation) and quantization_of(layer) == "float":
+        return f"the runtimes compute {getattr(layer.activation, '__name__', layer.activation)!r} in float"
+    if isinstance(layer, (L.MultiHeadAttention, L.GroupQueryAttention)) and (_masked(site) or len(shape) != 3):
+        return "it takes a mask, gives its scores out, or has more than one axis of places"
+    if isinstance(layer, L.BatchNormalization) and (layer.axis % len(shape) != last or None in shape[1:]):
+        return f"it normalises axis {layer.axis} of {shape}; only the last axis of a fixed shape can be folded"
+    if isinstance(layer, (L.Rescaling, L.Normalization)):
+        return _rescaling(layer, shape)
+    if isinstance(layer, (L.Softmax, L.GlobalAveragePooling1D)) and len(site.inputs) > 1:
+        return "it takes a mask"
+    if isinstance(layer, (L.Softmax, SOFTMAX)):
+        if layer.axis not in (-1, last):
+            return f"its axis is {layer.axis}; integer kernels sum over the last axis only"
+    if isinstance(layer, L.ReLU) and quantization_of(layer) == "float":
+        return "integer kernels know no threshold, and no greatest value together with a slope"
+    return None
+
+
+def _masked(site: Site) -> bool:
+    """Say whether a call is told more than its tensors, or one of these carries a mask."""
+    arguments = site.node.arguments
+    given = arguments.kwargs or {}
+    told = {name: value for name, value in given.items() if name not in ("query", "value", "key", "training")}
+    tensors = arguments.keras_tensors
+    return any(value is not None and value is not False for value in told.values()) or any(
+        getattr(tensor, "_keras_mask", None) is not None for tensor in tensors
+    )
+
+
+def _rescaling(layer: Any, shape: tuple[int | None, ...]) -> str | None:
+    """Say why a rescaling is no multiplication and addition for each channel of a fixed shape."""
+    sizes = {np.shape(end) for end in scale_and_offset(layer)}
+    if None in shape[1:]:
+        return f"its input {shape} has an open size; give the model a fixed input shape"
+    if not sizes <= {(), (1,), shape[-1:]}:
+        return f"it has arrays of the shapes {sorted(sizes)}; numbers, or one for each channel, can be folded"
+    return None
