@@ -40,7 +40,8 @@ def cluster_weights(
         clusters: The most distinct values that are left of a kernel, at least 2. A kernel that has no more stays
             exactly as it is.
         init: Where the values begin: "kmeans++", "linear", "density", "random", or what else is registered in
-            `kpipe.cluster.INITS`.
+            `kpipe.cluster.INITS`. After all rounds these end within some per cent of one another: on trained nets
+            "kmeans++" lost least with 8 values, and none stood out with 16.
         per: "layer": one codebook for a kernel; "channel": one for each of its output channels.
         preserve_sparsity: Exact zeros stay exact zeros, as one of the clusters, and no other entry becomes one.
         layers: None for every layer that kpipe knows, a regular expression searched in the weight's path, a layer class

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kpipe.errors import KpipeError
 from kpipe.layers import KERNEL_ROLES, NATURAL, Layout, weights_within
-from kpipe.projections.holder import Holder
+from kpipe.projections.holder import Holder, held_on
 from kpipe.projections.zeros import trained_model
 
 _LARGE = 2**14
@@ -194,6 +194,9 @@ def hold_codebook(holder: Holder, variable: keras.Variable, assignment: np.ndarr
         assignment: As `Codebook` takes it.
         mean: Give the mean of the gradients, not the sum.
 
+    Raises:
+        KpipeError: When clusters are held on the variable already.
+
     Example:
         >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> net.compile("sgd", "mse")
@@ -202,6 +205,12 @@ def hold_codebook(holder: Holder, variable: keras.Variable, assignment: np.ndarr
         >>> len(np.unique(net.layers[0].kernel.numpy())), codebook.numpy().tolist()
         (1, [[1], [1]])
     """
+    if any(isinstance(projection, Codebook) for projection in held_on(variable)[1]):
+        raise KpipeError(
+            f"The clusters of {variable.path} are held already: a second time its gradients would be summed twice. "
+            "Give each kernel to one WeightClustering or hold_clusters, and call on_train_end() of one whose fit broke "
+            "off."
+        )
     codebook = Codebook(assignment)
     holder.hold(variable, codebook)
     holder.change_gradient(variable, lambda gradient: codebook.shared(gradient, mean))

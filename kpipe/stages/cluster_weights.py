@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field
 
 from kpipe.cluster import CLUSTERED_ROLES, INITS, Report, WeightClustering, cluster_weights
 from kpipe.pipeline import STAGES, Context, FloatModel
-from kpipe.stages.fields import Expression, Optimizer, Roles
+from kpipe.stages.fields import Expression, Roles
 from kpipe.stages.teaching import teacher_of
 from kpipe.stages.training import RetrainingStage, train
 
@@ -48,7 +48,6 @@ class ClusterWeights(RetrainingStage):
     roles: Roles = CLUSTERED_ROLES
     iterations: Annotated[int, Field(ge=0)] = 300
     gradient: Literal["sum", "mean"] = "sum"
-    optimizer: Optimizer = Optimizer(learning_rate=1e-4)
 
     def only_for_training(self) -> tuple[str, ...]:
         """Name the fields that nothing reads where nothing trains."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kpipe.cluster import HoldClusters, WeightClustering
+from kpipe.cluster import HoldClusters, WeightClustering, cluster_weights
 from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.projections import Codebook, average_of, hold_clusters, kernels
 from kpipe.schedules import ConstantSparsity
@@ -310,6 +310,18 @@ def test_prune_then_cluster_then_train_on():
     with hold_clusters(model):
         assert holds(model, fit(model), zeros)
     assert not holds(model, fit(model), zeros)
+
+
+def test_clusters_are_held_once():
+    model = compiled()
+    model.set_weights(cluster_weights(model, CLUSTERS).get_weights())
+    with hold_clusters(model), pytest.raises(KpipeError, match="hidden/kernel are held already"):
+        fit(model, WeightClustering(CLUSTERS))
+    with pytest.raises(KpipeError, match="hidden/kernel are held already"):
+        fit(model, WeightClustering(CLUSTERS), WeightClustering(CLUSTERS))
+    first, second = WeightClustering(CLUSTERS, layers="hidden"), WeightClustering(4, layers="logits")
+    assert fit(model, first, second).counts[-1] == [CLUSTERS, 4]
+    assert all(variable.constraint is None for variable in kernels(model)) and "apply" not in vars(model.optimizer)
 
 
 def test_what_is_left_alone_is_named():
