@@ -2,7 +2,7 @@
 
 import gzip
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -139,10 +139,17 @@ class FloatOperation:
     def __str__(self) -> str:
         return f"{self.what} ({self.scope})"
 
-    def belongs_to(self, layers: Iterable[str], operations: bool = False) -> bool:
-        """Say whether it was written for one of these layers, or for an operation outside of layers."""
-        nowhere = operations and all(name.count("/") == 1 for name in self.scope.split(";"))
-        return nowhere or self.scope.startswith(ISLAND) or any(named_after(self.scope, layer) for layer in layers)
+    def belongs_to(self, islands: Iterable[str], rounded: Collection[str] | None = None) -> bool:
+        """Say whether it was written for an island.
+
+        Args:
+            islands: Names of layers that compute in float.
+            rounded: Names of all others, where operations that are no layers compute in float too: what bears none of
+                these names is one of them. None where none does.
+        """
+        if self.scope.startswith(ISLAND) or any(named_after(self.scope, layer) for layer in islands):
+            return True
+        return rounded is not None and not any(named_after(self.scope, layer) for layer in rounded)
 
 
 @dataclass(frozen=True)

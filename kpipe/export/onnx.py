@@ -19,7 +19,7 @@ from kpipe.export.onnx_shapes import known_reshapes
 from kpipe.export.quiet import quiet
 from kpipe.export.runtime import Runtime
 from kpipe.export.signature import input_names, serving
-from kpipe.fake_quant import float_layers, has_float_operations
+from kpipe.fake_quant import float_layers, rounded_layers
 from kpipe.graph import replay
 from kpipe.layers.preprocessing import scale_and_offset
 
@@ -64,9 +64,9 @@ def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
     return proto.SerializeToString()
 
 
-def _islands(model: keras.Model, precision: str) -> tuple[list[str], bool]:
-    """Name the layers that compute in float although the file is int8, and say whether operations do."""
-    return (list(float_layers(model)), has_float_operations(model)) if precision == "int8" else ([], False)
+def _islands(model: keras.Model, precision: str) -> tuple[list[str], set[str] | None]:
+    """Name the layers that compute in float although the file is int8; and the others, where operations do so too."""
+    return (list(float_layers(model)), rounded_layers(model)) if precision == "int8" else ([], None)
 
 
 def _write_erfc(context: Any, node: Any, name: str, args: Any) -> None:

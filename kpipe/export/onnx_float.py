@@ -10,7 +10,7 @@ ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 FUSED = ("Relu", "Clip")
 """What runtimes compute inside the convolution, dense layer or addition before it."""
 ELEMENTWISE = tuple(
-    "Abs Add Clip Div Elu Erf Exp HardSigmoid HardSwish LeakyRelu Max Min Mul Neg Relu Sigmoid Sub Tanh".split()
+    "Abs Add Clip Div Elu Erf Exp HardSigmoid HardSwish LeakyRelu Max Min Mul Neg Pow Relu Sigmoid Sub Tanh".split()
 )
 """What treats each value alone: of one rounded tensor, any composition of them is a table of 256 entries."""
 

@@ -4,7 +4,7 @@ tf2onnx names tensors after counters of the process, so the same model written t
 a run that was resumed could not be compared with one that was not. Short names make smaller files, too.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from kpipe.export.file import ISLAND, named_after
@@ -12,7 +12,7 @@ from kpipe.export.file import ISLAND, named_after
 RECURRENT = ("LSTM", "GRU", "RNN", "Loop", "Scan")
 
 
-def rename(graph: Any, islands: Sequence[str] = (), operations: bool = False) -> None:
+def rename(graph: Any, islands: Sequence[str] = (), rounded: Collection[str] | None = None) -> None:
     """Order the nodes of a graph from its outputs back, and number them and their tensors in that order, in place.
 
     Inputs and outputs keep their names and places; their open sizes are named too, the first "batch". A graph with
@@ -21,7 +21,7 @@ def rename(graph: Any, islands: Sequence[str] = (), operations: bool = False) ->
     Args:
         graph: An ONNX GraphProto without nodes that lead to no output.
         islands: Layers that compute in float: their nodes bear the number of the layer, as "island_0/relu_3".
-        operations: Whether operations outside of layers may compute in float too.
+        rounded: All other layers, where operations that are no layers may compute in float too; else None.
 
     Example:
         >>> from onnx import TensorProto, helper
@@ -32,7 +32,7 @@ def rename(graph: Any, islands: Sequence[str] = (), operations: bool = False) ->
         >>> [(node.name, list(node.input), list(node.output)) for node in graph.node]
         [('relu_0', ['x'], ['relu_0']), ('neg_1', ['relu_0'], ['y'])]
     """
-    _mark(graph, islands, operations)
+    _mark(graph, islands, rounded)
     if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
         return
     nodes = list(_from_outputs(graph))
@@ -66,7 +66,7 @@ def rename(graph: Any, islands: Sequence[str] = (), operations: bool = False) ->
     graph.name, graph.doc_string = "kpipe", ""
 
 
-def _mark(graph: Any, islands: Sequence[str], operations: bool) -> None:
+def _mark(graph: Any, islands: Sequence[str], rounded: Collection[str] | None) -> None:
     """Name the nodes of islands so.
 
     What bears no name of a layer belongs to an island where it is a recurrent operation, or takes values from islands
@@ -77,8 +77,9 @@ def _mark(graph: Any, islands: Sequence[str], operations: bool) -> None:
     for node in graph.node if islands else ():
         told = [node.name, *node.output, *(name for name in node.input if name in constants)]
         named = (place for place, layer in enumerate(islands) if any(named_after(name, layer) for name in told))
-        bare = operations and node.name.count("/") == 1
-        place = next(named, "operations" if bare else None)
+        place = next(named, None)
+        if place is None and rounded is not None and "/" in node.name:
+            place = None if any(named_after(node.name, layer) for layer in rounded) else "of_operations"
         taken = [makers[name].name for name in node.input if name in makers]
         from_islands = bool(taken) and all(name.startswith(ISLAND) for name in taken)
         if place is not None:

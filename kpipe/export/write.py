@@ -15,7 +15,7 @@ from kpipe.export.file import Agreement, File, gzip_size
 from kpipe.export.formats import FORMATS, Format, format_of
 from kpipe.export.signature import check_exportable, output_names
 from kpipe.export.verify import DATA_SAMPLES, check, compare
-from kpipe.fake_quant import bake, float_layers, has_float_operations, is_quantized
+from kpipe.fake_quant import bake, float_layers, is_quantized, rounded_layers
 from kpipe.registry import nearest
 
 PRECISIONS = ("float32", "float16", "int8")
@@ -68,9 +68,9 @@ def prove(path: Path, name: str, precision: str, model: keras.Model, data: Any) 
     """Inspect a written file and compare it with its model; raise an `ExportError` at a fault."""
     form = FORMATS[name]
     found = form.inspect(path)
-    islands, operations = (float_layers(model), has_float_operations(model)) if precision == "int8" else ({}, False)
+    islands, rounded = (float_layers(model), rounded_layers(model)) if precision == "int8" else ({}, None)
     faults = list(found.faults)
-    faults += [str(one) for one in found.floats if not one.belongs_to(islands, operations)]
+    faults += [str(one) for one in found.floats if not one.belongs_to(islands, rounded)]
     if found.precision != precision and ("int8" in (found.precision, precision) or has_kernels(model)):
         faults.append(f"it was to be {precision} but is {found.precision}")
     if faults:

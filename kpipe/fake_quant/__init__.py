@@ -3,7 +3,7 @@
 from kpipe.fake_quant.bake import AVERAGE, COPYING, bake, is_quantized, whole_windows
 from kpipe.fake_quant.island import Island
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
-from kpipe.fake_quant.support import float_layers, has_float_operations, kind_of, refuse_unsupported, why_float
+from kpipe.fake_quant.support import float_layers, kind_of, refuse_unsupported, rounded_layers, why_float
 
 __all__ = [
     "AVERAGE",
@@ -13,10 +13,10 @@ __all__ = [
     "QuantizedWeights",
     "bake",
     "float_layers",
-    "has_float_operations",
     "is_quantized",
     "kind_of",
     "refuse_unsupported",
+    "rounded_layers",
     "whole_windows",
     "why_float",
 ]

@@ -71,10 +71,20 @@ def float_layers(model: keras.Model) -> dict[str, str]:
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
-def has_float_operations(model: keras.Model) -> bool:
-    """Say whether a quantized model computes operations in float that are no layers: no file bears their names."""
-    found = (site for site in sites(model).sites if not isinstance(site.operation, keras.Layer))
-    return any(why_float(site) is not None for site in found)
+def rounded_layers(model: keras.Model) -> set[str] | None:
+    """Name the layers of a quantized model that compute in whole numbers, where what bears none of their names may not.
+
+    Files do not bear the names of operations that are no layers.
+
+    Returns:
+        The names; None when all operations compute in whole numbers too.
+    """
+    flow = sites(model)
+    outside = [site for site in flow.sites if not isinstance(site.operation, keras.Layer)]
+    if all(why_float(site) is None for site in outside):
+        return None
+    layers = (site for site in flow.sites if isinstance(site.operation, keras.Layer))
+    return {site.operation.name for site in layers if why_float(site) is None}
 
 
 def _argument(site: Site) -> str | None:
