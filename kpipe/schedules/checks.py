@@ -1,21 +1,10 @@
 """What is asked of a schedule's numbers, each refusal with what to give instead."""
 
-import math
 import operator
-from numbers import Real
 from typing import Any
 
+from kpipe.checks import is_number
 from kpipe.errors import KpipeError
-
-
-def is_number(value: Any) -> bool:
-    """Tell whether a value is a finite number, and no truth value.
-
-    Example:
-        >>> is_number(0.5), is_number(True), is_number("1"), is_number(float("nan"))
-        (True, False, False, False)
-    """
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_fraction(name: str, value: Any) -> None:

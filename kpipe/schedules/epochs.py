@@ -7,9 +7,10 @@ from typing import Any
 
 import keras
 
+from kpipe.checks import is_number
 from kpipe.errors import KpipeError
 from kpipe.registry import nearest
-from kpipe.schedules.checks import check_above, is_number
+from kpipe.schedules.checks import check_above
 from kpipe.schedules.schedule import UPDATES, Schedule, fields_of, from_plain, required_of, to_plain
 
 _LONG = 10_000

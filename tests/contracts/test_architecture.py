@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "kpipe"
 LEVELS = (
     ("errors", "atomic"),
-    ("registry",),
+    ("registry", "checks"),
     ("layers", "schedules", "patterns", "data", "models", "copies"),
     ("graph", "projections", "targets"),
     ("saliency", "fake_quant", "follow"),
