@@ -13,7 +13,7 @@ import numpy as np
 from keras.src.ops.function import _build_map
 
 from kpipe.errors import SurgeryError
-from kpipe.graph.flow import has_graph
+from kpipe.graph.flow import functional, has_graph
 from kpipe.layers import unique
 
 Structure = Any
@@ -23,13 +23,17 @@ TRAINING = "training"
 """The argument by which a call is told whether the model is trained."""
 
 
-def mapped(function: Callable[[Any], Any], structure: Structure) -> Any:
+def map_structure(function: Callable[[Any], Any], structure: Structure) -> Any:
     """Apply a function to all that a structure holds."""
     return keras.tree.map_structure(function, structure)
 
 
-def called(model: Any, call: Callable[[], Structure]) -> Structure:
-    """Make a call on symbolic tensors; say what failed and where in the user's code."""
+def call_symbolically(model: Any, call: Callable[[], Structure]) -> Structure:
+    """Make a call on symbolic tensors; say what failed and where in the user's code.
+
+    Raises:
+        SurgeryError: When it cannot be made on them.
+    """
     try:
         return call()
     except SurgeryError:
@@ -78,9 +82,9 @@ def _calls(inputs: Sequence[Any], outputs: Structure) -> list[tuple[Any, ...]]:
     def described(value: Any) -> Any:
         return numbers.get(id(value), "unknown") if isinstance(value, keras.KerasTensor) else literal(value)
 
-    return [(_kind(node.operation), *keras.tree.flatten(mapped(described, _arguments(node)))) for node in nodes] + [
-        tuple(numbers.get(id(tensor), "unknown") for tensor in tensors)
-    ]
+    return [
+        (_kind(node.operation), *keras.tree.flatten(map_structure(described, _arguments(node)))) for node in nodes
+    ] + [tuple(numbers.get(id(tensor), "unknown") for tensor in tensors)]
 
 
 def _arguments(node: Any) -> tuple[Any, dict[str, Any]]:
@@ -111,7 +115,11 @@ def literal(value: Any) -> Any:
 
 
 def refuse_difference(model: Any, inputs: Sequence[Any], plain: Structure, trained: Structure) -> None:
-    """Refuse a call that does other things in training, draws random numbers itself, or holds a layer to one way."""
+    """Refuse a call that does other things in training, draws random numbers itself, or holds a layer to one way.
+
+    Raises:
+        SurgeryError: When it does.
+    """
     if _calls(inputs, plain) != _calls(inputs, trained):
         raise SurgeryError(
             f"The call of {model.name!r} does not do the same in training and in inference, or draws random numbers "
@@ -160,13 +168,41 @@ def name_apart(inputs: Sequence[Any], outputs: Structure) -> None:
 
 
 @contextmanager
-def trial(model: Any) -> Iterator[None]:
-    """Take back the nodes that layers get from calls made within: they would stay in them for good."""
-    held = {id(one): one for one in model._flatten_layers()}
-    before = {key: (len(one._inbound_nodes), len(one._outbound_nodes)) for key, one in held.items()}
+def without_new_nodes(model: Any) -> Iterator[None]:
+    """Take back the nodes that layers and operations get from calls made within: they would stay in them for good."""
+    take_back = _taker(model)
     try:
         yield
     finally:
-        for one in model._flatten_layers():
-            inbound, outbound = before.get(id(one), (0, 0))
+        take_back()
+
+
+@contextmanager
+def without_failed_nodes(model: Any) -> Iterator[None]:
+    """Take back the nodes of calls made within where an error ends them."""
+    take_back = _taker(model)
+    try:
+        yield
+    except BaseException:
+        take_back()
+        raise
+
+
+def _taker(model: Any) -> Callable[[], None]:
+    """Give the function that takes back all nodes made from now on."""
+    before = {id(one): (one, len(one._inbound_nodes), len(one._outbound_nodes)) for one in _operations(model)}
+
+    def take_back() -> None:
+        for one in _operations(model):
+            _, inbound, outbound = before.get(id(one), (one, 0, 0))
             del one._inbound_nodes[inbound:], one._outbound_nodes[outbound:]
+
+    return take_back
+
+
+def _operations(model: Any) -> Iterator[Any]:
+    """Give a layer or model, the layers inside, and the operations of graphs among them."""
+    for one in model._flatten_layers():
+        yield one
+        if has_graph(one):
+            yield from functional(one).operations

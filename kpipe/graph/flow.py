@@ -70,7 +70,11 @@ class Flow:
 
 
 def functional(model: Any) -> Functional:
-    """Give the Functional graph of a model, or refuse with the way to get one."""
+    """Give the Functional graph of a model, or refuse with the way to get one.
+
+    Raises:
+        SurgeryError: When it is no Keras model, not built, or subclassed.
+    """
     if not isinstance(model, keras.Model):
         raise SurgeryError(f"Expected a Keras 3 model. Received: {type(model).__module__}.{type(model).__name__}.")
     if isinstance(model, keras.Sequential) and _calls_graph(model):

@@ -9,11 +9,11 @@ import keras
 import numpy as np
 
 from kpipe.errors import SurgeryError
-from kpipe.graph.calls import Structure, called
+from kpipe.graph.calls import Structure, call_symbolically, without_failed_nodes, without_new_nodes
 from kpipe.graph.flow import functional, has_graph
 from kpipe.graph.samples import random_inputs
 from kpipe.graph.symbolic import (
-    CalledDifferently,
+    StayWhole,
     Writing,
     call_plainly,
     compare,
@@ -82,19 +82,13 @@ def _graph_of(model: keras.Model, input_spec: Any) -> keras.Model:
         if not model.built:
             _build(model, inputs)
         try:
-            graph = write_out(model, call, inputs, writing)
-        except CalledDifferently as fault:
-            writing = Writing(whole={**writing.whole, id(fault.block): str(fault)})
-            continue
-        _refuse_lost(model, graph, call, inputs)
-        try:
-            _check(model, graph)
-        except SurgeryError as fault:
-            if not writing.made:
-                raise
-            writing = Writing(whole={**writing.whole, **dict.fromkeys(writing.made, str(fault))})
-            continue
-        return graph
+            with without_failed_nodes(model):
+                graph = write_out(model, call, inputs, writing)
+                _refuse_lost(model, graph, call, inputs)
+                _check(model, graph, writing)
+                return graph
+        except StayWhole as fault:
+            writing = Writing(whole={**writing.whole, **fault.blocks})
 
 
 def _build_sequential(model: keras.Sequential, input_spec: Any) -> None:
@@ -106,7 +100,7 @@ def _build_sequential(model: keras.Sequential, input_spec: Any) -> None:
 def _build(model: keras.Model, inputs: Structure) -> None:
     """Build a model by a symbolic call, which knows no more than shapes and types."""
     try:
-        called(model, lambda: model(*_spread(model, inputs)))
+        call_symbolically(model, lambda: model(*_spread(model, inputs)))
     finally:
         model._inbound_nodes.clear()
 
@@ -190,7 +184,8 @@ def _refuse_lost(model: keras.Model, graph: keras.Model, call: Callable[..., Any
         for one in model._flatten_layers()
         if any(id(v) not in kept for v in (*one._trainable_variables, *one._non_trainable_variables))
     ]
-    used = {one.name for one in owners if one is model} | _heard(owners, lambda: call(inputs, False))
+    with without_new_nodes(model):
+        used = {one.name for one in owners if one is model} | _heard(owners, lambda: call(inputs, False))
     if used:
         raise SurgeryError(
             f"The graph of {model.name!r} would lack weights of {sorted(used)}, which its call uses: weights of the "
@@ -224,8 +219,13 @@ def _heard(layers: list[Any], call: Callable[[], Any]) -> set[str]:
     return names
 
 
-def _check(model: keras.Model, graph: keras.Model) -> None:
-    """Compare the answers of a model and of its graph on random input."""
+def _check(model: keras.Model, graph: keras.Model, writing: Writing) -> None:
+    """Compare the answers of a model and of its graph on random input; blocks may be what makes them differ."""
     values = random_inputs(graph)
     given = keras.tree.pack_sequence_as(functional(graph)._inputs_struct, values)
-    compare(model, graph, (_spread(model, given), {}), values)
+    try:
+        compare(model, graph, (_spread(model, given), {}), values)
+    except SurgeryError as fault:
+        if writing.made:
+            raise StayWhole(dict.fromkeys(writing.made, str(fault)), str(fault)) from fault
+        raise

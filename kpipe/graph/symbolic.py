@@ -12,15 +12,16 @@ from kpipe.errors import SurgeryError
 from kpipe.graph.calls import (
     TRAINING,
     Structure,
-    called,
+    call_symbolically,
     first_line,
     literal,
-    mapped,
+    map_structure,
     name_apart,
     nodes_between,
     open_batch,
     refuse_difference,
-    trial,
+    without_failed_nodes,
+    without_new_nodes,
     without_training,
 )
 from kpipe.graph.flow import functional, has_graph
@@ -57,13 +58,13 @@ def write_out(model: keras.Model, call: Callable[..., Any], inputs: Structure, w
         SurgeryError: When the call is not made of layers and operations, or does other things in training.
     """
     flat = keras.tree.flatten(inputs)
-    with trial(model):
-        trained, plain = (called(model, lambda told=told: call(inputs, told)) for told in (True, False))
+    with without_new_nodes(model):
+        trained, plain = (call_symbolically(model, lambda told=told: call(inputs, told)) for told in (True, False))
         refuse_difference(model, flat, plain, trained)
         nodes = nodes_between(flat, plain)
     blocks = [node.operation for node in nodes if id(node.operation) not in writing.whole and _is_block(node.operation)]
     if not blocks:
-        outputs = called(model, lambda: call(inputs, False))
+        outputs = call_symbolically(model, lambda: call(inputs, False))
     else:
         outputs = _made_again(nodes, flat, plain, writing)
     name_apart(flat, outputs)
@@ -85,31 +86,33 @@ def _made_again(nodes: Sequence[Any], inputs: Sequence[Any], outputs: Structure,
         else:
             result = operation(*(args or ()), **(kwargs or {}))
         values.update(zip(map(id, node.outputs), keras.tree.flatten(result), strict=True))
-    return mapped(lambda tensor: values[id(tensor)], outputs)
+    return map_structure(lambda tensor: values[id(tensor)], outputs)
 
 
 def _call_block(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], writing: Writing) -> Structure:
     """Call the graph of a block, which is made at its first call; where there is none, call the block."""
-    given = mapped(_outline, (args, without_training(kwargs)))
+    given = map_structure(_outline, (args, without_training(kwargs)))
     if id(block) not in writing.made:
         try:
-            writing.made[id(block)] = _block_graph(block, args, kwargs, writing), given
+            with without_failed_nodes(block):
+                writing.made[id(block)] = _block_graph(block, args, kwargs, writing), given
         except SurgeryError as fault:
             writing.whole[id(block)] = str(fault)
             return block(*args, **kwargs)
     graph, first = writing.made[id(block)]
-    if not _alike(first, given):
-        raise CalledDifferently(block, f"Layer {block.name!r} is called in several ways, one graph cannot do both.")
+    if keras.tree.flatten(first) != keras.tree.flatten(given):
+        text = f"Layer {block.name!r} is called in several ways, one graph cannot do both."
+        raise StayWhole({id(block): text}, text)
     tensors = [one for one in keras.tree.flatten((args, kwargs)) if isinstance(one, keras.KerasTensor)]
     return graph(tensors if len(tensors) > 1 else tensors[0])
 
 
-class CalledDifferently(SurgeryError):
-    """Tell that a block that was written out is called in yet another way, so that it must stay one layer."""
+class StayWhole(SurgeryError):
+    """Tell that blocks that were written out must stay one layer each: identity of a block -> why."""
 
-    def __init__(self, block: Any, message: str):
+    def __init__(self, blocks: Mapping[int, str], message: str):
         super().__init__(message)
-        self.block = block
+        self.blocks = blocks
 
 
 def _block_graph(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], writing: Writing) -> keras.Model:
@@ -122,7 +125,7 @@ def _block_graph(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], writ
     taken = dict(zip(map(id, tensors), inputs, strict=True))
 
     def call(_: Structure, training: bool) -> Structure:
-        new_args, new_kwargs = mapped(lambda one: taken.get(id(one), one), (args, kwargs))
+        new_args, new_kwargs = map_structure(lambda one: taken.get(id(one), one), (args, kwargs))
         return call_plainly(block, new_args, without_training(new_kwargs), training)
 
     graph = write_out(block, call, inputs if len(inputs) > 1 else inputs[0], writing)
@@ -130,7 +133,7 @@ def _block_graph(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], writ
         raise SurgeryError(f"The weights {lost} of {block.name!r} are in no layer that depends on its input.")
     values = random_inputs(graph)
     drawn = dict(zip(map(id, tensors), values, strict=True))
-    given = mapped(lambda one: drawn.get(id(one), one), (args, without_training(kwargs)))
+    given = map_structure(lambda one: drawn.get(id(one), one), (args, without_training(kwargs)))
     compare(block, graph, given, values)
     return graph
 
@@ -143,7 +146,7 @@ def call_plainly(layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tra
 
     if has_graph(layer):
         return functional(layer)._run_through_graph(args[0])
-    args, kwargs = mapped(converted, (tuple(args), dict(kwargs)))
+    args, kwargs = map_structure(converted, (tuple(args), dict(kwargs)))
     told = {TRAINING: training} if TRAINING in inspect.signature(layer.call).parameters else {}
     return layer.call(*args, **kwargs, **told)
 
@@ -225,7 +228,3 @@ def contains_blocks(model: keras.Model) -> bool:
 def _outline(value: Any) -> Any:
     """Describe an argument of a block: a tensor by what a graph must know of it."""
     return (value.shape, value.dtype) if isinstance(value, keras.KerasTensor) else literal(value)
-
-
-def _alike(one: Any, other: Any) -> bool:
-    return keras.tree.flatten(one) == keras.tree.flatten(other)

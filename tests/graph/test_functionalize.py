@@ -6,6 +6,7 @@ import pytest
 from keras import layers as L
 from keras import ops
 
+from kpipe.distill import distill
 from kpipe.errors import SurgeryError
 from kpipe.graph import functionalize, sites
 from kpipe.structured import plan_filters, prune_filters
@@ -80,6 +81,68 @@ def test_layers_keep_no_nodes_of_calls_that_were_tried():
     functionalize(model)
     assert [len(layer._inbound_nodes) for layer in (model.stem, model.head, model.blocks[0].wide)] == [1, 1, 1]
     assert not model._inbound_nodes and not model.blocks[0]._inbound_nodes
+
+
+class Scaling(L.Layer):
+    """Be called in two ways: one graph cannot do both."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = L.Dense(4, name="inner")
+
+    def call(self, x, scale=1.0):
+        return self.inner(x) * scale
+
+
+class Holding(keras.Model):
+    """Hold such a block between two layers."""
+
+    def __init__(self):
+        super().__init__(name="holding")
+        self.first, self.block = L.Dense(4, name="first"), Scaling(name="block")
+        self.wide, self.last = L.Dense(6, name="wide"), L.Dense(2, name="last")
+
+    def call(self, x):
+        return self.last(self.wide(self.block(self.block(self.first(x), scale=2.0), scale=3.0)))
+
+
+def nodes_of(model):
+    return {one.name: len(one._inbound_nodes) for one in model._flatten_layers()}
+
+
+def test_attempts_before_the_graph_that_is_given_leave_no_nodes():
+    model = Holding()
+    graph = functionalize(model, (None, 3))
+    assert nodes_of(model) == {"holding": 0, "first": 1, "block": 2, "wide": 1, "last": 1, "inner": 0}
+    x = drawn(5, 3)
+    inside = keras.Model(graph.input, graph.get_layer("first").output)  # of the graph, not of an attempt
+    assert np.allclose(inside(x), model.first(x))
+    small = prune_filters(graph, plan_filters(graph, ratio=0.5))
+    taught = distill(graph, small, (x, np.zeros(5, int)), features=["first", "wide"], verbose=0)
+    assert taught.get_layer("wide").units == 3
+    assert taught.output_shape == (None, 2)
+
+
+def test_a_model_with_a_graph_that_is_refused_keeps_it():
+    x = keras.Input((5,), name="x")
+    model = keras.Model(x, ops.relu(L.Dense(3, name="b")(Constant(name="block")(L.Dense(4, name="a")(x)))))
+    before = nodes_of(model)
+    calls = [len(operation._inbound_nodes) for operation in model.operations]
+    graph = functionalize(model)
+    assert "block" in [layer.name for layer in graph.layers]  # it stays one layer
+    assert nodes_of(model) == {name: count + (name in ("a", "b", "block")) for name, count in before.items()}
+    assert [len(operation._inbound_nodes) - 1 for operation in model.operations[1:]] == calls[1:]
+
+
+class Constant(L.Layer):
+    """Call a layer on a constant alone, which no graph holds."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.places = L.Embedding(3, 4, name="places")
+
+    def call(self, x):
+        return x + self.places(np.array([1]))
 
 
 def test_channels_of_a_subclassed_model_can_be_cut(tmp_path):
@@ -332,6 +395,7 @@ class Other(keras.Sequential):
 def test_what_a_graph_cannot_hold_is_refused(model, message):
     with pytest.raises(SurgeryError, match=message):
         functionalize(model, (None, 5, 4))
+    assert not any(one._inbound_nodes or one._outbound_nodes for one in model._flatten_layers())
 
 
 def test_a_sequential_with_a_call_of_its_own_is_no_plain_graph():
