@@ -50,6 +50,16 @@ def test_answers_are_told_apart():
     assert answers_of(keras.Sequential([keras.Input((12,)), keras.layers.Dense(4, "softmax")]), X) == "probabilities"
 
 
+def test_a_teacher_of_several_models_is_asked():
+    x = keras.Input((12,))
+    shares = [keras.layers.Dense(4, "softmax")(x) for _ in range(2)]
+    assert answers_of(keras.Model(x, keras.layers.Average()(shares)), X[:8]) == "probabilities"
+    assert answers_of(keras.Model(x, keras.layers.Add()(shares)), X[:8]) == "logits"
+    squashed = keras.Model(x, keras.layers.Reshape((4,))(keras.layers.Dense(4, "sigmoid")(x)))
+    with pytest.raises(KpipeError, match="from a sigmoid"):
+        answers_of(squashed, X[:8])
+
+
 def agreement(teacher, student):
     return np.mean(np.argmax(teacher(X), -1) == np.argmax(student(X), -1))
 
@@ -178,6 +188,12 @@ def test_a_criterion_with_gradients_while_the_student_learns():
         (lambda t, s: distill(t, s, (X, Y), temperature=0), "temperature is 0"),
         (lambda t, s: distill(t, s, (X, Y), alpha=2), "alpha is 2"),
         (lambda t, s: distill(t, s, (X, Y), epochs=0), "epochs is 0"),
+        (lambda t, s: distill(t, s, (X, Y), temperature="3"), "temperature is '3'; expected a number above 0"),
+        (lambda t, s: distill(t, s, (X, Y), temperature=float("inf")), "temperature is inf"),
+        (lambda t, s: distill(t, s, (X, Y), alpha="half"), "alpha is 'half'"),
+        (lambda t, s: distill(t, s, (X, Y), epochs=1.5), "epochs is 1.5; expected a whole number"),
+        (lambda t, s: distill(t, s, (X, Y), batch_size=0), "batch_size is 0; expected a whole number"),
+        (lambda t, s: distill(t, s, (X, Y), feature_weight=None), "feature_weight is None"),
         (lambda t, s: distill(t, s, X), "no labels"),
         (lambda t, s: distill(t, s, (X[:0], Y[:0])), "is empty"),
         (lambda t, s: distill(t, s, iter([(X, Y)])), "iterator"),

@@ -18,7 +18,7 @@ from kpipe.export.benchmark import SHORTEST_TIMING
 from kpipe.export.quiet import quiet
 from kpipe.export.runtime import Runtime
 from kpipe.export.signature import check_exportable
-from kpipe.graph import Site, Trace, sites
+from kpipe.graph import Site, Trace, at_inference, sites
 from kpipe.structured import counts
 from kpipe.structured.channels import remove_channels
 from kpipe.structured.ranking import keep_of
@@ -56,7 +56,7 @@ def litert_ms(model: keras.Model) -> float:
     return time_files([write(model)], WINDOWS, RUNS)[0]
 
 
-def beside(original: keras.Model) -> Measure:
+def measure_in_turns(original: keras.Model) -> Measure:
     """Prepare to measure smaller models, each in turns with the original.
 
     A machine is now faster, now slower. So what a candidate takes is its ratio to the original in the same minute,
@@ -81,7 +81,11 @@ def beside(original: keras.Model) -> Measure:
 
 
 def write(model: keras.Model) -> bytes:
-    """Write a model as a float32 LiteRT file for one sample, not proved."""
+    """Write a model as a float32 LiteRT file for one sample, not proved.
+
+    Raises:
+        ExportError: When it cannot be exported.
+    """
     check_exportable(model)
     structure = model.inputs if isinstance(model, keras.Sequential) else model.input
 
@@ -94,7 +98,11 @@ def write(model: keras.Model) -> bytes:
 
 
 def convert(call: Callable[..., Any], variables: Sequence[keras.Variable], specs: Sequence[tf.TensorSpec]) -> bytes:
-    """Write a function of tensors as a LiteRT file; variables become constants in it."""
+    """Write a function of tensors as a LiteRT file; variables become constants in it.
+
+    Raises:
+        ExportError: When LiteRT's converter refuses it.
+    """
     held = [(variable, tf.constant(variable.value)) for variable in variables if variable.dtype.startswith("float")]
 
     def frozen(*tensors: Any) -> list[Any]:
@@ -191,12 +199,12 @@ def time_layers(model: keras.Model) -> dict[str, float]:
         'a'
     """
     found = [site for site in sites(model).sites if _multiplies(site)]
-    fresh = {key: site for site in found if (key := _alike(site)) not in LAYER_MS}
+    fresh = {key: site for site in found if (key := _without_name(site)) not in LAYER_MS}
     contents = [_one_layer(site) for site in fresh.values()]
     LAYER_MS.update(zip(fresh, time_files(contents, LAYER_WINDOWS, LAYER_RUNS) if contents else [], strict=True))
     result: dict[str, float] = {}
     for site in found:
-        result[site.path] = result.get(site.path, 0.0) + LAYER_MS[_alike(site)]
+        result[site.path] = result.get(site.path, 0.0) + LAYER_MS[_without_name(site)]
     return result
 
 
@@ -204,7 +212,7 @@ def _multiplies(site: Site) -> bool:
     return isinstance(site.operation, keras.Layer) and any(len(v.shape) > 1 for v in site.operation.weights)
 
 
-def _alike(site: Site) -> str:
+def _without_name(site: Site) -> str:
     """Describe a call of a layer without its name and weights: calls alike take the same time."""
     config = {key: value for key, value in site.operation.get_config().items() if key != "name"}
     what = [type(site.operation).__name__, config, site.input_shapes, [w.shape for w in site.operation.weights]]
@@ -221,7 +229,7 @@ def _one_layer(site: Site) -> bytes:
 
     def call(*values: Any) -> Any:
         args, kwargs = site.rebind(dict(zip(keys, values, strict=True)))
-        return site.operation(*args, **kwargs)
+        return at_inference(site.operation, *args, **kwargs)
 
     return convert(call, site.operation.variables, specs)
 
@@ -230,4 +238,6 @@ def _of(site: Site, key: int, tensors: Sequence[Any]) -> Any:
     return ((shape, t) for k, shape, t in zip(site.inputs, site.input_shapes, tensors, strict=True) if k == key)
 
 
-TARGETS("latency_ms")(Target("absolute", estimate_ms, beside, "milliseconds for one sample in LiteRT on this machine"))
+TARGETS("latency_ms")(
+    Target("absolute", estimate_ms, measure_in_turns, "milliseconds for one sample in LiteRT on this machine")
+)

@@ -1,12 +1,13 @@
 """Answers of a classifier: which kind they are, and how those of teacher and student are compared."""
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import keras
 import numpy as np
 
 from kpipe.errors import KpipeError
+from kpipe.fake_quant import FakeQuant
+from kpipe.graph import gives_probabilities, last_activation
 
 Answers = Literal["logits", "probabilities"]
 
@@ -63,14 +64,16 @@ def _logits(outputs: Any, answers: Answers) -> Any:
 
 
 def answers_of(model: keras.Model, x: Any) -> Answers:
-    """Say whether a classifier answers with logits or with the probabilities of a softmax, by asking it.
+    """Say whether a classifier answers with logits or with the probabilities of a softmax.
+
+    Its last layer says it; where that is neither, as a sum of two models, its answers do.
 
     Args:
         model: A built model with one output of shape (batch, ..., classes).
         x: A batch of inputs.
 
     Returns:
-        "probabilities" when all answers are at least 0 and sum to 1, else "logits".
+        "probabilities" or "logits".
 
     Raises:
         KpipeError: When it has several outputs, or a single value a sample, or ends in a sigmoid.
@@ -81,26 +84,22 @@ def answers_of(model: keras.Model, x: Any) -> Answers:
         'probabilities'
     """
     answers = ask(model, x)
-    squashed = _last_activation(model) is keras.activations.sigmoid
+    squashed = last_activation(model, (FakeQuant,)) is keras.activations.sigmoid
     if answers.ndim < 2 or answers.shape[-1] < 2 or squashed:
         raise KpipeError(
             f"The model {model.name!r} answers with shape {answers.shape}{' from a sigmoid' if squashed else ''}; "
             "distillation expects one logit, or one softmax probability, for each of at least 2 classes."
         )
-    sums = answers.sum(axis=-1)
-    return "probabilities" if answers.min() >= 0 and np.allclose(sums, 1, atol=0.02) else "logits"
+    return "probabilities" if gives_probabilities(model, lambda: answers, (FakeQuant,)) else "logits"
 
 
 def ask(model: keras.Model, x: Any) -> np.ndarray:
-    """Give the answers of a model of one output on some inputs, as in inference; several outputs are refused."""
+    """Give the answers of a model on some inputs, as in inference.
+
+    Raises:
+        KpipeError: When it has several outputs.
+    """
     outputs = keras.tree.flatten(model(keras.tree.map_structure(keras.ops.convert_to_tensor, x), training=False))
     if len(outputs) != 1:
         raise KpipeError(f"The model {model.name!r} has {len(outputs)} outputs; distillation expects one. Split it.")
     return np.asarray(keras.ops.convert_to_numpy(outputs[0]), "float32")
-
-
-def _last_activation(model: keras.Model) -> Callable[..., Any] | None:
-    last: Any = model
-    while isinstance(last, keras.Model) and last.layers:
-        last = last.layers[-1]
-    return getattr(last, "activation", None)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kpipe.checks import is_number, is_whole
 from kpipe.copies import check_built, copy_model
 from kpipe.data import batches, samples
 from kpipe.distill.answers import Answers, SoftAnswers, answers_of, ask
@@ -75,7 +76,7 @@ def distill(
     """
     check_built(teacher)
     check_built(student)
-    _check(temperature, alpha, epochs, features, feature_weight)
+    _check(temperature, alpha, epochs, features, feature_weight, batch_size)
     x, y = _first_batch(data, alpha)
     for model in (teacher, student):
         samples(x, model, what="training")
@@ -117,15 +118,16 @@ def _distiller(
 
 
 def _check(
-    temperature: float, alpha: float, epochs: int, features: Sequence[str | Feature], feature_weight: float
+    temperature: Any, alpha: Any, epochs: Any, features: Sequence[str | Feature], feature_weight: Any, batch_size: Any
 ) -> None:
-    if not 0 < temperature < float("inf"):
+    if not is_number(temperature) or temperature <= 0:
         raise KpipeError(f"temperature is {temperature!r}; expected a number above 0, such as 3.0.")
-    if not 0 <= alpha <= 1:
+    if not is_number(alpha) or not 0 <= alpha <= 1:
         raise KpipeError(f"alpha is {alpha!r}; expected the labels' share of the loss, in [0, 1].")
-    if epochs < 1:
-        raise KpipeError(f"epochs is {epochs!r}; expected at least 1.")
-    if not 0 < feature_weight < float("inf"):
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if not is_whole(value, 1):
+            raise KpipeError(f"{name} is {value!r}; expected a whole number of at least 1.")
+    if not is_number(feature_weight) or feature_weight <= 0:
         raise KpipeError(f"feature_weight is {feature_weight!r}; expected a number above 0.")
     if features and alpha == 1:
         raise KpipeError("alpha is 1, so the teacher has no say and features would do nothing. Give a lower alpha.")

@@ -1,7 +1,9 @@
 """Channel ids traced through a Functional graph; groups of channels that live and die together."""
 
+from kpipe.graph.ending import gives_probabilities, last_activation
 from kpipe.graph.flow import Flow, Site, evaluate, functional, has_graph, replay, sites
 from kpipe.graph.functionalize import functionalize
+from kpipe.graph.inference import at_inference
 from kpipe.graph.inside import model_inside
 from kpipe.graph.samples import random_inputs
 from kpipe.graph.trace import trace
@@ -14,10 +16,13 @@ __all__ = [
     "Trace",
     "TracedLayer",
     "TracedWeight",
+    "at_inference",
     "evaluate",
     "functional",
     "functionalize",
+    "gives_probabilities",
     "has_graph",
+    "last_activation",
     "model_inside",
     "random_inputs",
     "replay",

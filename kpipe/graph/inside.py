@@ -8,6 +8,7 @@ from keras.src.backend import set_keras_mask
 from keras.src.models.functional import Functional
 
 from kpipe.graph.flow import Flow, Key, Site, evaluate, functional, sites
+from kpipe.graph.inference import at_inference
 from kpipe.layers import ChannelIds, Ids, Kept, Rule, inside, rule
 
 
@@ -67,7 +68,7 @@ def _reference(flow: Flow, found: Mapping[str, Rule]) -> Callable[[Kept], Callab
         functions = {path: make(kept) for path, make in own.items()}
 
         def call(site: Site, *args: Any, **kwargs: Any) -> Any:
-            return functions.get(site.path, site.operation)(*args, **kwargs)
+            return at_inference(functions.get(site.path, site.operation), *args, **kwargs)
 
         def model(*inputs: Any, mask: Any = None) -> Any:
             if mask is not None:

@@ -1,19 +1,15 @@
 """What the network is for: which loss its output and the labels ask for, and how well it does."""
 
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import numpy as np
-from keras import layers as L
-from keras.src.models.functional import Functional
-from keras.src.ops import nn
 
+from kpipe import graph
 from kpipe.errors import KpipeError
-from kpipe.fake_quant import FakeQuant, QuantizedWeights
-from kpipe.graph import functional
-from kpipe.layers import quantization_of
+from kpipe.fake_quant import FakeQuant
 from kpipe.registry import nearest
+from kpipe.structured.metrics import hits_of
 
 LOSSES: dict[str, tuple[Callable[..., keras.losses.Loss], bool]] = {
     "sparse_categorical_crossentropy": (keras.losses.SparseCategoricalCrossentropy, True),
@@ -26,15 +22,6 @@ LOSSES: dict[str, tuple[Callable[..., keras.losses.Loss], bool]] = {
 """Name -> the loss, and whether it is to be told that it sees logits."""
 
 ENTROPIES = tuple(name for name in LOSSES if name.endswith("crossentropy"))
-
-SQUASHING = (keras.activations.softmax, keras.activations.sigmoid)
-SQUASHING_LAYERS = (L.Softmax, nn.Softmax, nn.Sigmoid)
-ACTIVATED = (
-    *(L.Activation, L.Dense, L.EinsumDense, L.Conv1D, L.Conv2D, L.Conv3D),
-    *(L.Conv1DTranspose, L.Conv2DTranspose, L.Conv3DTranspose),
-    *(L.DepthwiseConv1D, L.DepthwiseConv2D, L.SeparableConv1D, L.SeparableConv2D),
-)
-"""Layers that end in their own `activation`."""
 
 
 def loss_for(model: keras.Model, labels: np.ndarray, name: str = "auto") -> keras.losses.Loss:
@@ -95,41 +82,19 @@ def _fitting(units: int | None, labels: np.ndarray) -> str:
 
 
 def gives_probabilities(model: keras.Model) -> bool:
-    """Tell whether a model ends in a softmax or a sigmoid.
-
-    The output is followed back to where its values are made: through layers that only move values, through fake
-    quantization, and into nested models. An activation further back, as in a squeeze-and-excite block, says nothing.
+    """Tell whether a model ends in a softmax or a sigmoid; a quantized one is looked through.
 
     Args:
         model: A model with one output, float or quantized.
 
     Returns:
-        False for logits, and for a last layer that is not known.
+        False for logits, and for a last layer that is not known; see `kpipe.graph.gives_probabilities`.
 
     Example:
         >>> gives_probabilities(keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, activation="softmax")]))
         True
     """
-    last = _made_by(model.outputs[0])
-    return isinstance(last, SQUASHING_LAYERS) or (isinstance(last, ACTIVATED) and last.activation in SQUASHING)
-
-
-def _made_by(tensor: Any) -> Any:
-    """Give the layer or operation that makes a tensor's values; None where they come from an input."""
-    while True:
-        layer, call, position = tensor._keras_history
-        fed = layer._inbound_nodes[call].input_tensors
-        if isinstance(layer, keras.Sequential | Functional):
-            made = _made_by(functional(layer).outputs[position])
-            if made is not None:
-                return made
-        elif isinstance(layer, QuantizedWeights):
-            return layer.layer
-        elif not (isinstance(layer, FakeQuant) or quantization_of(layer) == "same"):
-            return layer
-        if not fed:
-            return None
-        tensor = fed[0]
+    return graph.gives_probabilities(model, passing=(FakeQuant,))
 
 
 def classifies(labels: np.ndarray, loss: str = "auto") -> bool:
@@ -166,6 +131,9 @@ def accuracy(outputs: np.ndarray, labels: np.ndarray, probabilities: bool = Fals
     Returns:
         The fraction in [0, 1]; None for labels that are no classes to the loss.
 
+    Raises:
+        KpipeError: When there are not as many labels as outputs.
+
     Example:
         >>> accuracy(np.array([[0.1, 2.0], [3.0, 0.5]]), np.array([1, 1]))
         0.5
@@ -174,9 +142,6 @@ def accuracy(outputs: np.ndarray, labels: np.ndarray, probabilities: bool = Fals
     """
     if not classifies(labels, loss):
         return None
-    if outputs.ndim == 1 or outputs.shape[-1] == 1:
-        chosen = (outputs.reshape(len(labels)) > (0.5 if probabilities else 0.0)).astype(int)
-    else:
-        chosen = outputs.argmax(axis=-1)
     truth = labels.argmax(axis=-1) if labels.ndim == 2 else labels
-    return float(np.mean(chosen == truth))
+    answers = outputs[:, None] if outputs.ndim == 1 else outputs
+    return float(np.mean(hits_of(answers, truth, 0.5 if probabilities else 0.0)))

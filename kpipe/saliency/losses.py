@@ -27,13 +27,14 @@ LOG_LOSSES = (
 """The losses of Keras that are convex in the logits before a softmax or sigmoid, and not in its probabilities."""
 
 
-def loss_of(model: keras.Model, loss: Any = None) -> Loss:
+def loss_of(model: keras.Model, loss: Any = None, who: str = "A criterion that needs gradients") -> Loss:
     """Give the loss of a model's outputs as a function of one batch.
 
     Args:
         model: The model.
         loss: What `compile` takes as loss. None: the loss that the model is compiled with, along with its loss weights
             and the penalties that its layers add, as in training.
+        who: Asks for it, named in the error.
 
     Raises:
         KpipeError: When neither is there.
@@ -44,7 +45,7 @@ def loss_of(model: keras.Model, loss: Any = None) -> Loss:
         return lambda x, y, outputs, weights: chosen(y, outputs, weights)
     if not model.compiled:
         raise KpipeError(
-            f"A criterion that needs gradients needs a loss. Received: a model ({model.name!r}) that is not compiled, "
+            f"{who} needs a loss. Received: a model ({model.name!r}) that is not compiled, "
             "and no loss. Compile the model, or pass loss='sparse_categorical_crossentropy' or the like."
         )
     return lambda x, y, outputs, weights: model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=weights)

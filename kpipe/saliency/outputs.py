@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers as L
 from keras.src.ops import nn, numpy
 
-from kpipe.graph import Site, Trace, evaluate, functional, trace
+from kpipe.graph import Site, Trace, at_inference, evaluate, functional, trace
 from kpipe.layers import ELEMENTWISE, KERNEL_ROLES
 from kpipe.saliency.batches import Pass, unlabelled
 from kpipe.saliency.losses import traced, undisturbed
@@ -149,7 +149,7 @@ def _look(found: Trace, model: keras.Model, read: Mapping[int, Any], statistic: 
     result: dict[int, Any] = {}
 
     def call(site: Site, *args: Any, **kwargs: Any) -> Any:
-        y = site.operation(*args, **kwargs)
+        y = at_inference(site.operation, *args, **kwargs)
         for key, values in zip(site.outputs, keras.tree.flatten(y), strict=True):
             if key in read:
                 ids = found.tensors[key]

@@ -9,9 +9,10 @@ import numpy as np
 
 from kpipe.data import samples, weighted_batches
 from kpipe.errors import KpipeError
-from kpipe.graph import functional
+from kpipe.graph import functional, gives_probabilities
 from kpipe.registry import nearest
 from kpipe.saliency.losses import loss_of
+from kpipe.structured.agreement import answer_at_rest
 
 BATCH = 256
 """Samples a batch, for arrays."""
@@ -62,6 +63,9 @@ def labelled_batches(model: keras.Model, data: Any, what: str) -> Iterator[tuple
 def input_batches(model: keras.Model, data: Any, what: str) -> Iterator[tuple[list[np.ndarray], Any, Any, Any]]:
     """Go through data as `labelled_batches` does; y is None where there are no labels.
 
+    Raises:
+        KpipeError: When there are no data, or inputs that the model does not take.
+
     Example:
         >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> [(x.shape, y) for (x,), _, y, _ in input_batches(net, np.zeros((300, 2)), "loss")]
@@ -77,15 +81,17 @@ def input_batches(model: keras.Model, data: Any, what: str) -> Iterator[tuple[li
         raise KpipeError(f"{what} needs data. Received: no batch at all.")
 
 
-def metric_of(metric: str | Own, model: keras.Model, data: Any, loss: Any = None) -> Metric:
+def metric_of(metric: str | Own, model: keras.Model, data: Any, loss: Any = None, who: str = "metric='loss'") -> Metric:
     """Give a metric for a model.
 
     Args:
         metric: "accuracy", the fraction of samples (or of places, such as pixels) put into the right class; "loss"; or
             a function of all the labels and all the outputs, of which higher is better.
-        model: The model; one with a single output value a sample is asked here whether it gives probabilities.
+        model: The model; one with a single output value a sample is asked here whether it gives probabilities, where
+            its last layer does not tell.
         data: Labelled data.
         loss: For "loss": what `compile` takes. None: the one that the model is compiled with.
+        who: Asks for the loss, named in the error.
 
     Raises:
         KpipeError: When there is no such metric, or it does not fit the model.
@@ -94,7 +100,7 @@ def metric_of(metric: str | Own, model: keras.Model, data: Any, loss: Any = None
         name = getattr(metric, "__name__", type(metric).__name__)
         return Metric(name, True, lambda batches: _own(metric, model, batches))
     if metric == "loss":
-        function = loss_of(model, loss)
+        function = loss_of(model, loss, who)
         return Metric("loss", False, lambda batches: _loss(function, model, batches))
     if metric != "accuracy":
         hint = nearest(metric, METRICS)
@@ -112,23 +118,32 @@ def _threshold(model: keras.Model, data: Any) -> float:
     """Give the value from which on a single output means the second class: of a probability, or of a logit."""
     if model.outputs[0].shape[-1] != 1:
         return 0.5
-    inputs, *_ = next(labelled_batches(model, data, "accuracy"))
-    answers = np.asarray(model(keras.tree.pack_sequence_as(functional(model)._inputs_struct, inputs), training=False))
-    return 0.5 if answers.min() >= 0 and answers.max() <= 1 else 0.0
+
+    def ask() -> np.ndarray:
+        inputs, *_ = next(labelled_batches(model, data, "accuracy"))
+        return np.asarray(answer_at_rest(model, inputs)[0])
+
+    return 0.5 if gives_probabilities(model, ask) else 0.0
 
 
 def _accuracy(batches: Iterable[Labelled], threshold: float) -> float:
     right = total = 0.0
     for _, y, (outputs,), weights in batches:
         hits = hits_of(np.asarray(outputs), np.asarray(y), threshold)
-        if weights is None:
-            right, total = right + hits.sum(), total + hits.size
-        else:
-            every = np.broadcast_to(
-                np.reshape(weights, (*weights.shape, *[1] * (hits.ndim - weights.ndim))), hits.shape
-            )
-            right, total = right + (hits * every).sum(), total + every.sum()
+        each = np.ones(hits.shape) if weights is None else _spread(np.asarray(weights), hits.shape)
+        right, total = right + (hits * each).sum(), total + each.sum()
+    if total == 0:
+        raise KpipeError("Accuracy is a mean over samples, and their weights sum to 0. Give others, or none.")
     return float(right / total)
+
+
+def _spread(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Give a weight for each place, shape `shape`, from one for each sample or place, with or without a last axis."""
+    while weights.ndim > len(shape) and weights.shape[-1] == 1:
+        weights = weights[..., 0]
+    if weights.shape != shape[: weights.ndim]:
+        raise KpipeError(f"Accuracy expects sample weights of shape {shape[:1]} or {shape}. Received: {weights.shape}.")
+    return np.broadcast_to(weights.reshape(*weights.shape, *[1] * (len(shape) - weights.ndim)), shape)
 
 
 def hits_of(outputs: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> np.ndarray:

@@ -8,7 +8,7 @@ import keras
 from keras.src.models.functional import Functional
 from keras.src.ops.node import Node
 
-from kpipe.graph import functional, has_graph
+from kpipe.graph import at_inference, functional, has_graph
 from kpipe.structured.agreement import at_rest
 
 Plain = Callable[[str], bool]
@@ -120,7 +120,7 @@ class _Wiring:
             return None
         inside, fed = {id(last): last}, _by_id(last.arguments.keras_tensors)
         while fed:
-            like = [tensor for tensor in fed.values() if _alike(tensor, end)]
+            like = [tensor for tensor in fed.values() if _same_kind(tensor, end)]
             if len(fed) == len(like) == 1:
                 return self._stretch(inside, like[0], end)
             round_it = [tensor for tensor in like if self._goes_round(tensor, last, inside)]
@@ -181,7 +181,7 @@ class _Wiring:
             node = takers[0] if len(takers) == 1 else None
             if node is None or len(node.arguments.keras_tensors) != 1 or len(node.outputs) != 1:
                 break
-            if not (_alike(end, node.outputs[0]) and plain(self.prefix + node.operation.name)):
+            if not (_same_kind(end, node.outputs[0]) and plain(self.prefix + node.operation.name)):
                 break
             if not self.prefix and id(node.outputs[0]) in self.outputs:
                 break
@@ -194,7 +194,7 @@ def _by_id(tensors: Sequence[Any]) -> dict[int, Any]:
     return {id(tensor): tensor for tensor in tensors}
 
 
-def _alike(a: Any, b: Any) -> bool:
+def _same_kind(a: Any, b: Any) -> bool:
     return tuple(a.shape) == tuple(b.shape) and a.dtype == b.dtype and a.sparse == b.sparse
 
 
@@ -243,7 +243,4 @@ def _call(node: Node, inputs: Sequence[Any], without: Stretch | None) -> list[An
     if has_graph(operation):
         return _run(functional(operation), inputs, without)
     args, kwargs = node.arguments.fill_in(dict(zip(map(id, node.arguments.keras_tensors), inputs, strict=True)))
-    kwargs = dict(kwargs or {})
-    if getattr(operation, "_call_has_training_arg", False):
-        kwargs["training"] = False  # layers that vary images do so unless they are told not to
-    return keras.tree.flatten(operation(*(args or ()), **kwargs))
+    return keras.tree.flatten(at_inference(operation, *(args or ()), **(kwargs or {})))

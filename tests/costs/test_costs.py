@@ -124,7 +124,7 @@ def test_a_candidate_is_measured_beside_the_original(monkeypatch):
 
     monkeypatch.setattr(latency, "time_files", time_files)
     monkeypatch.setattr(latency, "write", lambda model: model)
-    measure = latency.beside(b"original")
+    measure = latency.measure_in_turns(b"original")
     assert measure(b"original") == 8.0
     assert measure(b"small") == 2.0 and measure(b"small") == 2.0
     assert asked == [[b"original"], [b"original", b"small"], [b"original", b"small"]]

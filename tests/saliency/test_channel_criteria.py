@@ -177,6 +177,18 @@ def test_activations_of_a_flattened_map_and_of_nested_models():
     np.testing.assert_allclose(found, (values[0] + values[1]) / 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "vary", [L.RandomBrightness(0.9, value_range=(0, 1)), L.RandomTranslation(0.9, 0.9, fill_mode="constant")], ids=str
+)
+def test_activations_are_those_of_images_that_are_not_varied(vary):
+    model = keras.Sequential([keras.Input((4, 4, 1)), vary, L.Conv2D(2, 1, activation="relu", name="c"), L.Flatten()])
+    model.get_layer("c").set_weights([np.array([[[[1.0, 3.0]]]]), np.zeros(2)])
+    x = np.full((8, 4, 4, 1), 0.5, "float32")
+    mean, active = both(model, "c", x)
+    assert mean.reshape(-1).tolist() == [0.5, 1.5] and active.reshape(-1).tolist() == [1.0, 1.0]
+    assert not np.allclose(np.asarray(vary(x, training=True)), x)
+
+
 def test_activations_leave_the_model_alone_and_need_data():
     model = build("conv_bn")
     before = [np.asarray(v).copy() for v in model.variables]

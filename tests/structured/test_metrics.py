@@ -44,6 +44,36 @@ def test_accuracy_of_one_hot_labels_places_and_weights():
     assert measured(net, (x, y, weights)) != pytest.approx(hits.mean(), abs=1e-6)
 
 
+@pytest.mark.parametrize("bias", [0.3, -0.3])
+def test_logits_between_0_and_1_are_logits(bias):
+    net, x = classifier(1), draw(20, 4)
+    net.layers[0].set_weights([np.zeros((4, 1)), np.array([bias])])
+    assert measured(net, (x, np.ones(20, int))) == float(bias > 0)
+    squashed = classifier(1, "sigmoid")
+    squashed.layers[0].set_weights([np.zeros((4, 1)), np.array([bias])])
+    assert measured(squashed, (x, np.ones(20, int))) == float(bias > 0)
+
+
+def test_a_last_layer_that_does_not_tell_is_asked():
+    x = keras.Input((4,))
+    net, data = keras.Model(x, L.Lambda(keras.ops.sigmoid)(L.Dense(1)(x))), (draw(20, 4), np.zeros(20, int))
+    net.layers[1].set_weights([np.zeros((4, 1)), np.array([-0.3])])
+    assert measured(net, data) == 1.0
+
+
+def test_sample_weights_in_a_column_count_as_in_a_row():
+    net, x, y = classifier(3), draw(50, 4), np.arange(50) % 3
+    weights = np.random.default_rng(2).random(50)
+    hits = np.asarray(net(x)).argmax(-1) == y
+    expected = (hits * weights).sum() / weights.sum()
+    assert measured(net, (x, y, weights[:, None])) == pytest.approx(expected) == measured(net, (x, y, weights))
+    assert expected != pytest.approx(hits.mean(), abs=1e-6)
+    with pytest.raises(KpipeError, match="weights sum to 0"):
+        measured(net, (x, y, np.zeros(50)))
+    with pytest.raises(KpipeError, match=r"sample weights of shape \(50,\) or \(50,\). Received: \(50, 2\)"):
+        measured(net, (x, y, np.ones((50, 2))))
+
+
 def test_labels_that_do_not_fit_are_refused():
     with pytest.raises(KpipeError, match=r"labels of shape \(2,\) or \(2, 3\). Received: \(2, 4\)"):
         hits_of(np.zeros((2, 3)), np.zeros((2, 4)))

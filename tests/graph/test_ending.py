@@ -1,0 +1,65 @@
+"""What a model ends in, and whether it answers with probabilities."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+
+from kpipe.graph import gives_probabilities, last_activation
+
+
+def chain(*layers) -> keras.Model:
+    return keras.Sequential([keras.Input((4, 3)), *layers])
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([L.Dense(2)], keras.activations.linear),
+        ([L.Dense(2, "relu")], keras.activations.relu),
+        ([L.Dense(2, "softmax"), L.Flatten(), L.Reshape((2, 4))], keras.activations.softmax),
+        ([L.Dense(2), L.Softmax()], keras.activations.softmax),
+        ([L.Conv1D(2, 1), L.Activation("sigmoid")], keras.activations.sigmoid),
+        ([L.TimeDistributed(L.Dense(2, "sigmoid"))], keras.activations.sigmoid),
+        ([keras.Sequential([L.Dense(2, "softmax")])], keras.activations.softmax),
+        ([L.Dense(2, "softmax"), L.Lambda(lambda y: 2 * y)], None),
+    ],
+    ids=str,
+)
+def test_the_last_activation_is_found(layers, expected):
+    assert last_activation(chain(*layers)) is expected
+
+
+class Own(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.out = L.Dense(2, "softmax")
+
+    def call(self, x):
+        return self.out(x)
+
+
+def test_nothing_is_known_of_a_model_without_a_graph():
+    model = Own()
+    answers = model(np.ones((5, 3)))
+    assert last_activation(model) is None
+    assert not gives_probabilities(model) and gives_probabilities(model, lambda: np.asarray(answers))
+
+
+def never() -> np.ndarray:
+    raise AssertionError("the model is asked although its last layer tells")
+
+
+@pytest.mark.parametrize(("activation", "expected"), [(None, False), ("sigmoid", True), ("softmax", True)])
+def test_a_last_layer_that_tells_is_not_asked(activation, expected):
+    assert gives_probabilities(chain(L.Dense(1, activation)), never) is expected
+
+
+def test_where_the_last_layer_does_not_tell_the_answers_do():
+    x = keras.Input((3,))
+    two = keras.Model(x, L.Average()([L.Dense(2, "softmax")(x), L.Dense(2, "softmax")(x)]))
+    shares = np.array([[0.25, 0.75], [1.0, 0.0]])
+    for answers, expected in [(shares, True), (shares + 0.1, False), (2 * shares - 0.5, False), (shares[:, :1], True)]:
+        assert gives_probabilities(two, lambda answers=answers: answers) is expected
+    assert gives_probabilities(two, lambda: np.asarray(two(np.ones((3, 3)))))
+    assert not gives_probabilities(two)
