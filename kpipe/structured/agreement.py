@@ -38,7 +38,7 @@ def tolerance_for(model: keras.Model, tolerance: float = TOLERANCE) -> float:
 
 
 def difference(model: keras.Model, expected: Sequence[Any], got: Sequence[Any]) -> float:
-    """Give the largest difference of two answers, relative to the largest value of each output.
+    """Give the largest difference of two answers, relative to the largest value of each output; NaN for one of NaN.
 
     Args:
         model: Whose answer is expected.
@@ -59,4 +59,5 @@ def difference(model: keras.Model, expected: Sequence[Any], got: Sequence[Any]) 
             "them. Where the input was random, leave the check out (check=False), and compare on data of your own."
         )
     scales = [max(SMALLEST, float(np.abs(y).max(initial=0.0))) for y in before]
-    return max(float(np.abs(a - b).max(initial=0.0)) / s for a, b, s in zip(before, after, scales, strict=True))
+    away = [np.abs(a - b).max(initial=0.0) / scale for a, b, scale in zip(before, after, scales, strict=True)]
+    return float(np.max(away))  # unlike max(), it hands on what is not a number

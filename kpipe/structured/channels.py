@@ -1,16 +1,19 @@
 """Remove channels: a smaller model of the same graph, equal to the old one with the channels' consumers zeroed."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
-from kpipe.copies import by_reference, pairs, take_rest
+from kpipe.copies import pairs, take_rest
+from kpipe.copies.state import freeze_like
 from kpipe.errors import SurgeryError
-from kpipe.graph import Site, Trace, TracedLayer, TracedWeight, evaluate, functional, has_graph, random_inputs
+from kpipe.graph import Site, Trace, TracedLayer, TracedWeight, at_inference, evaluate, random_inputs
+from kpipe.graph.remake import remake
 from kpipe.structured.agreement import TOLERANCE, answer_at_rest, difference, tolerance_for
+from kpipe.structured.divergence import first_divergence
 
 
 def remove_channels(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras.Model:
@@ -27,11 +30,15 @@ def remove_channels(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras
     Raises:
         SurgeryError: When the model cannot be rebuilt from its config, or a weight ends with an unplanned shape.
     """
-    small = rebuild(model, trace, keep)
-    for layer, new in zip(trace.layers, _like_order(model, small, trace), strict=True):
+    small, found = rebuild(model, trace, keep)
+    for layer in trace.layers:
+        new = found.get(layer.path)
+        if type(new) is not type(layer.layer):
+            raise SurgeryError(f"The rebuilt model {small.name!r} lacks the layer {layer.path!r}.")
         if isinstance(new, keras.Layer):
             _copy_weights(trace, layer, new, keep)
             _copy_rest(trace, layer, new, keep)
+            freeze_like(new, layer.layer)
     return small
 
 
@@ -50,6 +57,11 @@ def masked_answer(trace: Trace, keep: np.ndarray, inputs: list[Any]) -> list[Any
     Returns:
         One array for each output.
     """
+    return evaluate(trace.flow, inputs, masked_call(trace, keep))
+
+
+def masked_call(trace: Trace, keep: np.ndarray) -> Callable[..., Any]:
+    """Give the function that calls one site of the original as in `masked_answer`."""
     traced = {layer.path: layer for layer in trace.layers}
 
     def call(site: Site, *args: Any, **kwargs: Any) -> Any:
@@ -57,16 +69,14 @@ def masked_answer(trace: Trace, keep: np.ndarray, inputs: list[Any]) -> list[Any
         function = one.layer if one.reference is None else one.reference(lambda ids: trace.kept(ids, keep), site.call)
         masks = [(weight.variable, axis_mask(trace, weight, weight.summed, keep)) for weight in one.weights]
         masked = [(variable, variable * mask.astype(variable.dtype)) for variable, mask in masks if not mask.all()]
-        if one.reference is None and getattr(one.layer, "_call_has_training_arg", False):
-            kwargs["training"] = False  # a layer that varies images does so unless it is told not to
         with keras.StatelessScope(state_mapping=masked):
-            made = function(*args, **kwargs)
+            made = at_inference(function, *args, **kwargs)
         mask = get_keras_mask(args[0]) if one.reference is not None and args else None
         if mask is not None and one.layer.supports_masking:  # no layer is called here that would pass it on
             set_keras_mask(made, mask)
         return made
 
-    return evaluate(trace.flow, inputs, call)
+    return call
 
 
 def axis_mask(trace: Trace, weight: TracedWeight, axes: Iterable[int], keep: np.ndarray) -> np.ndarray:
@@ -78,19 +88,17 @@ def axis_mask(trace: Trace, weight: TracedWeight, axes: Iterable[int], keep: np.
     return mask
 
 
-def rebuild(model: keras.Model, trace: Trace, keep: np.ndarray) -> keras.Model:
-    """Build the model anew from its config with the sizes that `keep` leaves; its weights are fresh."""
+def rebuild(model: keras.Model, trace: Trace, keep: np.ndarray) -> tuple[keras.Model, dict[str, Any]]:
+    """Build the model anew from its config with the sizes that `keep` leaves; its weights are fresh.
+
+    Returns:
+        The model, and path -> its layers and operations.
+
+    Raises:
+        SurgeryError: When it cannot be rebuilt.
+    """
     edits = {layer.path: (trace.size(layer.config, keep), trace.size(layer.arguments, keep)) for layer in trace.layers}
-    maker = keras.Sequential if isinstance(model, keras.Sequential) else keras.Model
-    try:
-        with by_reference(model):
-            config = model.get_config()
-            _edit(config, "", edits)
-            return maker.from_config(config)
-    except SurgeryError:
-        raise
-    except (TypeError, ValueError, NotImplementedError) as fault:
-        raise SurgeryError(f"Model {model.name!r} cannot be rebuilt from its config: {fault}") from fault
+    return remake(model, lambda config: _edit(config, "", edits))
 
 
 Edits = Mapping[str, tuple[Mapping[str, Any], Mapping[int | str, Any]]]
@@ -104,7 +112,7 @@ def _edit(config: dict[str, Any], prefix: str, edits: Edits) -> None:
     """
     config.pop("build_input_shape", None)
     for entry in config["layers"]:
-        path = prefix + _name(entry)
+        path = prefix + entry["name"]
         if path not in edits:  # a model
             entry.pop("build_config", None)
             _edit(entry["config"], path + "/", edits)
@@ -123,17 +131,6 @@ def _edit(config: dict[str, Any], prefix: str, edits: Edits) -> None:
             call["kwargs"] = {name: written.get(name, value) for name, value in call["kwargs"].items()}
 
 
-def _name(entry: dict[str, Any]) -> str:
-    """Give a layer's name; a layer of one's own that takes none has it beside its config, in a Functional model."""
-    name = entry.get("name") or entry["config"].get("name")
-    if name is None:
-        raise SurgeryError(
-            f"A layer of the class {entry['class_name']} in a Sequential model keeps no name in its config: let its "
-            "__init__ take **kwargs and hand them to super().__init__."
-        )
-    return name
-
-
 def _forget_shapes(config: Any) -> None:
     """Remove `build_config` from the config of a layer and of those inside it."""
     if isinstance(config, dict):
@@ -143,30 +140,6 @@ def _forget_shapes(config: Any) -> None:
     elif isinstance(config, (list, tuple)):
         for value in config:
             _forget_shapes(value)
-
-
-def _twins(model: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Give the path of each layer of a model with its twin in one that was rebuilt from its config.
-
-    They are told by name; a layer that takes no name got another one, and is told by its place among such.
-    """
-    old, new = functional(model).operations, functional(other).operations
-    by_name = {operation.name: operation for operation in new}
-    renamed = iter([operation for operation in new if operation.name not in {one.name for one in old}])
-    for operation in old:
-        twin = by_name.get(operation.name) or next(renamed, None)
-        if type(twin) is not type(operation) and not (has_graph(twin) and has_graph(operation)):
-            raise SurgeryError(f"The rebuilt model {other.name!r} lacks the layer {prefix + operation.name!r}.")
-        if has_graph(operation):
-            yield from _twins(operation, twin, f"{prefix}{operation.name}/")
-        else:
-            yield prefix + operation.name, twin
-
-
-def _like_order(model: keras.Model, small: keras.Model, trace: Trace) -> list[Any]:
-    """List the layers of a rebuilt model in the order of the trace's layers, found by path."""
-    by_path = dict(_twins(model, small))
-    return [by_path[layer.path] for layer in trace.layers]
 
 
 def _copy_weights(trace: Trace, layer: TracedLayer, new: keras.Layer, keep: np.ndarray) -> None:
@@ -231,8 +204,22 @@ def check_removal(
     if not worst <= tolerance:
         raise SurgeryError(
             f"On random input the smaller model differs by {worst:.3g} from the {'masked ' if masked else ''}original "
-            f"(allowed: {tolerance:g}). "
-            f"None is returned. A rule of one of these layers does not fit it: "
-            f"{sorted({type(layer.layer).__name__ for layer in trace.layers})}."
+            f"(allowed: {tolerance:g}). None is returned. {_why(small, trace, keep, inputs) if masked else CHANGED}"
         )
     return worst
+
+
+CHANGED = (
+    "The weights have changed since these channels went: they are not all zero any more, as after a callback that "
+    "restores weights at the end of the training. Put such callbacks before FilterPruning in the list."
+)
+
+
+def _why(small: keras.Model, trace: Trace, keep: np.ndarray, inputs: list[Any]) -> str:
+    """Say which rule does not fit, as far as that can be told."""
+    path = first_divergence(small, trace, keep, inputs, masked_call(trace, keep))
+    if path is None:
+        kinds = sorted({type(layer.layer).__name__ for layer in trace.layers})
+        return f"A rule of one of these layers does not fit it: {', '.join(kinds)}."
+    kind = next(type(layer.layer).__name__ for layer in trace.layers if layer.path == path)
+    return f"The first layer that differs is {path!r}: the rule of {kind} does not fit it, or that of what feeds it."

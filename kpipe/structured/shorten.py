@@ -6,10 +6,11 @@ from typing import Any
 import keras
 from keras.src.models.functional import Functional
 
-from kpipe.copies import by_reference, take_weights
+from kpipe.copies import take_weights
 from kpipe.copies.state import freeze_like
 from kpipe.errors import SurgeryError
 from kpipe.graph import has_graph, random_inputs
+from kpipe.graph.remake import remake
 from kpipe.structured.agreement import TOLERANCE, answer_at_rest, difference, tolerance_for
 from kpipe.structured.stretches import Stretch, answers, graphs, in_order
 
@@ -37,19 +38,16 @@ def shorten(model: keras.Model, stretch: Stretch | None) -> keras.Model:
         >>> [layer.name for layer in shorten(net, stretches(net, lambda path: False)[0]).layers]
         ['b']
     """
-    maker: Any = keras.Sequential if isinstance(model, keras.Sequential) else keras.Model
-    try:
-        with by_reference(model):
-            config = model.get_config()
-            if stretch is not None:
-                _leave_out(_inside(config, stretch.prefix), stretch)
-            small = maker.from_config(config)
-    except (KeyError, TypeError, ValueError) as fault:
-        raise SurgeryError(f"Model {model.name!r} cannot be rebuilt from its config: {fault}") from fault
-    old = _layers(model)
-    for path, layer in _layers(small).items():
-        take_weights(layer, old[path])
-        freeze_like(layer, old[path])
+
+    def edit(config: dict[str, Any]) -> None:
+        if stretch is not None:
+            _leave_out(_inside(config, stretch.prefix), stretch)
+
+    small, found = remake(model, edit)
+    for path, layer in _layers(model).items():
+        if path in found:
+            take_weights(found[path], layer)
+            freeze_like(found[path], layer)
     return small
 
 
@@ -66,7 +64,7 @@ def _layers(model: keras.Model) -> dict[str, keras.Layer]:
 def _inside(config: dict[str, Any], prefix: str) -> dict[str, Any]:
     """Find the config of a nested model."""
     for name in prefix.split("/")[:-1]:
-        config = next(entry["config"] for entry in config["layers"] if entry["config"]["name"] == name)
+        config = next(entry["config"] for entry in config["layers"] if entry["name"] == name)
     return config
 
 
@@ -76,9 +74,7 @@ def _leave_out(config: dict[str, Any], stretch: Stretch) -> None:
     calls = {one.name: [n for n in one._inbound_nodes if id(n) in own] for one in stretch.graph.operations}
     inside = {id(node) for node in stretch.nodes}
     gone = {name: [place for place, node in enumerate(nodes) if id(node) in inside] for name, nodes in calls.items()}
-    config["layers"] = [
-        entry for entry in config["layers"] if len(gone[entry["config"]["name"]]) < len(calls[entry["config"]["name"]])
-    ]
+    config["layers"] = [one for one in config["layers"] if len(gone[one["name"]]) < len(calls[one["name"]])]
     if "output_layers" not in config:
         return  # a Sequential model has no more than its layers
     start, end = (_reference(tensor, calls) for tensor in (stretch.start, stretch.end))

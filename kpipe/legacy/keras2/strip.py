@@ -50,9 +50,9 @@ def strip(model: Any, inputs: Any) -> tuple[Any, list[str]]:
 
 
 def _moved(rounded: Any, plain: Any) -> float:
-    """Give the largest difference of two models' outputs."""
+    """Give the largest difference of two models' outputs; NaN where one of them is."""
     pairs = zip(flat(rounded), flat(plain), strict=True)
-    return max(float(np.max(np.abs(np.asarray(a, float) - np.asarray(b, float)))) for a, b in pairs)
+    return float(np.max([np.abs(np.asarray(a, float) - np.asarray(b, float)).max(initial=0.0) for a, b in pairs]))
 
 
 def check_stripped(wrapped: Any, plain: Any) -> None:

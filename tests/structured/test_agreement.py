@@ -1,0 +1,40 @@
+"""The comparison of answers, where one of them is no number."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+
+from kpipe.errors import SurgeryError
+from kpipe.graph import trace
+from kpipe.legacy.keras2.refusal import Refusal
+from kpipe.legacy.keras2.strip import check_stripped
+from kpipe.structured.agreement import difference
+from kpipe.structured.channels import check_removal, remove_channels
+
+FINE, BROKEN = np.array([1.0, 2.0]), np.array([1.0, np.nan])
+
+
+@pytest.mark.parametrize("got", [[FINE, BROKEN], [BROKEN, FINE], [BROKEN, BROKEN]])
+def test_an_answer_that_is_no_number_is_told_whichever_output_it_is(got):
+    assert np.isnan(difference(keras.Sequential(), [FINE, FINE], got))
+    with pytest.raises(Refusal, match="moves the outputs by nan"):
+        check_stripped([FINE, FINE], got)
+
+
+def test_the_largest_difference_counts_each_output_by_its_own_size():
+    assert difference(keras.Sequential(), [FINE, 10 * FINE], [FINE + 0.5, 10 * FINE + 0.5]) == 0.25
+    check_stripped([FINE, FINE], [FINE, FINE + 1e-6])
+
+
+def test_a_smaller_model_that_answers_no_number_at_its_last_output_is_refused():
+    x = keras.Input((3,))
+    y = L.Dense(4, name="a")(x)
+    model = keras.Model(x, [L.Dense(2, name="first")(y), L.Dense(2, name="last")(y)])
+    traced = trace(model)
+    keep = np.ones(traced.class_count, bool)
+    small = remove_channels(model, traced, keep)
+    assert check_removal(model, small, traced, keep) < 1e-6
+    small.get_layer("last").bias.assign([0.0, np.nan])
+    with pytest.raises(SurgeryError, match=r"differs by nan .* The first layer that differs is 'last'"):
+        check_removal(model, small, traced, keep)
