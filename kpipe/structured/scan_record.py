@@ -14,6 +14,7 @@ from kpipe.atomic import replace_atomically
 from kpipe.data import weighted_batches
 from kpipe.errors import KpipeError
 from kpipe.graph import Trace
+from kpipe.structured.fingerprint import told
 
 KIND = "kpipe sensitivity"
 """What such a file says of itself."""
@@ -54,9 +55,9 @@ class ScanRecord:
             ) from fault
         other = [name for name in scan if before.get(name) != scan[name]]
         if other:
-            told = ", ".join(f"{name} {before.get(name)!r} and not {scan[name]!r}" for name in other)
+            differ = ", ".join(f"{name} {before.get(name)!r} and not {scan[name]!r}" for name in other)
             raise KpipeError(
-                f"{str(path)!r} is of another scan: it has {told}. Give another path, or remove the file. Data that "
+                f"{str(path)!r} is of another scan: it has {differ}. Give another path, or remove the file. Data that "
                 "are shuffled come in another order each time, and count as other data."
             )
         return cls(path, scan, known)
@@ -88,7 +89,10 @@ def identity(model: keras.Model, traced: Trace, data: Any, settings: Mapping[str
         model: The model: what its layers are, their settings and their weights count.
         traced: Its trace.
         data: The data, in their order.
-        settings: Name -> value; functions count by their names.
+        settings: Name -> value; see `kpipe.structured.fingerprint`.
+
+    Raises:
+        KpipeError: When a setting is an object that cannot be told from others.
 
     Example:
         >>> from kpipe.graph import trace
@@ -102,13 +106,15 @@ def identity(model: keras.Model, traced: Trace, data: Any, settings: Mapping[str
     for name, pieces in parts.items():
         for piece in pieces:
             digests[name].update(piece)
-    return {name: one.hexdigest() for name, one in digests.items()} | {k: _text(v) for k, v in settings.items()}
+    return {name: one.hexdigest() for name, one in digests.items()} | {
+        name: value if isinstance(value, str) else told(value) for name, value in settings.items()
+    }
 
 
 def _of_model(model: keras.Model, traced: Trace) -> Iterator[bytes]:
     for layer in traced.layers:
         settings = layer.layer.get_config() if isinstance(layer.layer, keras.Layer) else {}
-        yield f"{layer.path} {_name(type(layer.layer))} {_text(settings)}".encode()
+        yield f"{layer.path} {told(type(layer.layer))} {told(settings)}".encode()
     for variable in model.variables:
         yield np.asarray(variable).tobytes()
 
@@ -119,20 +125,3 @@ def _of_data(data: Any) -> Iterator[bytes]:
             array = np.asarray(leaf)
             yield f"{array.shape} {array.dtype}".encode()
             yield repr(array.tolist()).encode() if array.dtype == object else np.ascontiguousarray(array).tobytes()
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=_name, sort_keys=True).strip('"')
-
-
-def _name(value: Any) -> str:
-    """Name a function, or the class of an object with its settings.
-
-    Example:
-        >>> _name(max), _name(keras.losses.MeanSquaredError())
-        ('builtins.max', 'keras.src.losses.losses.MeanSquaredError {"name": "mean_squared_error", "reduction": ...}')
-    """
-    named = type(value) if getattr(value, "__qualname__", None) is None else value
-    settings = getattr(value, "get_config", None)
-    told = f" {_text(settings())}" if callable(settings) and named is not value else ""
-    return f"{named.__module__}.{named.__qualname__}{told}"
