@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -106,6 +106,11 @@ class Trace:
     def class_count(self) -> int:
         """How many classes of channel ids there are."""
         return int(self.class_of.max(initial=-1)) + 1
+
+    def freeze(self, stay: Mapping[str, str]) -> "Trace":
+        """Let groups stay whole: name -> reason."""
+        groups = tuple(group for group in self.groups if group.name not in stay)
+        return replace(self, frozen={**self.frozen, **stay}, groups=groups)
 
     def kept(self, ids: Ids, keep: np.ndarray) -> np.ndarray:
         """Look up which entries along an axis are kept; `keep` says it of each class, shape (classes,), bool."""

@@ -4,7 +4,7 @@ from kpipe.saliency.batches import check_data
 from kpipe.saliency.channels import ChannelJudge, Reduction, channel_criteria, channel_criterion_of, score_rows
 from kpipe.saliency.criteria import CHANNEL_CRITERIA, CRITERIA, Criterion, criterion_of, score
 from kpipe.saliency.evidence import FROM_DATA, FROM_LABELS, Evidence, Passes, gather, generator
-from kpipe.saliency.sight import Sight
+from kpipe.saliency.training_evidence import TrainingEvidence
 
 __all__ = [
     "CHANNEL_CRITERIA",
@@ -16,7 +16,7 @@ __all__ = [
     "Evidence",
     "Passes",
     "Reduction",
-    "Sight",
+    "TrainingEvidence",
     "channel_criteria",
     "channel_criterion_of",
     "check_data",

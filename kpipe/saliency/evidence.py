@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kpipe.checks import check_seed
 from kpipe.errors import KpipeError
 from kpipe.projections import view
 from kpipe.registry import nearest
@@ -60,10 +61,14 @@ FROM_DATA = (*FROM_LABELS, "inputs", "outputs", "active")
 def generator(seed: int, path: str) -> np.random.Generator:
     """Seed a generator by a run's seed and a variable's path: the same in every process.
 
+    Raises:
+        KpipeError: When the seed is no whole number of at least 0.
+
     Example:
         >>> bool(generator(0, "conv/kernel").random() == generator(0, "conv/kernel").random())
         True
     """
+    check_seed(seed)
     digest = hashlib.sha256(path.encode()).digest()[:8]
     return np.random.default_rng([seed, int.from_bytes(digest, "little")])
 
@@ -185,7 +190,8 @@ def _value(variable: keras.Variable) -> np.ndarray:
 def _no_training(*_: Any) -> Pass:
     raise KpipeError(
         "A criterion that needs 'movement' follows the weights through a training; in one shot there is none. Use it "
-        "in kpipe.callbacks.WeightPruning(schedule, criterion='movement') with model.fit."
+        "in model.fit: for single weights in kpipe.callbacks.WeightPruning(schedule, criterion='movement'), for whole "
+        "channels in kpipe.callbacks.FilterPruning(schedule, criterion='movement')."
     )
 
 

@@ -51,7 +51,7 @@ def mean_squares(
 
     def points(x: Any) -> tuple[list[tf.Tensor], Callable[[tf.Tensor], Any]]:
         outputs = model(x, training=False)
-        return cut(outputs, [likely or not strict for likely in log_losses(model, loss, outputs)])
+        return cut_off_ends(outputs, [likely or not strict for likely in log_losses(model, loss, outputs)])
 
     look, adder = _looker(points, compute, rows), _Adder(points, learning)
 
@@ -82,7 +82,7 @@ def _explained(model: keras.Model) -> Iterator[None]:
         ) from error
 
 
-def cut(outputs: Any, back: Sequence[bool]) -> tuple[list[tf.Tensor], Callable[[tf.Tensor], Any]]:
+def cut_off_ends(outputs: Any, back: Sequence[bool]) -> tuple[list[tf.Tensor], Callable[[tf.Tensor], Any]]:
     """Cut a model's outputs off the loss, before a last softmax or sigmoid where `back` says so.
 
     Args:

@@ -12,7 +12,7 @@ from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.follow import Follower
 from kpipe.graph import trace
 from kpipe.projections import GradientPull, Holder, Mask, trained_model
-from kpipe.saliency import Criterion, Sight
+from kpipe.saliency import Criterion, TrainingEvidence
 from kpipe.schedules import AnySchedule
 from kpipe.schedules import schedule as make_schedule
 from kpipe.structured.channels import axis_mask, check_removal
@@ -22,7 +22,7 @@ from kpipe.structured.plan import FilterPlan, describe
 from kpipe.structured.ranking import Ranking, keep_of, rank
 from kpipe.structured.regularise import pull
 from kpipe.structured.regularisers import Regularizer, regularizer_of
-from kpipe.structured.request import PARTS, Ignore, Request, freeze, freeze_ignored, freeze_parts
+from kpipe.structured.request import PARTS, Ignore, Request, freeze_ignored, freeze_parts
 from kpipe.structured.scopes import Scope, partition
 from kpipe.structured.scores import judge_channels
 
@@ -104,7 +104,9 @@ class FilterPruning(Follower):
         limits: dict[str, Any] = {"max_ratio": max_ratio, "min_channels": min_channels, "parts": parts}
         self.request = Request(0.0, None, criterion, scope, round_to, reduction, normalise, **limits)
         at_once = "kpipe.plan_filters(model, ratio, criterion=..., data=(x, y))"
-        self._sight = Sight(criterion, data, loss, seed, who="FilterPruning", at_once=at_once, channels=True)
+        self._evidence = TrainingEvidence(
+            criterion, data, loss, seed, who="FilterPruning", at_once=at_once, channels=True
+        )
         self.ignore, self.regularizer = ignore, regularizer_of(regularizer)
         self._plan: FilterPlan | None = None
         self._student: keras.Model | None = None
@@ -149,7 +151,7 @@ class FilterPruning(Follower):
         held = held_weights(self._trace)
         self._masks: dict[str, Mask] = {w.path: holder.mask(w.variable, np.ones(w.variable.shape, bool)) for w in held}
         self._trainable = [w.variable.trainable for w in self._trace.weights]
-        self._sight.begin(self._fit, [w for w in self._trace.weights if w.axes])
+        self._evidence.begin(self._fit, [w for w in self._trace.weights if w.axes])
         if self.regularizer is not None:
             self._pull = self._begin_to_pull(self.regularizer)
         self._mask()
@@ -159,7 +161,7 @@ class FilterPruning(Follower):
         """Find the groups of which channels may go, and keep those of which some have gone."""
         student: Any = self._student
         traced = freeze_parts(freeze_ignored(trace(student, unknown="freeze"), self.ignore), self.request.parts)
-        traced = freeze(traced, counting := over_channels(student, traced))
+        traced = traced.freeze(counting := over_channels(student, traced))
         self._warn_of(counting)
         frozen = unreachable(traced)
         gone = dict(zip((group.name for group in traced.groups), gone_channels(traced, known), strict=True))
@@ -173,7 +175,7 @@ class FilterPruning(Follower):
         self._removed = [
             places for group, places in zip(self._trace.groups, self._removed, strict=True) if group.name not in stay
         ]
-        self._trace = freeze(self._trace, stay)
+        self._trace = self._trace.freeze(stay)
         if not self._trace.groups:
             why = "; ".join(f"{name}: {reason}" for name, reason in self._trace.frozen.items())
             raise KpipeError(f"FilterPruning finds no channel of {self._fit.name!r} that may go: {why}.")
@@ -206,15 +208,15 @@ class FilterPruning(Follower):
         """Begin anew when a layer was frozen or unfrozen; channels that come in are brought to what was reached."""
         super()._look_again()
         if self._trainable != [w.variable.trainable for w in self._trace.weights]:
-            reached, seen, begun, before = self._reached, self._sight.end(), self._begun, self._before
+            reached, seen, begun, before = self._reached, self._evidence.end(), self._begun, self._before
             self.on_train_begin()
             self._begun, self._before = begun, {name: min(before[name], gone) for name, gone in self._before.items()}
-            self._sight.take_over(seen)
+            self._evidence.take_over(seen)
             if reached >= 0:
                 self._update({None: reached})
 
     def _let_go(self, restored: bool = False) -> None:
-        self._sight.end()
+        self._evidence.end()
         if self._pull is not None:
             self._pull.release()
             self._pull = None
@@ -254,7 +256,7 @@ class FilterPruning(Follower):
         if not self._pending and asked[None] <= self._reached:
             return  # what has gone stays gone, also when the schedule asks for fewer
         self._reached = max(self._reached, asked[None])
-        self._pending = bool(self._sight.tapped) and not self._sight.count  # no batch has been seen yet
+        self._pending = bool(self._evidence.tapped) and not self._evidence.count  # no batch has been seen yet
         if self._pending:
             return
         ranking, _ = self._rank(self._scores())
@@ -263,13 +265,13 @@ class FilterPruning(Follower):
             self._removed[n] = np.union1d(self._removed[n], places)
         self._mask()
         self._write_plan()
-        self._sight.reset(["grad"])
+        self._evidence.reset(["grad"])
 
     def _scores(self) -> list[np.ndarray]:
         """Score the channels of each group that is open; those that have gone are the lowest."""
-        sight, asked, student = self._sight, self.request, self._student
-        told = sight.told([w for w in self._trace.weights if w.axes])
-        known: Any = student, self._trace, asked.criterion, sight.data, sight.loss, sight.seed, sight.passes, told
+        shown, asked, student = self._evidence, self.request, self._student
+        told = shown.told([w for w in self._trace.weights if w.axes])
+        known: Any = student, self._trace, asked.criterion, shown.data, shown.loss, shown.seed, shown.passes, told
         found = judge_channels(*known, reduction=asked.reduction, normalise=asked.normalise)
         opened = {self._trace.groups[n].name for n in self._open}
         scores = {g.name: one for g, one in zip(self._trace.groups, found, strict=True) if one is not None}

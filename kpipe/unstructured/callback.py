@@ -10,7 +10,7 @@ from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.follow import Follower
 from kpipe.patterns import MaskFunction, Pattern, Scope, check_scope, pattern_of, scope_of
 from kpipe.projections import Holder, trained_model
-from kpipe.saliency import Criterion, Sight
+from kpipe.saliency import Criterion, TrainingEvidence
 from kpipe.schedules import AnySchedule, last_due, schedules_of
 from kpipe.targets import PRUNED_ROLES, LayerFilter, Skipped, find_targets, trainable
 from kpipe.unstructured.masks import drop_more, judge
@@ -103,7 +103,7 @@ class WeightPruning(Follower):
         self.regrowth = regrowth_of(regrowth)
         if self.regrowth is not None:
             check_free(self.pattern)
-        self._sight = Sight(criterion, data, loss, seed, also=self._growth_needs)
+        self._evidence = TrainingEvidence(criterion, data, loss, seed, also=self._growth_needs)
         self._weights: dict[str, Pruned] = {}
         self._skipped: list[Skipped] = []
         self._pending: dict[str | None, float] = {}
@@ -137,7 +137,7 @@ class WeightPruning(Follower):
         self._weights = {target.path: hold(target, names[target.path], holder) for target in mine}
         self._pending, self._reached, self._used, self._moved = {}, {}, False, False
         self._trainable, self._until = trainable(student, self.roles), self._end_of_moves(epoch=0)
-        self._sight.begin(self._fit, mine)
+        self._evidence.begin(self._fit, mine)
         self._listen()
         if self.regrowth is not None:  # an entry that has grown and is still zero was not saved as kept
             last = {name: last_due(ask, 0, self._asked) for name, ask in self._asks.items()}
@@ -147,10 +147,10 @@ class WeightPruning(Follower):
         """Choose anew when a layer was frozen or unfrozen; one that comes in is brought to what has been reached."""
         super()._look_again()
         if self._trainable != trainable(trained_model(self._fit), self.roles):
-            reached, seen, begun, before = self._reached, self._sight.end(), self._begun, self._before
+            reached, seen, begun, before = self._reached, self._evidence.end(), self._begun, self._before
             self.on_train_begin()
             self._begun, self._before = begun, {name: min(before[name], gone) for name, gone in self._before.items()}
-            self._sight.take_over(seen)
+            self._evidence.take_over(seen)
             if reached:
                 self._update(reached)
 
@@ -164,7 +164,7 @@ class WeightPruning(Follower):
             warnings.warn(text, NoEffectWarning, stacklevel=4)
 
     def _let_go(self, restored: bool = False) -> None:
-        self._sight.end()
+        self._evidence.end()
         super()._let_go(restored)
 
     def _gone(self, name: str | None) -> int:
@@ -195,10 +195,10 @@ class WeightPruning(Follower):
 
     def _update(self, asked: Mapping[str | None, float]) -> None:
         wanted = self._pending | dict(asked)
-        if self._sight.tapped and not self._sight.count:
+        if self._evidence.tapped and not self._evidence.count:
             self._pending = wanted  # no batch has been seen yet
             return
-        self._pending, self._used = {}, self._used or bool(self._sight.tapped)
+        self._pending, self._used = {}, self._used or bool(self._evidence.tapped)
         for name, sparsity in wanted.items():
             reached = self._reached.get(name, -1.0)
             if sparsity > reached or (self.regrowth is not None and sparsity != reached):
@@ -230,12 +230,12 @@ class WeightPruning(Follower):
                 self._write({path: keep}, {path: layout.back(found, keep.shape)})
 
     def _scores(self, paths: Collection[str]) -> dict[str, np.ndarray]:
-        return judge(self._sight.criterion, self._sight.evidence([self._weights[path].target for path in paths]))
+        return judge(self._evidence.criterion, self._evidence.evidence([self._weights[path].target for path in paths]))
 
     def _growth(self, paths: Collection[str]) -> dict[str, np.ndarray]:
         kind = self.regrowth.kind if self.regrowth is not None and self._sees_gradients else "set"
         targets = [self._weights[path].target for path in paths]
-        evidence = self._sight.observed(targets, GROWTHS.facts(kind)["needs"], self._asked)
+        evidence = self._evidence.observed(targets, GROWTHS.facts(kind)["needs"], self._asked)
         return {path: GROWTHS[kind](known) for path, known in evidence.items()}
 
     def _write(self, before: Arrays, keeps: Arrays) -> None:
@@ -260,14 +260,14 @@ class WeightPruning(Follower):
 
     @property
     def _sees_gradients(self) -> bool:
-        return "grad" not in self._growth_needs or self._sight.count > 0
+        return "grad" not in self._growth_needs or self._evidence.count > 0
 
     def _listen(self, fields: Sequence[str] | None = None) -> None:
         """Sum gradients anew: for regrowth alone, only those shortly before the next move."""
         since = 0
-        if self.regrowth is not None and not self._sight.tapped:
+        if self.regrowth is not None and not self._evidence.tapped:
             since = self.regrowth.listens_from(self._asked, self._until)
-        self._sight.reset(fields, since)
+        self._evidence.reset(fields, since)
 
     def _end_of_moves(self, epoch: int) -> int | None:
         if self.regrowth is None:

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from kpipe.errors import KpipeError, NoEffectWarning
+from kpipe.errors import KpipeError, NoEffectWarning, SurgeryError
 from kpipe.graph import trace
 from kpipe.schedules import ConstantSparsity, PolynomialDecay
 from kpipe.structured import FilterPruning
@@ -153,6 +153,32 @@ def test_weights_that_another_callback_restores_are_masked_again():
     model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[Rewind(), prune])
     assert (model.get_layer("hidden2").kernel.numpy() == 0).all(1).sum() == 8
     assert np.abs(answers(prune.shrink(), x) - answers(model, x)).max() < 1e-5
+
+
+class Restore(keras.callbacks.Callback):
+    """Put back at the end what the first epoch gave, as EarlyStopping does with the best one."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 0:
+            self.best = self.model.get_weights()
+
+    def on_train_end(self, logs=None):
+        self.model.set_weights(self.best)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_weights_restored_at_the_end_are_masked_again_or_it_is_said_what_to_do(first):
+    model = build("dense")
+    x, y = data(model)
+    model.compile("sgd", "mse")
+    prune = FilterPruning(PolynomialDecay(0.0, 0.5, begin_step=8, end_step=14, frequency=2))  # from the second epoch
+    callbacks = [Restore(), prune] if first else [prune, Restore()]
+    model.fit(x, y, batch_size=8, epochs=3, verbose=0, callbacks=callbacks)
+    if first:
+        assert np.abs(answers(prune.shrink(), x) - answers(model, x)).max() < 1e-5
+    else:
+        with pytest.raises(SurgeryError, match=r"differs by .*weights have changed since .* before FilterPruning"):
+            prune.shrink()
 
 
 def test_trace_of_a_trained_model_is_that_of_a_fresh_one():

@@ -33,7 +33,7 @@ class Seen(Protocol):
         ...
 
 
-class Sight:
+class TrainingEvidence:
     """Gather evidence during a training.
 
     What the training itself can tell is summed up inside the train step, by a tap on the optimizer. With data,
@@ -53,8 +53,8 @@ class Sight:
         KpipeError: When the criterion needs data and there are none, or they can be gone through only once.
 
     Example:
-        >>> Sight("taylor").tapped, Sight("taylor", data=([1.0], [0])).tapped, Sight("magnitude", also=["grad"]).tapped
-        (('grad',), (), ())
+        >>> TrainingEvidence("taylor").tapped, TrainingEvidence("taylor", data=([1.0], [0])).tapped
+        (('grad',), ())
     """
 
     def __init__(
