@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers as L
 
+from kpipe.checks import is_whole
 from kpipe.copies import copy_model
 from kpipe.data import weighted_batches
 from kpipe.errors import KpipeError, NoEffectWarning
@@ -79,9 +80,12 @@ def reestimate_batch_norm(
         if layer_by_layer:
             tally.clear()
             _pass(twin, [tally], data, batches, batch_size)
-        tally.assign()
+        if not tally.is_empty:
+            tally.assign()
     kept = [f"{path} (frozen)" for path in norms if path not in tallies]
     kept += [f"{path} (never called on these data)" for path, tally in tallies.items() if tally not in reached]
+    empty = [path for path, tally in tallies.items() if tally in reached and tally.is_empty]
+    kept += [f"{path} (all that it sees on these data is masked)" for path in empty]
     if kept:
         _warn(f"These BatchNormalization layers of {model.name!r} keep their statistics: {', '.join(kept)}.")
     return twin
@@ -91,7 +95,7 @@ def _check(data: Any, batches: Any, batch_size: Any, layer_by_layer: bool) -> No
     if data is None:
         raise KpipeError("reestimate_batch_norm needs data to measure. Received: data=None. Pass data=x.")
     for name, value in (("batches", batches), ("batch_size", batch_size)):
-        if not (value is None and name == "batches") and (not isinstance(value, int) or value < 1):
+        if not (value is None and name == "batches") and not is_whole(value, 1):
             raise KpipeError(f"{name} is {value!r}; expected a number of at least 1.")
     if batches is None:
         check_data(data)
@@ -115,6 +119,11 @@ class _Tally:
         """Begin anew."""
         for variable in (self.count, self.mean, self.squares):
             variable.assign(tf.zeros_like(variable))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was no value at all: what was normalized is masked."""
+        return not self.count.numpy().any()
 
     def add(self, count: Any, mean: Any, variance: Any) -> None:
         """Take up a batch: number of values, their mean and their variance, for each channel."""

@@ -162,6 +162,21 @@ def test_what_cannot_be_measured_is_refused(arguments, text):
         reestimate_batch_norm(two_norms(), **arguments)
 
 
+def test_a_layer_that_sees_nothing_but_masked_values_keeps_its_statistics_and_is_named():
+    x = keras.Input((3, 2))
+    net = keras.Model(x, L.BatchNormalization(name="norm")(L.Masking()(x)))
+    net.get_layer("norm").set_weights([np.ones(2), np.zeros(2), np.array([0.5, 2.0]), np.array([3.0, 4.0])])
+    for layer_by_layer in (False, True):
+        with pytest.warns(NoEffectWarning, match=r"norm \(all that it sees on these data is masked\)"):
+            anew = reestimate_batch_norm(net, np.zeros((4, 3, 2)), layer_by_layer=layer_by_layer)
+        for old, new in zip(net.get_weights(), anew.get_weights(), strict=True):
+            assert np.array_equal(old, new)
+    values = np.array([[[1.0, 5.0], [3.0, 9.0], [0.0, 0.0]]])  # the last step is masked
+    anew = reestimate_batch_norm(net, np.concatenate([np.zeros((2, 3, 2)), values]), batch_size=1)
+    assert np.allclose(anew.get_layer("norm").moving_mean, [2.0, 7.0])
+    assert np.allclose(anew.get_layer("norm").moving_variance, [1.0, 4.0], atol=1e-4)
+
+
 def test_it_brings_accuracy_back_after_a_cut():
     """Half the filters of a convolutional net trained on digits for a moment, without any training afterwards."""
     keras.utils.set_random_seed(0)
