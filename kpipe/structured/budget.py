@@ -1,6 +1,6 @@
 """A target met: what goes, what the model costs before and after, and why it is not nearer to the budget."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import keras
@@ -11,11 +11,11 @@ from kpipe.structured.channels import remove_channels
 from kpipe.structured.ranking import Ranking, keep_of
 from kpipe.structured.request import Request
 from kpipe.structured.search import TOLERANCE, Removed, fewest, fewest_measured, out_of_reach
-from kpipe.structured.targets import TARGETS, Estimate, Measure, check_target, likely_cost
+from kpipe.structured.targets import TARGETS, Measure, Target, check_target
 
 
 @dataclass(frozen=True)
-class Found:
+class Choice:
     """Say what goes.
 
     Args:
@@ -29,7 +29,9 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
-def meet(model: keras.Model, traced: Trace, ranking: Ranking, asked: Request, measure: Measure | None = None) -> Found:
+def choose_for_target(
+    model: keras.Model, traced: Trace, ranking: Ranking, asked: Request, measure: Measure | None = None
+) -> Choice:
     """Choose the fewest channels that bring a model down to a budget: reached, never above.
 
     Args:
@@ -50,11 +52,12 @@ def meet(model: keras.Model, traced: Trace, ranking: Ranking, asked: Request, me
     target = TARGETS[kind]
     if measure is not None and target.measure is None:
         raise KpipeError(f"The target {kind!r} is counted, not measured: leave measure out, or choose another target.")
+    if measure is not None:
+        target = target.measured_by(measure)
     if target.measure is None:
-        found = _counted(target.estimate(model, traced), traced, ranking, asked)
+        found = _counted(target, model, traced, ranking, asked)
     else:
-        exact, guide = (measure, likely_cost) if measure else (target.measure(model), target.estimate)
-        found = _measured(exact, guide, model, traced, ranking, asked)
+        found = _measured(target.measure(model), target, model, traced, ranking, asked)
     ((before, after),) = found.costs.values()
     budget, anything = target.budget(amount, before), any(len(places) for places in found.removed)
     if anything and after < budget * (1 - TOLERANCE):
@@ -62,36 +65,32 @@ def meet(model: keras.Model, traced: Trace, ranking: Ranking, asked: Request, me
     return found
 
 
-def _counted(estimate: Estimate, traced: Trace, ranking: Ranking, asked: Request) -> Found:
+def _counted(target: Target, model: keras.Model, traced: Trace, ranking: Ranking, asked: Request) -> Choice:
     """Meet a budget of something that is known of every candidate."""
     kind, amount = check_target(asked.target)
+    estimate = target.estimate(model, traced)
 
     def cost(removed: Removed) -> float:
         return estimate(keep_of(traced, removed))
 
     before, least = cost(ranking.removed(ranking.none)), cost(ranking.removed(ranking.all))
-    budget = TARGETS[kind].budget(amount, before)
+    budget = target.budget(amount, before)
     if least > budget:
         raise out_of_reach(kind, amount, least, before)
     removed = ranking.removed(fewest(ranking, cost, budget))
-    return Found(removed, {kind: (before, cost(removed))})
+    return Choice(removed, {kind: (before, cost(removed))})
 
 
 def _measured(
-    exact: Measure,
-    guide: Callable[[keras.Model, Trace], Estimate],
-    model: keras.Model,
-    traced: Trace,
-    ranking: Ranking,
-    asked: Request,
-) -> Found:
+    exact: Measure, target: Target, model: keras.Model, traced: Trace, ranking: Ranking, asked: Request
+) -> Choice:
     """Meet a budget of something that has to be measured, led by an estimate."""
     kind, amount = check_target(asked.target)
     before = float(exact(model))
-    budget = TARGETS[kind].budget(amount, before)
+    budget = target.budget(amount, before)
     if before <= budget:
-        return Found(ranking.removed(ranking.none), {kind: (before, before)})
-    estimate = guide(model, traced)
+        return Choice(ranking.removed(ranking.none), {kind: (before, before)})
+    estimate = target.estimate(model, traced)
     after, blocks = fewest_measured(
         ranking,
         lambda removed: estimate(keep_of(traced, removed)),
@@ -100,7 +99,7 @@ def _measured(
         before,
         kind,
     )
-    return Found(ranking.removed(blocks), {kind: (before, after)})
+    return Choice(ranking.removed(blocks), {kind: (before, after)})
 
 
 def _short(kind: str, after: float, budget: float, measured: bool) -> str:

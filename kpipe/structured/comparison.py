@@ -68,7 +68,11 @@ class PlanComparison:
 
 
 def compare(this: "FilterPlan", other: "FilterPlan") -> PlanComparison:
-    """Set two plans of one model side by side; see `FilterPlan.compare`."""
+    """Set two plans of one model side by side; see `FilterPlan.compare`.
+
+    Raises:
+        KpipeError: When a group of one name has other channels in the other plan.
+    """
     mine, theirs = ({group.name: group for group in plan.groups} for plan in (this, other))
     rows = []
     for name in dict.fromkeys((*mine, *theirs)):

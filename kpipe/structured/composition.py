@@ -1,14 +1,43 @@
 """One plan for several cuts in a row, and which channels of a layer are left."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import keras
 import numpy as np
 
 from kpipe.errors import KpipeError
-from kpipe.graph import trace
+from kpipe.graph import Group, trace
 from kpipe.structured.plan import FilterPlan, GroupPlan
+
+
+def gone_before(groups: Sequence[Group], plan: FilterPlan | None) -> list[int]:
+    """Count the channels of each group that a plan, carried out already, has removed.
+
+    Args:
+        groups: Of the model as it is now.
+        plan: By which it was cut; None: by none.
+
+    Returns:
+        A number for each group; 0 where the plan says nothing of it.
+
+    Raises:
+        KpipeError: When the plan leaves other numbers of channels than there are.
+
+    Example:
+        >>> plan = FilterPlan((GroupPlan("conv", ("conv",), 6, (0, 3)),))
+        >>> gone_before([Group("conv", ("conv",), np.arange(4), (1,)), Group("fc", ("fc",), np.arange(9), (1,))], plan)
+        [2, 0]
+    """
+    known = {} if plan is None else {group.name: group for group in plan.groups}
+    for group in groups:
+        one = known.get(group.name)
+        if one is not None and one.kept != len(group):
+            raise KpipeError(
+                f"The model has {len(group)} channels of {group.name!r}, and the plan given as after= leaves "
+                f"{one.kept} of them. Give the plan by which this very model was cut."
+            )
+    return [len(known[group.name].removed) if group.name in known else 0 for group in groups]
 
 
 def compose(first: FilterPlan, second: FilterPlan) -> FilterPlan:

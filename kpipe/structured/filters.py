@@ -11,17 +11,16 @@ from kpipe.errors import KpipeError, NoEffectWarning, SurgeryError
 from kpipe.fake_quant import is_quantized
 from kpipe.graph import Trace, trace
 from kpipe.registry import nearest
-from kpipe.saliency import Criterion, channel_criterion_of
-from kpipe.structured.budget import Found, meet
+from kpipe.saliency import Criterion
+from kpipe.structured.budget import Choice, choose_for_target
 from kpipe.structured.channels import check_removal, remove_channels
+from kpipe.structured.composition import gone_before
 from kpipe.structured.plan import FilterPlan, describe
 from kpipe.structured.ranking import rank
-from kpipe.structured.request import PARTS, Ignore, Request, check_request, freeze, freeze_ignored, freeze_parts
+from kpipe.structured.request import PARTS, Ignore, Request, freeze_ignored, freeze_parts
 from kpipe.structured.scopes import Ratio, Scope, partition, ratios, refine
-from kpipe.structured.scores import judge_channels
+from kpipe.structured.scores import judge_groups
 from kpipe.structured.targets import Measure
-
-__all__ = ["Ignore", "check_request", "freeze_ignored", "plan_filters", "prune_filters", "refuse_quantized"]
 
 
 def plan_filters(
@@ -42,6 +41,7 @@ def plan_filters(
     min_channels: int = 1,
     parts: Sequence[str] | None = PARTS,
     measure: Measure | None = None,
+    after: FilterPlan | None = None,
 ) -> FilterPlan:
     """Plan which channels to remove, without touching the model.
 
@@ -75,6 +75,9 @@ def plan_filters(
             "head_dim"; None: all.
         measure: For targets that are measured: a function of a candidate that gives its bytes or milliseconds, such as
             on another device; None: as `target` says. The search for candidates then goes by MACs.
+        after: The plan by which the model has been cut already: ratio, max_ratio and min_channels then count the
+            channels that it had before, so that cuts in rounds come to just what is asked. A target is one of the model
+            as it is.
 
     Returns:
         The plan.
@@ -92,39 +95,29 @@ def plan_filters(
         ([('a', 3)], 18)
     """
     refuse_quantized(model)
+    if measure is not None and target is None:
+        raise KpipeError(
+            "measure measures a target, and none is given: give target={'bytes': ...} or the like with it."
+        )
     limits: dict[str, Any] = {"max_ratio": max_ratio, "min_channels": min_channels, "parts": parts}
     asked = Request(ratio, target, criterion, scope, round_to, reduction, normalise, **limits)
     traced = freeze_parts(freeze_ignored(trace(model, unknown="freeze"), ignore), parts)
-    traced, scores = _judge(model, traced, asked, data, loss, seed)
-    steps, least = asked.limits(traced.groups)
-    pools = partition(traced, scope)
+    how: dict[str, Any] = {"reduction": reduction, "normalise": normalise}
+    traced, scores = judge_groups(model, traced, criterion, data, loss, seed, **how)
+    gone = gone_before(traced.groups, after)
+    steps, least = asked.limits(traced.groups, gone)
+    pools = partition(traced, scope, gone)
     if asked.ratio is None:
-        found = meet(model, traced, rank(scores, pools, steps, least), asked, measure)
+        found = choose_for_target(model, traced, rank(scores, pools, steps, least), asked, measure)
     else:
         each = ratios(traced.groups, asked.ratio)
         pools = refine(pools, each)
-        ranking = rank(scores, pools, steps, least)
+        ranking = rank(scores, pools, steps, least, gone)
         blocks = [pool.nearest(each[members[0]]) for pool, members in zip(ranking.pools, pools, strict=True)]
-        found = Found(ranking.removed(blocks))
+        found = Choice(ranking.removed(blocks))
     if not any(len(places) for places in found.removed) and (ratio or target):
         warnings.warn(f"The plan for {model.name!r} removes no channel. {_why(traced)}", NoEffectWarning, stacklevel=2)
-    return describe(traced, found.removed, asked.to_dict(), found.costs, found.notes)
-
-
-def _judge(
-    model: keras.Model, traced: Trace, asked: Request, data: Any, loss: Any, seed: int
-) -> tuple[Trace, list[np.ndarray]]:
-    """Score the channels; groups that the criterion does not judge are frozen."""
-    how: dict[str, Any] = {"reduction": asked.reduction, "normalise": asked.normalise}
-    scores = judge_channels(model, traced, asked.criterion, data, loss, seed, **how)
-    name = channel_criterion_of(asked.criterion).name
-    unjudged = [group.name for group, found in zip(traced.groups, scores, strict=True) if found is None]
-    stay = dict.fromkeys(unjudged, f"the criterion {name!r} judges none of its weights")
-    if stay and len(stay) == len(traced.groups):
-        raise KpipeError(
-            f"The criterion {name!r} judges no weight of any group of channels in {model.name!r}. Choose another one."
-        )
-    return freeze(traced, stay), [found for found in scores if found is not None]
+    return describe(traced, found.removed, asked.to_dict(), found.costs, found.notes, gone)
 
 
 def prune_filters(model: keras.Model, plan: FilterPlan, check: bool = True) -> keras.Model:
@@ -189,7 +182,11 @@ def _match(traced: Trace, plan: FilterPlan, name: str) -> np.ndarray:
 
 
 def refuse_quantized(model: keras.Model) -> None:
-    """Refuse a quantized model: its ranges were found for the channels that it has."""
+    """Refuse a quantized model: its ranges were found for the channels that it has.
+
+    Raises:
+        SurgeryError: When it is one.
+    """
     if is_quantized(model):
         raise SurgeryError(f"Model {model.name!r} is quantized already. Cut its filters first, then quantize.")
 

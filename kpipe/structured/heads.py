@@ -9,12 +9,22 @@ from typing import Any
 import keras
 import numpy as np
 
+from kpipe.checks import is_number, is_whole
 from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.graph import Trace, trace
-from kpipe.saliency import Criterion
-from kpipe.structured.filters import Ignore, check_request, freeze_ignored, prune_filters, refuse_quantized
+from kpipe.registry import nearest
+from kpipe.saliency import Criterion, channel_criterion_of
+from kpipe.structured.composition import gone_before
+from kpipe.structured.filters import prune_filters, refuse_quantized
 from kpipe.structured.plan import FilterPlan, describe
-from kpipe.structured.ranking import channel_scores, choose, lowest
+from kpipe.structured.ranking import choose, lowest
+from kpipe.structured.request import Ignore, freeze_ignored
+from kpipe.structured.scores import judge_groups
+
+SCOPES = ("layer", "global")
+"""Each layer for itself; the heads of all of them together."""
+
+MORE = " Other scopes and a ratio for each layer: kpipe.plan_filters(model, ratio, scope=..., parts=('heads',))."
 
 SOUGHT = "MultiHeadAttention and GroupQueryAttention layers"
 
@@ -29,6 +39,8 @@ def plan_heads(
     scope: str = "layer",
     ignore: Ignore = None,
     seed: int = 0,
+    *,
+    after: FilterPlan | None = None,
 ) -> FilterPlan:
     """Plan which attention heads to remove, without touching the model.
 
@@ -45,6 +57,7 @@ def plan_heads(
         scope: "layer" takes as much from every layer, "global" ranks the heads of all the layers together.
         ignore: Layers whose heads stay: a regex on the path, several, or a function of the layer.
         seed: Of the criterion's randomness.
+        after: The plan by which the model has been cut already: the ratio then is of the heads that it had before.
 
     Returns:
         The plan; `prune_filters` carries it out.
@@ -64,17 +77,23 @@ def plan_heads(
     refuse_quantized(model)
     _check(ratio, count, scope)
     traced = _heads_of(freeze_ignored(trace(model, unknown="freeze"), ignore), model.name)
-    scores = channel_scores(model, traced, criterion, data, loss, seed)
+    traced, scores = judge_groups(model, traced, criterion, data, loss, seed)
+    gone = gone_before(traced.groups, after)
     if count is None:
-        removed = choose(scores, ratio or 0.0, scope, [1] * len(scores))
+        removed = choose(scores, ratio or 0.0, scope, [1] * len(scores), gone=gone)
     else:
         removed = choose_count(scores, count, scope, [group.name for group in traced.groups])
     if not any(len(places) for places in removed) and (ratio or count):
         sizes = {group.name: len(group) for group in traced.groups}
         why = f"The heads of its layers are {sizes}; one of each stays."
         warnings.warn(f"The plan for {model.name!r} removes no head. {why}", NoEffectWarning, stacklevel=2)
-    name = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", repr(criterion))
-    return describe(traced, removed, {"ratio": ratio, "count": count, "scope": scope, "criterion": name})
+    asked = {
+        "ratio": None if ratio is None else float(ratio),
+        "count": None if count is None else int(count),
+        "scope": scope,
+        "criterion": channel_criterion_of(criterion).name,
+    }
+    return describe(traced, removed, asked, gone=gone)
 
 
 def prune_heads(
@@ -160,13 +179,17 @@ def choose_count(scores: Sequence[np.ndarray], count: int, scope: str, names: Se
     return [gone[(gone >= a) & (gone < b)] - a for a, b in pairwise(starts)]
 
 
-def _check(ratio: Any, count: Any, scope: str) -> None:
+def _check(ratio: Any, count: Any, scope: Any) -> None:
     """Refuse arguments that are out of range."""
     if (ratio is None) == (count is None):
         raise KpipeError(f"Give either ratio or count. Received: ratio={ratio!r}, count={count!r}.")
-    check_request(0.0 if ratio is None else ratio, None, scope, 1)
-    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
+    if ratio is not None and not (is_number(ratio) and 0 <= ratio < 1):
+        raise KpipeError(f"Expected ratio, the fraction of heads to remove, in [0, 1). Received: {ratio!r}.{MORE}")
+    if count is not None and not is_whole(count):
         raise KpipeError(f"Expected count, the number of heads to remove, as an integer of at least 0. Got: {count!r}.")
+    if scope not in SCOPES:
+        hint = nearest(scope, SCOPES) if isinstance(scope, str) else ""
+        raise KpipeError(f"Expected scope as one of {SCOPES}. Received: {scope!r}.{hint}{MORE}")
 
 
 def _heads_of(traced: Trace, name: str) -> Trace:

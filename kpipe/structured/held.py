@@ -12,11 +12,14 @@ from kpipe.layers import Ids, Kept
 from kpipe.projections import view
 from kpipe.structured.channels import masked_answer
 
-COUNTS = (
+ZEROS_COUNT = (
     "{layer!r} computes something over them, as a norm its mean: while the model trains, the zeros of a channel that "
     "has gone count, in the smaller model they would not"
 )
-FROZEN = "{weight!r} sums over them and is not trained: trainable is False"
+"""Why channels stay, with the layer put in."""
+
+SUM_IS_FROZEN = "{weight!r} sums over them and is not trained: trainable is False"
+"""The same, with the weight put in."""
 
 
 def held_weights(trace: Trace) -> list[TracedWeight]:
@@ -54,7 +57,7 @@ def over_channels(model: keras.Model, trace: Trace) -> dict[str, str]:
             keep = np.ones(trace.class_count, bool)
             keep[group.classes[::2]] = False
             if wrong := _wrong_with_zeros(model, trace, keep, asked):
-                found[group.name] = COUNTS.format(layer=wrong[0])
+                found[group.name] = ZEROS_COUNT.format(layer=wrong[0])
     return found
 
 
@@ -92,7 +95,7 @@ def _wrong_with_zeros(model: keras.Model, trace: Trace, keep: np.ndarray, asked:
             def call(*args: Any, **kwargs: Any) -> Any:
                 exact = layer.reference(kept, number)(*args, **kwargs)  # type: ignore[misc]
                 plain = layer.layer(*args, **kwargs)
-                if not _alike(plain, exact, [trace.kept(ids, keep) for ids in layer.out]):
+                if not _same_where_kept(plain, exact, [trace.kept(ids, keep) for ids in layer.out]):
                     wrong.append(layer.path)
                 return plain
 
@@ -104,7 +107,7 @@ def _wrong_with_zeros(model: keras.Model, trace: Trace, keep: np.ndarray, asked:
     return wrong
 
 
-def _alike(plain: Any, exact: Any, kept: Sequence[np.ndarray]) -> bool:
+def _same_where_kept(plain: Any, exact: Any, kept: Sequence[np.ndarray]) -> bool:
     for one, other, mask in zip(keras.tree.flatten(plain), keras.tree.flatten(exact), kept, strict=False):
         tolerance = 1e-3 if keras.backend.standardize_dtype(one.dtype) in ("float32", "float64") else 0.05
         one, other = (np.asarray(keras.ops.convert_to_numpy(y), "float64") for y in (one, other))
@@ -117,7 +120,7 @@ def _alike(plain: Any, exact: Any, kept: Sequence[np.ndarray]) -> bool:
 def unreachable(trace: Trace) -> dict[int, str]:
     """Map each class of channels that a frozen weight sums over to the reason why it stays while that is so."""
     return {
-        int(one): FROZEN.format(weight=weight.path)
+        int(one): SUM_IS_FROZEN.format(weight=weight.path)
         for weight in reversed(trace.weights)
         if not weight.variable.trainable and weight.role != "statistic"
         for axis in weight.summed

@@ -213,6 +213,7 @@ def describe(
     request: Mapping[str, Any],
     costs: Mapping[str, tuple[float, float]] | None = None,
     notes: Sequence[str] = (),
+    gone: Sequence[int] | None = None,
 ) -> FilterPlan:
     """Write down a choice as a plan, with what it brings and a note where fewer channels go than asked.
 
@@ -222,15 +223,17 @@ def describe(
         request: What was asked for, as plain data.
         costs: What was measured -> (before, after).
         notes: On the whole plan.
+        gone: For each group how many channels went before, of what the request's limits are fractions too; None: none.
 
     Returns:
         The plan.
     """
+    gone = [0 for _ in traced.groups] if gone is None else gone
     keep, ratio = keep_of(traced, removed), request.get("ratio")
     each = [None for _ in traced.groups] if ratio is None else ratios(traced.groups, ratio)
     groups = []
-    for group, places, share in zip(traced.groups, removed, each, strict=True):
-        note = _note(group, len(group) - len(places), share, request)
+    for group, places, share, went in zip(traced.groups, removed, each, gone, strict=True):
+        note = _note(group, len(group) + went, len(group) - len(places), share, request)
         groups.append(GroupPlan(group.name, group.layers, len(group), tuple(int(i) for i in places), note))
     before = {"macs": traced.macs(), "params": traced.params()}
     after = {"macs": traced.macs(keep), "params": traced.params(keep)}
@@ -239,9 +242,9 @@ def describe(
     return FilterPlan(tuple(groups), dict(traced.frozen), dict(request), before, after, tuple(notes))
 
 
-def _note(group: Group, kept: int, ratio: float | None, request: Mapping[str, Any]) -> str:
-    """Say what kept channels of a group that scores alone would not have kept, or that scores left hardly any."""
-    n, round_to, share = len(group), request.get("round_to", 1), request.get("max_ratio")
+def _note(group: Group, n: int, kept: int, ratio: float | None, request: Mapping[str, Any]) -> str:
+    """Say what kept channels of a group of n that scores alone would not have kept, or that scores left hardly any."""
+    round_to, share = request.get("round_to", 1), request.get("max_ratio")
     step, count = step_of(group, round_to), request.get("min_channels") or 1
     if ratio == 0 and isinstance(request.get("ratio"), Mapping):
         return "its ratio is 0 or not given"

@@ -8,9 +8,6 @@ import numpy as np
 
 from kpipe.errors import KpipeError
 from kpipe.graph import Group, Trace
-from kpipe.structured.scores import channel_scores
-
-__all__ = ["Pool", "Ranking", "channel_scores", "choose", "keep_of", "least_of", "lowest", "rank", "step_of"]
 
 
 def step_of(group: Group, round_to: int) -> int:
@@ -58,17 +55,25 @@ class Pool:
         owners: The group of each block, shape (blocks,).
         sizes: How many channels it has, shape (blocks,).
         worth: The mean of their scores, ascending, shape (blocks,).
-        channels: How many there are in the pool's groups, with those that never go.
+        channels: How many there are in the pool's groups, with those that never go and those that went before.
+        gone: How many of them went before.
     """
 
     owners: np.ndarray
     sizes: np.ndarray
     worth: np.ndarray
     channels: int
+    gone: int = 0
 
     def nearest(self, ratio: float) -> int:
-        """Give the number of blocks whose removal comes nearest to a fraction of the channels; of two, the smaller."""
-        gone = np.r_[0, np.cumsum(self.sizes)]
+        """Give the number of blocks whose removal comes nearest to a fraction of the channels; of two, the smaller.
+
+        Example:
+            >>> step = {"owners": np.zeros(6, int), "sizes": np.ones(6, int), "worth": np.arange(6.0), "channels": 8}
+            >>> Pool(**step).nearest(0.5), Pool(**step, gone=1).nearest(0.5)
+            (4, 3)
+        """
+        gone = self.gone + np.r_[0, np.cumsum(self.sizes)]
         return int(np.argmin(np.abs(gone - math.floor(ratio * self.channels + 0.5))))
 
 
@@ -107,6 +112,7 @@ def rank(
     pools: Sequence[Sequence[int]],
     steps: Sequence[int],
     least: Sequence[int] | None = None,
+    gone: Sequence[int] | None = None,
 ) -> Ranking:
     """Order channels by score, in blocks whose removal leaves each group a multiple of its step.
 
@@ -119,6 +125,7 @@ def rank(
         pools: The numbers of the groups that are ranked together; each in one.
         steps: For each group the multiple that its kept channels are to be.
         least: For each group how many stay in any case; None: one step. See `least_of`.
+        gone: For each group how many channels went before, which ratios count too; None: none.
 
     Returns:
         The ranking.
@@ -136,7 +143,8 @@ def rank(
         _blocks(values[order], step, stay)
         for values, order, step, stay in zip(scores, orders, steps, least, strict=True)
     ]
-    return Ranking(orders, tuple(_pool(members, blocks, [len(values) for values in scores]) for members in pools))
+    gone = [0 for _ in scores] if gone is None else gone
+    return Ranking(orders, tuple(_pool(members, blocks, [len(values) for values in scores], gone) for members in pools))
 
 
 def _blocks(ascending: np.ndarray, step: int, stay: int) -> tuple[np.ndarray, np.ndarray]:
@@ -150,11 +158,18 @@ def _blocks(ascending: np.ndarray, step: int, stay: int) -> tuple[np.ndarray, np
     return sizes, np.maximum.accumulate(worth)  # rounding of means must not turn the order around
 
 
-def _pool(members: Sequence[int], blocks: Sequence[tuple[np.ndarray, np.ndarray]], channels: Sequence[int]) -> Pool:
+def _pool(
+    members: Sequence[int],
+    blocks: Sequence[tuple[np.ndarray, np.ndarray]],
+    channels: Sequence[int],
+    gone: Sequence[int],
+) -> Pool:
     owners = np.concatenate([np.full(len(blocks[n][0]), n, np.int64) for n in members])
     sizes, worth = (np.concatenate([blocks[n][i] for n in members]) for i in (0, 1))
     order = np.argsort(worth, kind="stable")
-    return Pool(owners[order], sizes[order].astype(np.int64), worth[order], sum(channels[n] for n in members))
+    before = sum(gone[n] for n in members)
+    whole = sum(channels[n] for n in members) + before
+    return Pool(owners[order], sizes[order].astype(np.int64), worth[order], whole, before)
 
 
 def choose(
@@ -163,6 +178,7 @@ def choose(
     scope: str | Sequence[Sequence[int]],
     steps: Sequence[int],
     least: Sequence[int] | None = None,
+    gone: Sequence[int] | None = None,
 ) -> list[np.ndarray]:
     """Choose the channels that go at a ratio.
 
@@ -173,6 +189,7 @@ def choose(
             groups that are ranked together.
         steps: For each group the multiple that its kept channels are to be; see `rank`.
         least: For each group how many stay in any case; None: one step.
+        gone: For each group how many channels went before, of what the ratio is a fraction too; None: none.
 
     Returns:
         For each group the places that go, ascending.
@@ -192,7 +209,7 @@ def choose(
         if scope not in ("layer", "global"):
             raise KpipeError(f"Expected 'layer', 'global' or the numbers of groups. Received: {scope!r}.")
         scope = [(n,) for n in every] if scope == "layer" else [every] * bool(every)
-    ranking = rank(scores, scope, steps, least)
+    ranking = rank(scores, scope, steps, least, gone)
     each = ratio if isinstance(ratio, Sequence) else [ratio] * len(ranking.pools)
     return ranking.removed([pool.nearest(r) for pool, r in zip(ranking.pools, each, strict=True)])
 

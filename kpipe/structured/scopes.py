@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from fractions import Fraction
 from types import NoneType
 from typing import Any
 
@@ -20,7 +21,7 @@ Ratio = float | Mapping[str, float]
 """Fraction of the channels that goes; or regex on the paths of layers -> that of the groups that they produce."""
 
 
-def partition(trace: Trace, scope: Scope) -> list[tuple[int, ...]]:
+def partition(trace: Trace, scope: Scope, gone: Sequence[int] | None = None) -> list[tuple[int, ...]]:
     """Say which groups are ranked together.
 
     Args:
@@ -28,6 +29,7 @@ def partition(trace: Trace, scope: Scope) -> list[tuple[int, ...]]:
         scope: "layer": each group for itself. "global": all. "isomorphic": those with the same number of channels, of
             the same kind, along the same axes of the same sequence of layer classes. A mapping: those with a layer
             that the regexes of a name find, the first name that finds one counting; all others each for itself.
+        gone: How many channels each group had that went before, which its structure counts; None: none.
 
     Returns:
         The numbers of the groups, each in one tuple.
@@ -58,7 +60,7 @@ def partition(trace: Trace, scope: Scope) -> list[tuple[int, ...]]:
     elif scope == "global":
         keys = [0 for _ in numbers]
     elif scope == "isomorphic":
-        keys = structures(trace)
+        keys = structures(trace, gone)
     else:
         check_scope(scope)
         keys = []
@@ -69,7 +71,11 @@ def partition(trace: Trace, scope: Scope) -> list[tuple[int, ...]]:
 
 
 def check_scope(scope: Scope) -> None:
-    """Refuse what is no scope."""
+    """Refuse what is no scope.
+
+    Raises:
+        KpipeError: When it is none.
+    """
     if isinstance(scope, Mapping):
         if not scope or not all(isinstance(name, str) for name in scope):
             raise KpipeError(f"Expected scope as names with regexes, such as {{'stage2': '^block2_'}}. Got: {scope!r}.")
@@ -83,8 +89,13 @@ def check_scope(scope: Scope) -> None:
         )
 
 
-def structures(trace: Trace) -> list[tuple]:
-    """Describe the structure of each group: its part and size, and where its channels lie in which kinds of weights."""
+def structures(trace: Trace, gone: Sequence[int] | None = None) -> list[tuple]:
+    """Describe the structure of each group: its part and size, and where its channels lie in which kinds of weights.
+
+    Args:
+        trace: Of the model.
+        gone: How many channels each group had that went before: they count in its size. None: none.
+    """
     found: list[list[tuple]] = [[] for _ in trace.groups]
     group_of = {int(one): number for number, group in enumerate(trace.groups) for one in group.classes}
     for layer in trace.layers:
@@ -93,8 +104,13 @@ def structures(trace: Trace) -> list[tuple]:
                 classes = trace.class_of[ids]
                 members = [group_of.get(int(one), -1) for one in classes]
                 for number in set(members) - {-1}:
-                    found[number].append((type(layer.layer), place, axis, members.count(number)))
-    return [(group.part, len(group), group.width, *where) for group, where in zip(trace.groups, found, strict=True)]
+                    entries = Fraction(members.count(number), len(trace.groups[number]))  # of each channel
+                    found[number].append((type(layer.layer), place, axis, entries))
+    before = [0 for _ in trace.groups] if gone is None else gone
+    return [
+        (group.part, len(group) + went, group.width, *where)
+        for group, went, where in zip(trace.groups, before, found, strict=True)
+    ]
 
 
 def ratios(groups: Sequence[Group], ratio: Ratio) -> list[float]:
@@ -158,6 +174,9 @@ def _find(groups: Sequence[Group], wanted: Mapping[str, Regexes], what: str) -> 
 def several(wanted: Any, what: str) -> list[Any]:
     """Give one regular expression or function, or several, as a list; None as none.
 
+    Raises:
+        KpipeError: When it is none of these.
+
     Example:
         >>> several("^conv", "ignore"), several(["a", "b"], "ignore"), several(None, "ignore")
         (['^conv'], ['a', 'b'], [])
@@ -170,7 +189,11 @@ def several(wanted: Any, what: str) -> list[Any]:
 
 
 def compiled(expression: object, what: str) -> re.Pattern[str]:
-    """Compile a regular expression, or say which argument holds none."""
+    """Compile a regular expression, or say which argument holds none.
+
+    Raises:
+        KpipeError: When it is none.
+    """
     try:
         return re.compile(expression)  # type: ignore[call-overload]
     except (re.error, TypeError) as fault:

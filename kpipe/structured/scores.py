@@ -40,30 +40,45 @@ NORMALISATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 group's absolute scores, or shifted and scaled to mean 0 and standard deviation 1."""
 
 
-def channel_scores(
+def judge_groups(
     model: keras.Model,
     trace: Trace,
     criterion: str | Criterion,
     data: Any = None,
     loss: Any = None,
     seed: int = 0,
-    passes: Passes | None = None,
-    observed: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     *,
     reduction: str | None = None,
     normalise: str | None = None,
-) -> list[np.ndarray]:
-    """Score every channel of every group; see `judge_channels`, whose arguments these are.
+) -> tuple[Trace, list[np.ndarray]]:
+    """Score the channels of the groups that a criterion can judge, and freeze the others.
+
+    Args:
+        model: The traced model.
+        trace: Its trace.
+        criterion: As in `judge_channels`, like what follows.
+        data: For criteria that need some.
+        loss: For those that need gradients.
+        seed: Of the criterion's randomness.
+        reduction: How the scores of a channel by several weights become one.
+        normalise: How groups are made to compare.
+
+    Returns:
+        The trace with the groups that are judged, and scores of shape (channels,) for each of them.
 
     Raises:
-        KpipeError: When the criterion judges no weight of a group, or lacks data.
+        KpipeError: When there are groups and none can be judged, or the criterion lacks data.
     """
-    given = data, loss, seed, passes, observed
-    scores = judge_channels(model, trace, criterion, *given, reduction=reduction, normalise=normalise)
-    for group, found in zip(trace.groups, scores, strict=True):
-        if found is None:
-            raise KpipeError(f"The criterion judges no weight of the group {group.name!r} (layers {group.layers}).")
-    return [found for found in scores if found is not None]
+    scores = judge_channels(model, trace, criterion, data, loss, seed, reduction=reduction, normalise=normalise)
+    name = channel_criterion_of(criterion).name
+    unjudged = [group.name for group, found in zip(trace.groups, scores, strict=True) if found is None]
+    if unjudged and len(unjudged) == len(trace.groups):
+        raise KpipeError(
+            f"The criterion {name!r} judges no weight of any group of channels that is asked about in {model.name!r}: "
+            f"{', '.join(unjudged)}. Choose another criterion (`kpipe ls criteria`)."
+        )
+    stay = dict.fromkeys(unjudged, f"the criterion {name!r} judges none of its weights")
+    return trace.freeze(stay), [found for found in scores if found is not None]
 
 
 def judge_channels(
@@ -119,7 +134,11 @@ def judge_channels(
 
 
 def check_choice(reduction: str | None, normalise: str | None) -> None:
-    """Refuse a reduction or normalisation that is not known."""
+    """Refuse a reduction or normalisation that is not known.
+
+    Raises:
+        KpipeError: When it is not.
+    """
     for what, name, known in (("reduction", reduction, REDUCTIONS), ("normalise", normalise, NORMALISATIONS)):
         if name is not None and name not in known:
             hint = nearest(str(name), known)

@@ -150,6 +150,8 @@ def fewest_measured(
     least = try_out(ranking.all)
     if least > budget:
         raise out_of_reach(kind, budget, least, before)
+    if least >= budget * (1 - TOLERANCE):
+        return least, ranking.all  # near enough: nothing lies below that could be aimed at
     for _ in range(MEASUREMENTS - 2):
         likely = (fewest(ranking, estimate, aim) for aim in seen.aims(budget))
         blocks = next((blocks for blocks in likely if blocks not in seen.blocks), None)

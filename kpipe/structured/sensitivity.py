@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from kpipe.structured.agreement import answer_at_rest, difference, tolerance_for
 from kpipe.structured.channels import masked_answer
 from kpipe.structured.filters import refuse_quantized
 from kpipe.structured.metrics import Metric, Own, input_batches, metric_of
-from kpipe.structured.ranking import channel_scores, choose
+from kpipe.structured.ranking import choose
+from kpipe.structured.request import PARTS, check_parts, freeze_parts
 from kpipe.structured.scan import GroupSensitivity, Sensitivity
 from kpipe.structured.scan_record import ScanRecord, identity
 from kpipe.structured.scopes import compiled, several
+from kpipe.structured.scores import judge_groups
 
 
 def sensitivity(
@@ -33,6 +35,8 @@ def sensitivity(
     loss: Any = None,
     path: str | Path | None = None,
     seed: int = 0,
+    *,
+    parts: Sequence[str] | None = PARTS,
 ) -> Sensitivity:
     """Measure how much a model loses when each group of channels alone is cut, without training in between.
 
@@ -51,12 +55,15 @@ def sensitivity(
         path: A JSON file to keep each figure in as soon as it is known; a scan that was broken off, or one of fewer
             ratios or groups, goes on from there.
         seed: Of the criterion's randomness.
+        parts: Which parts of layers are scanned: as in `plan_filters`; None: all.
 
     Returns:
-        The figures: a table when printed, `plot` draws them, `ratios` makes them ratios for `plan_filters`.
+        The figures: a table when printed, `plot` draws them, `ratios` makes them ratios for `plan_filters` with the
+        same parts.
 
     Raises:
-        KpipeError: When an argument is out of range, a regex matches nothing, or the file is of another scan.
+        KpipeError: When an argument is out of range, a regex matches nothing, the criterion judges none of the groups,
+            or the file is of another scan.
         SurgeryError: When the model's channels cannot be followed; it names the layer. When the masked model answers
             otherwise than the model itself before any channel is cut.
 
@@ -75,27 +82,26 @@ def sensitivity(
     refuse_quantized(model)
     wanted = _checked(ratios)
     check_data(data, again="sensitivity")
-    traced = trace(model, unknown="freeze")
-    chosen = _chosen(traced, groups)
-    figure = metric_of(metric, model, data, loss)
-    named = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", repr(criterion))
-    record = None
-    if path is not None:
-        settings: dict[str, Any] = {"criterion": named, "metric": figure.name, "seed": seed}
-        if figure.name == "loss" or channel_criterion_of(criterion).needs:
-            settings["loss"] = model.loss if loss is None else loss
-        record = ScanRecord.open(path, identity(model, traced, data, settings))
-    if not chosen:
+    check_parts(parts)
+    traced = _chosen(freeze_parts(trace(model, unknown="freeze"), parts), groups)
+    if not traced.groups:
         reasons = "; ".join(f"{one}: {why}" for one, why in traced.frozen.items())
         warnings.warn(f"No channel of {model.name!r} can be cut. {reasons}", NoEffectWarning, stacklevel=2)
     with undisturbed(model):
+        figure = metric_of(metric, model, data, loss, who="sensitivity(metric='loss')")
+        record = ScanRecord(None, {})
+        if path is not None:
+            asked = {"criterion": criterion, "metric": metric, "seed": seed}
+            if metric == "loss" or channel_criterion_of(criterion).needs:
+                asked["loss"] = model.loss if loss is None else loss
+            record = ScanRecord.open(path, identity(model, traced, data, asked))
         _check_masked(model, traced, data)
-        scan = _Scan(model, data, traced, figure, record or ScanRecord(None, {}))
+        scan = _Scan(model, data, traced, figure, record)
         baseline = scan.value("", np.ones(traced.class_count, bool))
-        every = channel_scores(model, traced, criterion, data, loss, seed) if chosen else []
-        scores = {group.name: one for group, one in zip(traced.groups, every, strict=True)}
-        found = tuple(scan.group(group, scores[group.name], wanted) for group in chosen)
-    return Sensitivity(figure.name, figure.higher_is_better, baseline, named, found, dict(traced.frozen))
+        traced, scores = judge_groups(model, traced, criterion, data, loss, seed)
+        found = tuple(scan.group(group, one, wanted) for group, one in zip(traced.groups, scores, strict=True))
+    name = channel_criterion_of(criterion).name
+    return Sensitivity(figure.name, figure.higher_is_better, baseline, name, found, dict(traced.frozen))
 
 
 @dataclass(frozen=True)
@@ -152,12 +158,15 @@ def _checked(ratios: Any) -> tuple[float, ...]:
     return tuple(found)
 
 
-def _chosen(traced: Trace, groups: str | Sequence[str] | None) -> list[Group]:
-    """Give the groups that are meant."""
+def _chosen(traced: Trace, groups: str | Sequence[str] | None) -> Trace:
+    """Leave the groups that are meant."""
     if groups is None:
-        return list(traced.groups)
+        return traced
     found: set[str] = set()
-    for wanted in several(groups, "groups"):
+    expressions = several(groups, "groups")
+    if not expressions:
+        raise KpipeError(f"groups={groups!r} names none. Give regexes on the paths of layers, or None for all groups.")
+    for wanted in expressions:
         pattern = compiled(wanted, "groups")
         meant = {group.name for group in traced.groups if any(pattern.search(one) for one in group.layers)}
         if not meant:
@@ -166,4 +175,4 @@ def _chosen(traced: Trace, groups: str | Sequence[str] | None) -> list[Group]:
                 f"groups={wanted!r} matches no layer whose channels can be cut: {known or 'there is none'}."
             )
         found |= meant
-    return [group for group in traced.groups if group.name in found]
+    return replace(traced, groups=tuple(group for group in traced.groups if group.name in found))

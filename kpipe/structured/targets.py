@@ -1,13 +1,13 @@
 """What a plan can aim at: a budget of something that a model costs. A new target is one registered value."""
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import keras
 import numpy as np
 
+from kpipe.checks import is_number
 from kpipe.errors import KpipeError
 from kpipe.graph import Trace
 from kpipe.registry import Registry, nearest
@@ -31,7 +31,7 @@ class Target:
         measure: From the original to a function that says what a model costs for real; None where the estimate is
             exact.
         unit: In words.
-        margin: By how much, in units, a measured model may differ from what is made of it in the end.
+        margin: By how much, in units, what `measure` says of a model may differ from what is made of it in the end.
     """
 
     value: Literal["fraction", "absolute", "either"]
@@ -41,8 +41,12 @@ class Target:
     margin: float = 0.0
 
     def check(self, kind: str, amount: Any) -> float:
-        """Give the amount as a float, or say what is wrong with it."""
-        number = isinstance(amount, (int, float, np.number)) and not isinstance(amount, bool) and math.isfinite(amount)
+        """Give the amount as a float, or say what is wrong with it.
+
+        Raises:
+            KpipeError: When it is no number, or out of range.
+        """
+        number = is_number(amount)
         if self.value == "fraction" and not (number and 0 < amount < 1):
             raise KpipeError(f"Expected the fraction of {kind} that may remain, in (0, 1). Received: {amount!r}.")
         if self.value == "absolute" and not (number and amount > 0):
@@ -58,6 +62,10 @@ class Target:
         """Give what may remain, in units, of an original that costs `before`; the margin is taken off."""
         fraction = self.value == "fraction" or (self.value == "either" and amount < 1)
         return (amount * before if fraction else amount) - self.margin
+
+    def measured_by(self, measure: Measure) -> "Target":
+        """Give the same target, measured by another function, which is taken at its word."""
+        return replace(self, estimate=likely_cost, measure=lambda original: measure, margin=0.0)
 
 
 TARGETS: Registry[Target] = Registry("target")

@@ -11,6 +11,7 @@ from kpipe.errors import KpipeError, NoEffectWarning, SurgeryError
 from kpipe.layers import RULES, Rule
 from kpipe.quantize import quantize
 from kpipe.structured import FilterPlan, plan_filters, prune_filters
+from kpipe.structured.request import PARTS
 from tests.models import ZOO, build, samples
 
 
@@ -152,7 +153,7 @@ def test_a_broken_rule_is_caught_and_no_model_returned(monkeypatch):
     monkeypatch.setitem(RULES, L.Flatten, type(facts)(channel_major, facts.roles, facts.quantization))
     model = build("conv_bn")
     plan = plan_filters(model, ratio=0.5)
-    with pytest.raises(SurgeryError, match="differs by"):
+    with pytest.raises(SurgeryError, match=r"differs by .* first layer that differs is 'flatten': the rule of Flatten"):
         prune_filters(model, plan)
     wrong = prune_filters(model, plan, check=False)
     assert difference(zero_consumers("conv_bn", plan), wrong, samples(model)) > 0.1
@@ -313,6 +314,9 @@ def misshapen(evidence):
         ({"ratio": 0.5, "scope": "glob"}, "Did you mean 'global'"),
         ({"ratio": 0.5, "scope": {"all": 5}}, "scope\\['all'\\] is 5; expected a regular expression"),
         ({"ratio": 0.5, "parts": 3}, "parts as names"),
+        ({"ratio": 0.5, "parts": ("heads",)}, "holds 'heads'. Parts that may go here: channels"),
+        ({"ratio": 0.5, "criterion": "random", "seed": -1}, "seed is -1; expected a whole number of at least 0"),
+        ({"ratio": 0.5, "criterion": "movement"}, "for whole channels in kpipe.callbacks.FilterPruning"),
         ({"ratio": 0.5, "round_to": 0}, "round_to"),
         ({"ratio": 0.5, "criterion": "tailor"}, "Did you mean 'taylor'"),
         ({"ratio": 0.5, "criterion": judges_nothing}, "judges no weight"),
@@ -325,6 +329,11 @@ def misshapen(evidence):
 def test_bad_requests_are_refused(request_, message):
     with pytest.raises(KpipeError, match=message):
         plan_filters(build("residual"), **request_)
+
+
+def test_the_order_of_parts_says_nothing():
+    plans = [plan_filters(build("residual"), ratio=0.5, parts=parts) for parts in (("heads", "channels"), PARTS)]
+    assert plans[0] == plans[1] and "parts" not in plans[0].request
 
 
 class Halves(keras.Model):

@@ -10,7 +10,7 @@ from keras import layers as L
 from kpipe.errors import KpipeError, NoEffectWarning, SurgeryError
 from kpipe.graph import trace
 from kpipe.layers import RULES
-from kpipe.structured import plan_filters, prune_filters
+from kpipe.structured import FilterPlan, plan_filters, prune_filters
 from kpipe.structured.channels import check_removal, remove_channels
 from kpipe.structured.heads import plan_heads, prune_heads
 from kpipe.structured.ranking import step_of
@@ -393,12 +393,32 @@ def test_heads_judged_by_gradients():
         ({"count": 3}, r"at most 2 can.*'second:heads': 3"),
         ({"count": 6, "scope": "global"}, "at most 5 can"),
         ({"count": 1, "scope": "layers"}, "Did you mean 'layer'"),
+        ({"count": 1, "scope": "isomorphic"}, r"Expected scope as one of \('layer', 'global'\).*parts=\('heads',\)"),
+        ({"count": 1, "scope": {"both": "."}}, "Expected scope as one of"),
+        ({"ratio": 0.5, "scope": {"both": "."}}, "Expected scope as one of"),
+        ({"ratio": {"first": 0.5}}, r"Expected ratio, the fraction of heads.*Received: {'first': 0.5}"),
         ({"count": 1, "ignore": "first|second"}, "'first:heads': 'it is ignored'"),
     ],
 )
 def test_bad_requests_for_heads_are_refused(request_, message):
     with pytest.raises(KpipeError, match=message):
         prune_heads(two_layers(), **request_)
+
+
+def test_numbers_of_numpy_are_numbers_and_the_plan_is_saved(tmp_path):
+    for request_ in ({"count": np.int64(1)}, {"ratio": np.float32(0.5)}):
+        plan = plan_heads(two_layers(), **request_)
+        plan.save(tmp_path / "plan.json")
+        assert FilterPlan.load(tmp_path / "plan.json") == plan
+
+
+def test_heads_that_the_criterion_does_not_judge_stay():
+    def of_four(evidence):
+        return np.abs(evidence.weight) if 4 in evidence.weight.shape else None
+
+    plan = plan_heads(two_layers(), ratio=0.5, criterion=of_four)
+    assert [(group.name, group.kept) for group in plan.groups] == [("first:heads", 2)]
+    assert plan.frozen["second:heads"] == "the criterion 'of_four' judges none of its weights"
 
 
 def test_a_model_without_attention_is_refused_with_what_was_looked_for():

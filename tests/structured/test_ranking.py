@@ -11,7 +11,7 @@ from kpipe.saliency import CHANNEL_CRITERIA, gather
 from kpipe.structured import plan_filters, prune_filters
 from kpipe.structured.ranking import choose, least_of, rank, step_of
 from kpipe.structured.scopes import partition, structures
-from kpipe.structured.scores import NORMALISATIONS, REDUCTIONS, channel_scores, judge_channels
+from kpipe.structured.scores import NORMALISATIONS, REDUCTIONS, judge_channels, judge_groups
 from tests.models import build, samples
 
 
@@ -208,7 +208,7 @@ def kernels(model, *names):
 
 def scored(model, criterion, **how):
     traced = trace(model)
-    return dict(zip((g.name for g in traced.groups), channel_scores(model, traced, criterion, **how), strict=True))
+    return dict(zip((g.name for g in traced.groups), judge_channels(model, traced, criterion, **how), strict=True))
 
 
 def by_channel(kernel, axis):
@@ -345,8 +345,8 @@ def test_bn_scale_is_the_size_of_gamma_and_leaves_channels_without_a_norm_alone(
         plan_filters(build("dense"), ratio=0.5, criterion="bn_scale")
     traced = trace(model)
     assert [found is None for found in judge_channels(model, traced, "bn_scale")] == [False, True, True]
-    with pytest.raises(KpipeError, match="judges no weight of the group 'conv2'"):
-        channel_scores(model, traced, "bn_scale")
+    left, scores = judge_groups(model, traced, "bn_scale")
+    assert [group.name for group in left.groups] == ["conv1"] and scores[0].tolist() == gamma.tolist()
 
 
 def test_channels_that_are_silent_on_the_data_go_first():

@@ -7,6 +7,7 @@ import re
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers as L
 
 from kpipe.errors import KpipeError, NoEffectWarning, SurgeryError
@@ -80,49 +81,44 @@ def test_the_figures_are_those_of_models_that_were_really_cut(name):
     assert any(abs(group.values[0] - found.baseline) > 1e-3 for group in found.groups)
 
 
-def scores_of(kept: list):
-    """Make a metric that notes each call."""
+CALLS = {"made": 0, "at most": 99}
 
-    def agreement(labels: np.ndarray, outputs: np.ndarray) -> float:
-        kept.append(1)
-        return float((outputs.argmax(-1) == labels).mean())
 
-    return agreement
+def agreement(labels: np.ndarray, outputs: np.ndarray) -> float:
+    """Give the accuracy, as a metric of one's own that counts its calls and may break off."""
+    if CALLS["made"] == CALLS["at most"]:
+        raise KeyboardInterrupt
+    CALLS["made"] += 1
+    return float((outputs.argmax(-1) == labels).mean())
 
 
 def test_a_scan_goes_on_where_it_was_broken_off(tmp_path):
-    net, calls, path = two_layers(), [], tmp_path / "scan.json"
+    net, path = two_layers(), tmp_path / "scan.json"
     data = points(net)
-    metric = scores_of(calls)
-    whole = sensitivity(net, data, ratios=(0.2, 0.5, 0.8), metric=metric)
-    assert len(calls) == 1 + 2 * 3
+    CALLS.update({"made": 0, "at most": 99})
+    whole = sensitivity(net, data, ratios=(0.2, 0.5, 0.8), metric=agreement)
+    assert CALLS["made"] == 1 + 2 * 3
 
-    def breaking(labels: np.ndarray, outputs: np.ndarray) -> float:
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return metric(labels, outputs)
-
-    breaking.__name__ = metric.__name__
-    calls.clear()
+    CALLS.update({"made": 0, "at most": 4})
     with pytest.raises(KeyboardInterrupt):
-        sensitivity(net, data, ratios=(0.2, 0.5, 0.8), metric=breaking, path=path)
+        sensitivity(net, data, ratios=(0.2, 0.5, 0.8), metric=agreement, path=path)
     assert sum(map(len, json.loads(path.read_text())["values"].values())) == 4
-    calls.clear()
-    assert sensitivity(net, data, ratios=(0.2, 0.5, 0.8), metric=metric, path=path) == whole
-    assert len(calls) == 3
-    calls.clear()
-    assert sensitivity(net, data, ratios=(0.2, 0.5), groups="two", metric=metric, path=path).groups[0].name == "two"
-    assert not calls
-    sensitivity(net, data, ratios=(0.2, 0.9), metric=metric, path=path)
-    assert len(calls) == 1  # 0.9 of 6 units leaves one, as 0.8 does; 0.9 of 8 is new
+    CALLS.update({"made": 0, "at most": 99})
+    assert sensitivity(net, data, ratios=(0.2, 0.5, 0.8), metric=agreement, path=path) == whole
+    assert CALLS["made"] == 3
+    CALLS["made"] = 0
+    assert sensitivity(net, data, ratios=(0.2, 0.5), groups="two", metric=agreement, path=path).groups[0].name == "two"
+    assert not CALLS["made"]
+    sensitivity(net, data, ratios=(0.2, 0.9), metric=agreement, path=path)
+    assert CALLS["made"] == 1  # 0.9 of 6 units leaves one, as 0.8 does; 0.9 of 8 is new
     assert [file.name for file in tmp_path.iterdir()] == ["scan.json"]
 
 
 def test_ratios_that_remove_nothing_are_the_whole_model():
-    calls = []
     net = two_layers()
-    found = sensitivity(net, points(net), ratios=(0.0, 0.05), metric=scores_of(calls))
-    assert len(calls) == 1 and found.groups[0].removed == (0, 0)
+    CALLS.update({"made": 0, "at most": 99})
+    found = sensitivity(net, points(net), ratios=(0.0, 0.05), metric=agreement)
+    assert CALLS["made"] == 1 and found.groups[0].removed == (0, 0)
     assert found.groups[0].values == (found.baseline, found.baseline)
 
 
@@ -140,7 +136,7 @@ def test_the_file_of_another_scan_is_refused(tmp_path):
         ({"metric": "accuracy"}, "metric 'loss' and not 'accuracy'"),
         ({"criterion": "l2"}, "criterion 'l1' and not 'l2'"),
         ({"seed": 1}, "seed '0' and not '1'"),
-        ({"loss": keras.losses.SparseCategoricalCrossentropy()}, "loss '"),
+        ({"loss": keras.losses.SparseCategoricalCrossentropy()}, 'loss "keras.*from_logits'),
     ]
     for change, text in asked:
         arguments = {"model": net, "data": data, "ratios": (0.5,), "metric": "loss", "loss": LOSS, "path": path}
@@ -230,6 +226,11 @@ def test_criteria_that_need_gradients_see_the_same_data():
         ({"ratios": 0.5}, "ratios is 0.5"),
         ({"groups": "zzz"}, "groups='zzz' matches no layer whose channels can be cut: one, two"),
         ({"groups": "("}, "no regular expression"),
+        ({"groups": []}, r"groups=\[\] names none"),
+        ({"parts": ("chanels",)}, "parts=\\('chanels',\\) holds 'chanels'. Parts that may go here: channels"),
+        ({"parts": ()}, "parts as names"),
+        ({"metric": "loss"}, r"^sensitivity\(metric='loss'\) needs a loss"),
+        ({"seed": -1}, "seed is -1; expected a whole number of at least 0"),
         ({"metric": "acuracy"}, "Did you mean 'accuracy'"),
         ({"metric": "loss"}, "not compiled"),
         ({"data": None}, "needs data. Received: data=None"),
@@ -270,3 +271,111 @@ def test_the_model_stays_as_it_is():
     sensitivity(net, data, ratios=(0.5,), metric="loss")
     assert all(np.array_equal(v, b) for v, b in zip(net.variables, before, strict=True))
     assert net.evaluate(*data, verbose=0) == logs
+
+
+def small_first(evidence):
+    return np.abs(evidence.weight) if evidence.role == "kernel" else None
+
+
+def judges(sign: float):
+    """Make criteria of one name and one code that differ in what they close over."""
+    return lambda evidence: sign * np.abs(evidence.weight) if evidence.role == "kernel" else None
+
+
+FUNCTIONS = {
+    "code": (
+        {"metric": lambda labels, outputs: -float(np.abs(outputs).sum())},
+        {"metric": lambda labels, outputs: -float((outputs**2).sum())},
+    ),
+    "constants": (
+        {"metric": lambda labels, outputs: float((outputs > 0.25).mean())},
+        {"metric": lambda labels, outputs: float((outputs > 0.75).mean())},
+    ),
+    "closure": ({"criterion": judges(1.0)}, {"criterion": judges(-1.0)}),
+    "loss": (
+        {"metric": "loss", "loss": lambda labels, outputs: outputs[:, 0] ** 2},
+        {"metric": "loss", "loss": lambda labels, outputs: outputs[:, 1] ** 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("asked", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_a_scan_by_another_function_of_the_same_name_is_another_scan(tmp_path, asked):
+    net, path = two_layers(), tmp_path / "scan.json"
+    data, (one, other) = points(net, 40), asked
+    first, alone = (sensitivity(net, data, ratios=(0.5,), groups="one", **how) for how in asked)
+    assert first.groups[0].values != alone.groups[0].values
+    assert sensitivity(net, data, ratios=(0.5,), groups="one", path=path, **one) == first
+    with pytest.raises(KpipeError, match="is of another scan"):
+        sensitivity(net, data, ratios=(0.5,), groups="one", path=path, **other)
+    assert sensitivity(net, data, ratios=(0.5,), groups="one", path=path, **one) == first
+
+
+def test_a_scan_by_a_named_function_says_its_name():
+    net = two_layers()
+    assert sensitivity(net, points(net), ratios=(0.5,), criterion=small_first).criterion == "small_first"
+
+
+def normed() -> keras.Model:
+    """Make a net of which batch norm follows the first layer alone."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((4,))
+    y = L.BatchNormalization(name="norm", gamma_initializer="random_normal")(L.Dense(8, name="a")(x))
+    return keras.Model(x, L.Dense(2, name="out")(L.Dense(6, name="b")(y)))
+
+
+def test_groups_that_the_criterion_does_not_judge_are_named_and_others_are_scanned():
+    net = normed()
+    gamma = np.abs(np.asarray(net.get_layer("norm").gamma))
+    data = points(net, 40)
+    for groups in (None, "^a$", ["a", "b"]):
+        found = sensitivity(net, data, ratios=(0.5,), criterion="bn_scale", groups=groups)
+        assert [(group.name, group.removed) for group in found.groups] == [("a", (4,))]
+    assert found.frozen["b"] == "the criterion 'bn_scale' judges none of its weights"
+    kernel = net.get_layer("b").kernel
+    zeroed = np.asarray(kernel).copy()
+    zeroed[np.argsort(gamma)[:4]] = 0
+    kernel.assign(zeroed)
+    assert found.groups[0].values[0] == float((np.asarray(net(data[0])).argmax(-1) == data[1]).mean())
+    with pytest.raises(
+        KpipeError, match=r"criterion 'bn_scale' judges no weight of any group .* asked about .*: b\. Choo"
+    ):
+        sensitivity(net, data, ratios=(0.5,), criterion="bn_scale", groups="^b$")
+
+
+def attending() -> keras.Model:
+    """Make a net of four heads, of which the first two say nothing."""
+    keras.utils.set_random_seed(0)
+    x, attend = keras.Input((5, 6)), L.MultiHeadAttention(4, 3, name="attend")
+    y = L.Add()([x, attend(x, x)])
+    kernel = attend._output_dense.kernel  # (heads, size, features)
+    kernel.assign(np.asarray(kernel) * np.array([0, 0, 10, 10])[:, None, None])
+    return keras.Model(x, L.Dense(2, name="out")(L.GlobalAveragePooling1D()(y)))
+
+
+def test_only_the_parts_that_are_asked_for_are_scanned_and_decide():
+    net = attending()
+    data = points(net, 40)
+    parts = {"a": ("heads",), "b": None, "c": ("channels", "heads"), "d": ("heads", "key_dim")}
+    found = {name: sensitivity(net, data, ratios=(0.5,), parts=one) for name, one in parts.items()}
+    names = {name: [group.name for group in one.groups] for name, one in found.items()}
+    every = ["attend:heads", "attend:key_dim", "attend:value_dim"]
+    assert names == {"a": every[:1], "b": every, "c": every[:1], "d": every[:2]}
+    assert found["c"] == sensitivity(net, data, ratios=(0.5,))  # what plan_filters takes when nothing is said
+    assert found["a"].frozen["attend:key_dim"] == "parts=('heads',) leaves 'key_dim' out"
+    drops = [found["b"].drops(group)[0] for group in found["b"].groups]
+    assert drops[0] == 0 < max(drops[1:])  # another part would forbid the cut
+    assert found["b"].ratios(0.0) == {"^attend$": 0.0} and found["c"].ratios(0.0) == {"^attend$": 0.5}
+
+
+def test_a_stateful_model_keeps_its_states():
+    x = keras.Input(batch_shape=(4, 5, 3))
+    y = L.LSTM(6, stateful=True, name="lstm")(x)
+    net = keras.Model(x, L.Lambda(keras.activations.hard_sigmoid)(L.Dense(1)(y)))  # it has to be asked what it gives
+    rng = np.random.default_rng(0)
+    net(rng.normal(size=(4, 5, 3)))
+    before = [np.asarray(state).copy() for state in net.get_layer("lstm").states]
+    data = tf.data.Dataset.from_tensor_slices((rng.normal(size=(8, 5, 3)), np.arange(8) % 2)).batch(4)
+    sensitivity(net, data, ratios=(0.5,))
+    assert all(np.array_equal(a, b) for a, b in zip(net.get_layer("lstm").states, before, strict=True))
+    assert all(np.abs(state).max() > 0 for state in before)

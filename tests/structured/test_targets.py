@@ -1,6 +1,7 @@
 """Targets: met, never exceeded, as near as whole channels come; the search against all candidates."""
 
 import itertools
+from fractions import Fraction
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ from kpipe.measure import measure
 from kpipe.structured import FilterPlan, counts, plan_filters, prune_filters
 from kpipe.structured.ranking import keep_of, rank
 from kpipe.structured.search import Measured, fewest, fewest_measured
+from kpipe.structured.targets import TARGETS
 from tests.models import ZOO, build
 
 
@@ -70,9 +72,9 @@ def test_where_channels_are_few_a_step_more_would_be_above(name, kind, scope):
     traced = trace(model)
     removed = [np.asarray(g.removed, int) for g in plan.groups]
     if scope == "layer":  # the best of what went from any group comes back
-        from kpipe.structured.ranking import channel_scores
+        from kpipe.structured.scores import judge_channels
 
-        scores = channel_scores(model, traced, "l1")
+        scores = judge_channels(model, traced, "l1")
         for n, gone in enumerate(removed):
             if len(gone):
                 back = [*removed]
@@ -84,10 +86,10 @@ def test_where_channels_are_few_a_step_more_would_be_above(name, kind, scope):
 
 
 def test_what_goes_scores_no_higher_than_what_stays():
-    from kpipe.structured.ranking import channel_scores
+    from kpipe.structured.scores import judge_channels
 
     model = wide()
-    scores = channel_scores(model, trace(model), "l1")
+    scores = judge_channels(model, trace(model), "l1")
     plan = plan_filters(model, target={"macs": 0.4}, scope="global")
     gone = np.concatenate([s[list(g.removed)] for s, g in zip(scores, plan.groups, strict=True)])
     stay = [np.delete(s, list(g.removed)) for s, g in zip(scores, plan.groups, strict=True)]
@@ -167,7 +169,25 @@ def test_measured_bytes_may_be_a_fraction_or_a_number():
     share = plan_filters(model, target={"bytes": 0.5}, measure=size)
     number = plan_filters(model, target={"bytes": size(model) // 2}, measure=size)
     assert share.groups == number.groups
-    assert 0.98 * (size(model) / 2 - 32) <= share.after["bytes"] <= size(model) / 2
+    assert 0.98 * size(model) / 2 <= share.after["bytes"] <= size(model) / 2
+
+
+def test_a_measure_of_ones_own_is_taken_at_its_word():
+    """It may count in a unit in which the bytes that a file's size may differ by are a lot."""
+    model = wide()
+
+    def kilobytes(candidate):
+        return candidate.count_params() / 2**12
+
+    assert 0.5 * kilobytes(model) < 32
+    plan = plan_filters(model, target={"bytes": 0.5}, measure=kilobytes)
+    assert 0.98 * 0.5 * kilobytes(model) <= plan.after["bytes"] <= 0.5 * kilobytes(model)
+    assert TARGETS["bytes"].margin == 32 and TARGETS["bytes"].budget(0.5, 1000.0) == 468.0
+
+
+def test_a_measure_without_a_target_is_refused():
+    with pytest.raises(KpipeError, match="measure measures a target, and none is given"):
+        plan_filters(wide(), ratio=0.5, measure=lambda candidate: 1.0)
 
 
 def test_a_measured_target_of_coarse_steps_says_so():
@@ -226,6 +246,23 @@ def test_the_aim_lies_on_the_line_between_the_two_around_it():
     assert seen.best(44) == (30, (40,))
 
 
+@pytest.mark.parametrize("budget", [109.0, 109.5, 110.0, 111.0])
+def test_a_budget_that_the_smallest_model_just_meets_is_met_by_it(budget):
+    ranking = rank([np.arange(100.0)], [(0,)], [1])
+    asked = []
+
+    def cost(removed):
+        asked.append(len(removed[0]))
+        return 1000.0 - 9 * len(removed[0])
+
+    least = cost(ranking.removed(ranking.all))
+    assert least == 109.0 and 0.98 * budget <= least <= budget
+    after, (gone,) = fewest_measured(ranking, lambda removed: 100.0 - len(removed[0]), cost, budget, 1000.0, "bytes")
+    assert (after, gone) == (109.0, 99)
+    with pytest.raises(KpipeError, match=r"bytes: 108\.9 cannot be reached"):
+        fewest_measured(ranking, lambda removed: 100.0 - len(removed[0]), cost, 108.9, 1000.0, "bytes")
+
+
 def test_a_search_by_measuring_finds_what_trying_all_finds():
     rng = np.random.default_rng(1)
     scores = [rng.random(30), rng.random(20)]
@@ -264,6 +301,27 @@ def test_plans_with_all_that_can_be_asked_are_data(tmp_path):
     old = plan.to_dict()
     del old["notes"]  # as plans were written before
     assert FilterPlan.from_dict(old).groups == plan.groups
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"ratio": np.float32(0.5)},
+        {"ratio": {"a": np.float64(0.5)}},
+        {"target": {"macs": np.float32(0.5)}},
+        {"ratio": Fraction(1, 2), "round_to": np.int64(2), "min_channels": np.int32(3), "max_ratio": np.float16(0.75)},
+    ],
+    ids=str,
+)
+def test_plans_asked_for_in_numbers_of_numpy_are_data(tmp_path, how):
+    plan = plan_filters(wide(), **how)
+    plan.save(tmp_path / "plan.json")
+    assert FilterPlan.load(tmp_path / "plan.json") == plan
+    plain = {
+        name: {key: float(one) for key, one in value.items()} if isinstance(value, dict) else value
+        for name, value in how.items()
+    }
+    assert plan.groups == plan_filters(wide(), **plain).groups
 
 
 def test_plans_side_by_side():
