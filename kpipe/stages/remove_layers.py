@@ -56,6 +56,10 @@ class RemoveLayers(CuttingStage):
     def _one_amount(self) -> Self:
         if (self.count is None) == (self.layers is None):
             raise KpipeError("give exactly one of count and layers")
+        if self.layers is not None and not self.layers:
+            raise KpipeError("layers names none; give patterns of the names of layers, or a count")
+        if self.layers is not None and self.criterion != "output":
+            raise KpipeError("layers that are named are not ranked, and criterion would do nothing; leave it out")
         if self.layers is not None and (self.until is not None or (self.rounds or 1) > 1):
             raise KpipeError("layers that are named go at once; give a count with rounds or until, or leave these out")
         if self.rounds is not None and self.count is not None and self.until is None and self.rounds > self.count:
@@ -65,20 +69,22 @@ class RemoveLayers(CuttingStage):
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:
         """Cut and train."""
         given = artifact.model
-        small = cut_in_rounds(self, given, context, lambda model, number: self._cut(model, number, context))
+        small = cut_in_rounds(self, given, context, lambda model, number, _: self._cut(model, number, context))
         left = located(small)
         context.record.details["removed layers"] = [{"layer": path} for path in located(given) if path not in left]
         return FloatModel(small)
 
     def _cut(self, model: keras.Model, number: int, context: Context) -> Cut | None:
+        ignore = list(self.ignore) or None
+        if self.layers is not None:
+            return Cut(remove_layers(model, layers=list(self.layers), ignore=ignore))
         small = remove_layers(
             model,
             count=self._count(number),
-            layers=None if self.layers is None else list(self.layers),
             criterion=self.criterion,
             data=evidence(context),
             loss=loss_for(model, context.data.train[1], self.loss),
-            ignore=list(self.ignore) or None,
+            ignore=ignore,
             seed=context.seed,
         )
         return Cut(small)

@@ -11,7 +11,7 @@ import keras
 from kpipe.errors import KpipeError
 from kpipe.graph import trace
 from kpipe.registry import nearest
-from kpipe.structured.filters import Ignore
+from kpipe.structured.request import Ignore
 from kpipe.structured.scopes import compiled, several
 from kpipe.structured.stretches import Stretch, graphs, in_order, stretches
 
@@ -124,7 +124,11 @@ def _matching(wanted: Any, names: Iterable[str], argument: str) -> list[str]:
 
 
 def ignored(model: keras.Model, ignore: Ignore) -> set[str]:
-    """Give the paths of the layers that stay."""
+    """Give the paths of the layers that stay.
+
+    Raises:
+        KpipeError: When one of the filters means no layer.
+    """
     every, found = _every(model), set()
     for wanted in several(ignore, "ignore"):
         if callable(wanted):
@@ -144,7 +148,11 @@ def touches(stretch: Stretch, stay: set[str]) -> bool:
 
 
 def named(model: keras.Model, layers: str | Sequence[str], stay: set[str]) -> list[str]:
-    """Give the names of the stretches that are meant; of those that lie in one another, the outer ones."""
+    """Give the names of the stretches that are meant; of those that lie in one another, the outer ones.
+
+    Raises:
+        KpipeError: When a regex matches nothing, or one of them cannot be taken out.
+    """
     found, meant = stretches(model, Costs(model).plain), []
     for wanted in several(layers, "layers"):
         names = set(_matching(wanted, (one.name for one in found), "layers"))
@@ -180,7 +188,11 @@ def _why_none(model: keras.Model, wanted: str, found: Sequence[Stretch]) -> str:
 
 
 def find(model: keras.Model, name: str) -> Stretch:
-    """Find a stretch again in a model from which others have gone."""
+    """Find a stretch again in a model from which others have gone.
+
+    Raises:
+        KpipeError: When it cannot be taken out any more.
+    """
     for stretch in stretches(model, Costs(model).plain):
         if stretch.name == name and not stretch.why_not:
             return stretch

@@ -2,19 +2,22 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from kpipe.checks import check_seed, is_whole
 from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.registry import nearest
 from kpipe.saliency import check_data
 from kpipe.saliency.losses import undisturbed
 from kpipe.structured.candidates import Costs, find, ignored, named, no_more, touches, worthwhile
-from kpipe.structured.filters import Ignore, refuse_quantized
+from kpipe.structured.filters import refuse_quantized
 from kpipe.structured.metrics import METRICS, Answer, Own, input_batches, metric_of
+from kpipe.structured.request import Ignore
+from kpipe.structured.scopes import several
 from kpipe.structured.shorten import check_shortening, shorten
 from kpipe.structured.stretches import Stretch, answers
 
@@ -41,7 +44,7 @@ def remove_layers(
         model: A built Functional or Sequential model; it is not changed.
         count: How many to take out. Give this or `layers`.
         layers: Which to take out: a regex on the names of candidates, or several. Also layers that compute nothing
-            that counts, such as a dropout, may be named.
+            that counts, such as a dropout, may be named. Nothing is ranked then: leave criterion, data and loss out.
         criterion: What they are ranked by for `count`. "output": how far the outputs move from the given model's, as
             the L2 norm of the change over that of the outputs, mean over the outputs. "loss" or "accuracy" on labelled
             data, or a function of (labels, outputs) of which higher is better. "random": a draw, for comparison.
@@ -71,6 +74,7 @@ def remove_layers(
     """
     refuse_quantized(model)
     _check_request(count, layers, criterion)
+    _check_idle(layers, {"criterion": None if criterion == "output" else criterion, "data": data, "loss": loss})
     stay = ignored(model, ignore)
     if layers is not None:
         small = model
@@ -81,7 +85,7 @@ def remove_layers(
         warnings.warn(f"count=0 takes nothing out of {model.name!r}.", NoEffectWarning, stacklevel=2)
     with undisturbed(model):
         return _without_worst(
-            model, count or 0, _judge(model, criterion, data, loss, seed) if count else None, stay, check
+            model, int(count or 0), _judge(model, criterion, data, loss, seed) if count else None, stay, check
         )
 
 
@@ -129,13 +133,22 @@ def _squares(batches: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 def _check_request(count: Any, layers: Any, criterion: Any) -> None:
     if (count is None) == (layers is None):
         raise KpipeError(f"Give either count or layers. Received: count={count!r}, layers={layers!r}.")
-    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
+    if count is not None and not is_whole(count):
         raise KpipeError(f"count is {count!r}; expected how many layers or blocks to take out, such as 2.")
+    if layers is not None and not several(layers, "layers"):
+        raise KpipeError(f"layers={layers!r} names none. Give regexes on the names of candidates, or a count.")
     if not callable(criterion) and criterion not in CRITERIA:
         raise KpipeError(
             f"criterion is {criterion!r}; expected one of {CRITERIA} or a function of (labels, outputs)."
-            f"{nearest(criterion, CRITERIA)}"
+            f"{nearest(str(criterion), CRITERIA)}"
         )
+
+
+def _check_idle(layers: Any, given: Mapping[str, Any]) -> None:
+    """Refuse what would say how layers are ranked where they are named."""
+    idle = [name for name, value in given.items() if value is not None]
+    if layers is not None and idle:
+        raise KpipeError(f"Layers that are named are not ranked, and {', '.join(idle)} would do nothing. Leave it out.")
 
 
 def _take_out(model: keras.Model, stretch: Stretch, check: bool) -> keras.Model:
@@ -147,13 +160,14 @@ def _take_out(model: keras.Model, stretch: Stretch, check: bool) -> keras.Model:
 
 def _judge(model: keras.Model, criterion: str | Own, data: Any, loss: Any, seed: int) -> Callable[[Answer], float]:
     """Give a function from what a model without a layer answers to how bad that is."""
+    check_seed(seed)
     if criterion == "random":
         rng = np.random.default_rng(seed)
         return lambda answer: float(rng.random())
     what = f"remove_layers(criterion={criterion!r})"
     check_data(data, again=what)
     if criterion != "output":
-        metric = metric_of(criterion, model, data, loss)
+        metric = metric_of(criterion, model, data, loss, who=what)
         return lambda answer: (-1 if metric.higher_is_better else 1) * metric.of(answer, model, data)
 
     def gather(answer: Answer) -> list[list[np.ndarray]]:

@@ -408,11 +408,26 @@ def test_layers_that_compute_nothing_go_only_by_name():
         ({"layers": "("}, "no regular expression"),
         ({"layers": 5}, "layers is 5; expected a regular expression"),
         ({"count": 1, "data": np.ones((2, 4)), "ignore": "zzz"}, "ignore='zzz' matches no layer"),
+        ({"layers": []}, r"layers=\[\] names none"),
+        ({"layers": "a", "criterion": "loss", "loss": "mse"}, "not ranked, and criterion, loss would do nothing"),
+        ({"layers": "a", "data": np.ones((2, 4))}, "not ranked, and data would do nothing"),
+        ({"count": 1.0}, "count is 1.0"),
+        ({"count": 1, "criterion": "random", "seed": -1}, "seed is -1"),
+        (
+            {"count": 1, "criterion": "loss", "data": (np.ones((2, 4)), np.ones(2))},
+            r"^remove_layers\(criterion='loss'\) needs a loss",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_refused(arguments, text):
     with pytest.raises(KpipeError, match=text):
         remove_layers(plain(), **arguments)
+
+
+def test_counts_of_numpy_are_counts():
+    data = np.ones((4, 4))
+    twins = [remove_layers(plain(), count=count, data=data) for count in (2, np.int64(2))]
+    assert layer_names(twins[0]) == layer_names(twins[1]) and len(layer_names(twins[1])) == 2
 
 
 def test_what_cannot_be_taken_out_is_named_with_the_reason():
