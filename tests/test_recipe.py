@@ -159,6 +159,23 @@ def test_two_exports_of_two_names_are_not_refused():
     assert [list(stage.formats) for stage in recipe.stages if stage.stage == "export"] == [["onnx"], ["tflite"]]
 
 
+@pytest.mark.parametrize("field", ["max_accuracy_drop", "until"])
+def test_a_limit_of_lost_accuracy_is_refused_where_the_loss_knows_no_classes(field):
+    document = changed("stages.0.loss", "huber")
+    if field == "until":
+        document["stages"][1] |= {"until": {"max_accuracy_drop": 0.01}, "epochs": 1}
+        del document["stages"][6]["max_accuracy_drop"]
+    place = 1 if field == "until" else 6
+    (fault,) = faults(document)
+    assert (
+        fault
+        == f"stages[{place}].{field}: to the loss huber no label is a class, so there is no accuracy; leave it out"
+    )
+    for loss in ("auto", "sparse_categorical_crossentropy"):
+        document["stages"][0]["loss"] = loss
+        parse_recipe(document)
+
+
 def test_precisions_that_fit_are_not_refused():
     assert parse_recipe(changed("stages.6.precision", "int8")).stages[6].precision == "int8"
     assert parse_recipe(changed("stages.4.precision", "float16")).stages[4].precision == "float16"

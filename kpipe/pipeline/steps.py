@@ -96,7 +96,7 @@ def plan_steps(plan: Plan, data: Dataset, model: keras.Model) -> list[Step]:
             "model": checkpoint.model_fingerprint(model),
         }
     )
-    losses = _losses(plan.stages)
+    losses = losses_of(plan.stages)
     steps = []
     if not plan.stages or plan.stages[0].stage != "train":
         key = checkpoint.digest(key, losses[0])
@@ -109,8 +109,15 @@ def plan_steps(plan: Plan, data: Dataset, model: keras.Model) -> list[Step]:
     return steps
 
 
-def _losses(stages: Sequence[Stage]) -> list[str]:
-    """Give the loss that each step is measured by: the last one named before its end, else the first one after."""
+def losses_of(stages: Sequence[Stage]) -> list[str]:
+    """Give the loss that each step is measured by: the last one named before its end, else the first one after.
+
+    Args:
+        stages: The stages in their order.
+
+    Returns:
+        Names: first that of the model as it came, then one for each stage; "auto" where none is named.
+    """
     own = [dict(stage).get("loss", "auto") for stage in stages]
     losses = [next((loss for loss in own if loss != "auto"), "auto")]
     for loss in own:

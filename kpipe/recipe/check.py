@@ -12,7 +12,7 @@ from kpipe.pipeline import STAGES, ModelSource, Stage, order_faults
 from kpipe.pipeline.source import function_named, importable, locate
 from kpipe.recipe.faults import parse
 from kpipe.recipe.schema import Head, Recipe, model_sources
-from kpipe.recipe.together import delivery_faults, precision_faults
+from kpipe.recipe.together import accuracy_faults, delivery_faults, precision_faults
 from kpipe.registry import nearest
 
 
@@ -83,6 +83,7 @@ def parse_recipe(document: Any, folder: str | Path = ".", name: str | None = Non
     if all(stage is not None for stage in stages):
         faults += [f"stages[{index}]: {fault}" for index, fault in order_faults([s for s in stages if s])]
         faults += precision_faults([s for s in stages if s])
+        faults += accuracy_faults([s for s in stages if s])
         if isinstance(head, Head):
             faults += delivery_faults([s for s in stages if s], head.name)
     if faults or not isinstance(head, Head):

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 
 from kpipe.pipeline import FloatModel, QuantizedModel, Stage, wiring
+from kpipe.pipeline.steps import losses_of
+from kpipe.pipeline.task import ENTROPIES
 from kpipe.stages import Export
+from kpipe.stages.cutting import CuttingStage
 
 
 def delivery_faults(stages: Sequence[Stage], name: str) -> list[str]:
@@ -64,4 +67,31 @@ def precision_faults(stages: Sequence[Stage]) -> list[str]:
         gives = wiring(type(stage)).gives
         if gives is not None and kind not in gives:
             kind = gives[0]
+    return faults
+
+
+def accuracy_faults(stages: Sequence[Stage]) -> list[str]:
+    """Find limits of lost accuracy where a loss is named to which labels are no classes.
+
+    Args:
+        stages: The stages in their order.
+
+    Returns:
+        The faults, each with its path.
+
+    Example:
+        >>> from kpipe.stages import Train
+        >>> accuracy_faults([Train(loss="huber"), Export(max_accuracy_drop=0.01)])
+        ['stages[1].max_accuracy_drop: to the loss huber no label is a class, so there is no accuracy; leave it out']
+    """
+    faults = []
+    for index, (stage, loss) in enumerate(zip(stages, losses_of(stages)[1:], strict=True)):
+        field = None
+        if isinstance(stage, Export) and stage.max_accuracy_drop is not None:
+            field = "max_accuracy_drop"
+        elif isinstance(stage, CuttingStage) and stage.until is not None:
+            field = "until"
+        if field is not None and loss not in ("auto", *ENTROPIES):
+            why = f"to the loss {loss} no label is a class, so there is no accuracy"
+            faults.append(f"stages[{index}].{field}: {why}; leave it out")
     return faults

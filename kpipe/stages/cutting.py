@@ -58,12 +58,12 @@ class Cut:
     plan: FilterPlan | None = None
 
 
-Knife = Callable[[keras.Model, int], Cut | None]
-"""(model, number of the round, from 1) -> what the cut leaves; None where nothing more can go."""
+CutRound = Callable[[keras.Model, int, FilterPlan | None], Cut | None]
+"""(model, number of the round, from 1, the plan of all rounds before) -> what the cut leaves; None: nothing can go."""
 
 
 @dataclass
-class _Course:
+class _Rounds:
     """Follow the rounds: the model so far, what has been cut of the first one, and what each round came to."""
 
     model: keras.Model
@@ -72,14 +72,14 @@ class _Course:
     end: str = ""
 
 
-def cut_in_rounds(stage: CuttingStage, given: keras.Model, context: Context, knife: Knife) -> keras.Model:
+def cut_in_rounds(stage: CuttingStage, given: keras.Model, context: Context, cut_round: CutRound) -> keras.Model:
     """Cut and train, round by round; the record tells what came of each.
 
     Args:
         stage: The stage.
         given: The model as it came; it stays as it is.
         context: The run's context.
-        knife: Cuts the model of one round.
+        cut_round: Cuts the model of one round; how much it takes rests on what went before.
 
     Returns:
         The last model within the budget; without a budget the last one.
@@ -88,44 +88,44 @@ def cut_in_rounds(stage: CuttingStage, given: keras.Model, context: Context, kni
         KpipeError: When there is a budget of accuracy, and the labels are no classes.
     """
     budget = None if stage.until is None else _Budget(stage, given, context)
-    course = _Course(given, rows=[])
+    rounds = _Rounds(given, rows=[])
     for number in range(1, (stage.shares or MOST_ROUNDS) + 1):
-        cut = _next(stage, course, knife, number)
+        cut = _next(stage, rounds, cut_round, number)
         if cut is None:
             break
-        if not _take(stage, given, context, course, cut, budget):
+        if not _take(stage, given, context, rounds, cut, budget):
             break
-    _tell(stage, context, course, budget)
-    return course.model
+    _tell(stage, context, rounds, budget)
+    return rounds.model
 
 
-def _next(stage: CuttingStage, course: _Course, knife: Knife, number: int) -> Cut | None:
+def _next(stage: CuttingStage, rounds: _Rounds, cut_round: CutRound, number: int) -> Cut | None:
     """Cut once more, or note why the rounds end; what is wrong from the start, or without a budget, is a fault."""
     try:
         with warnings.catch_warnings():
-            if stage.until is not None:  # it is said below
+            if stage.shares != 1:  # one of several rounds may take nothing; what all came to is said below
                 warnings.simplefilter("ignore", NoEffectWarning)
-            cut = knife(course.model, number)
+            cut = cut_round(rounds.model, number, rounds.plan)
     except KpipeError as fault:
         if stage.until is None or number == 1 or isinstance(fault, SurgeryError):
             raise
-        course.end = f"round {number} cannot be cut: {fault}"
+        rounds.end = f"round {number} cannot be cut: {fault}"
         return None
     if cut is None:
-        course.end = f"round {number} finds nothing more to cut"
+        rounds.end = f"round {number} finds nothing more to cut"
     return cut
 
 
 def _take(
-    stage: CuttingStage, given: keras.Model, context: Context, course: _Course, cut: Cut, budget: "_Budget | None"
+    stage: CuttingStage, given: keras.Model, context: Context, rounds: _Rounds, cut: Cut, budget: "_Budget | None"
 ) -> bool:
     """Train what a cut has left; tell whether it is within the budget, and if so take it."""
     small = cut.model
     if stage.reestimate_batch_norm:
         small = reestimate_batch_norm(small, evidence(context)[0])
-    plan = cut.plan if course.plan is None or cut.plan is None else compose(course.plan, cut.plan)
+    plan = cut.plan if rounds.plan is None or cut.plan is None else compose(rounds.plan, cut.plan)
     trained = train(stage, small, context, teacher=teacher_of(stage.distill, context, given, plan))
-    counts, rows = measure(trained), course.rows or []
+    counts, rows = measure(trained), rounds.rows or []
     row: dict[str, Any] = {"round": len(rows) + 1, "params": counts.params, "macs": counts.macs}
     reached = _accuracy(trained, context)
     if reached is not None:
@@ -133,25 +133,28 @@ def _take(
     inside = budget is None or budget.holds(reached)
     if budget is not None:
         row |= {"accuracy drop": budget.drop(reached), "within the budget": inside}
-    course.rows = [*rows, row]
+    rounds.rows = [*rows, row]
     if inside:
-        course.model, course.plan = trained, plan
+        rounds.model, rounds.plan = trained, plan
     else:
-        course.end = f"round {row['round']} is beyond it"
+        rounds.end = f"round {row['round']} is beyond it"
     return inside
 
 
-def _tell(stage: CuttingStage, context: Context, course: _Course, budget: "_Budget | None") -> None:
-    details, rows = context.record.details, course.rows or []
-    if course.plan is not None:
-        course.plan.save(context.folder / "plan.json")
-        details["plan"] = course.plan.to_dict()
+def _tell(stage: CuttingStage, context: Context, rounds: _Rounds, budget: "_Budget | None") -> None:
+    details, rows = context.record.details, rounds.rows or []
+    if rounds.plan is not None:
+        rounds.plan.save(context.folder / "plan.json")
+        details["plan"] = rounds.plan.to_dict()
     if stage.rounds is not None or budget is not None:
         details["rounds"] = rows
+    if stage.shares != 1 and rounds.plan is not None and not rounds.plan.ratio:
+        text = f"{stage.stage} removes nothing in {len(rows)} rounds. Ask for a larger ratio, or a smaller round_to."
+        warnings.warn(text, NoEffectWarning, stacklevel=2)
     if budget is None:
         return
     taken = sum(row["within the budget"] for row in rows)
-    end = course.end or f"all {len(rows)} rounds are within it"
+    end = rounds.end or f"all {len(rows)} rounds are within it"
     details["until"] = {
         "accuracy to compare with": budget.reference,
         "max accuracy drop": budget.most,
@@ -201,3 +204,20 @@ def part_of(amount: float, parts: int | None) -> float:
         (0.5, 0.25)
     """
     return amount ** (1 / (parts or 1))
+
+
+def gone_after(ratio: float, number: int, parts: int | None) -> float:
+    """Give the fraction that is gone after so many of several equal rounds, which take `ratio` all together.
+
+    Each takes the same fraction of what is left: 1 - (1 - ratio) ** (number / parts).
+
+    Args:
+        ratio: Of all rounds.
+        number: How many are done, from 1.
+        parts: How many there are; None where each takes the whole ratio of what is left.
+
+    Example:
+        >>> gone_after(0.75, 1, 2), gone_after(0.75, 2, 2), gone_after(0.75, 1, None)
+        (0.5, 0.75, 0.75)
+    """
+    return ratio if number == (parts or number) else 1 - (1 - ratio) ** (number / (parts or 1))

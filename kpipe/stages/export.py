@@ -42,22 +42,39 @@ class Export(Stage):
 
     def run(self, artifact: AnyModel, context: Context) -> AnyModel:
         """Export and judge."""
+        reference = None if self.max_accuracy_drop is None else _accuracy_before(context)
         for index, suffix in enumerate(self.formats):
             context.progress.tell(f"exporting {suffix}", index / len(self.formats))
             path = context.folder / f"{self.name or context.name}.{suffix}"
             file = export_file(artifact.model, path, context.data, self.precision, context.loss)
-            self._judge(file, context)
+            if reference is not None:
+                self._judge(file, reference)
             context.record.files.append(file)
         return artifact
 
-    def _judge(self, file: dict[str, Any], context: Context) -> None:
-        before = context.baseline.entry["metrics"]["accuracy"] if context.baseline else None
-        if self.max_accuracy_drop is None or before is None:
-            return
-        drop = before - file["accuracy"]
-        if drop > self.max_accuracy_drop:
+    def _judge(self, file: dict[str, Any], before: float) -> None:
+        if file["accuracy"] is None:
+            raise KpipeError(UNDEFINED)
+        drop, most = before - file["accuracy"], self.max_accuracy_drop or 0.0
+        if drop > most:
             raise ExportError(
                 f"{file['path']} has accuracy {file['accuracy']:.4f} on the test split, {drop:.4f} below the "
-                f"baseline's {before:.4f}; max_accuracy_drop allows {self.max_accuracy_drop}. Nothing is delivered. "
-                "Prune less or train longer, or allow a larger drop."
+                f"baseline's {before:.4f}; max_accuracy_drop allows {most}. Nothing is delivered. Prune less or train "
+                "longer, or allow a larger drop."
             )
+
+
+UNDEFINED = (
+    "max_accuracy_drop judges files by their accuracy, and there is none: the labels are no classes to the loss. Leave "
+    "it out."
+)
+
+
+def _accuracy_before(context: Context) -> float:
+    """Give the accuracy of the baseline on the test split."""
+    if context.baseline is None:
+        raise KpipeError("max_accuracy_drop compares with a baseline, and there is none: let another step come first.")
+    before = context.baseline.entry["metrics"]["accuracy"]
+    if before is None:
+        raise KpipeError(UNDEFINED)
+    return before

@@ -3,13 +3,13 @@
 from typing import Annotated, Any, Literal, Self
 
 import keras
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from kpipe.errors import KpipeError
 from kpipe.pipeline import STAGES, Context, FloatModel
 from kpipe.pipeline.task import loss_for
 from kpipe.schedules import resolve
-from kpipe.stages.cutting import Cut, CuttingStage, cut_in_rounds, part_of
+from kpipe.stages.cutting import Cut, CuttingStage, cut_in_rounds, gone_after, part_of
 from kpipe.stages.fields import (
     ChannelCriterionName,
     ChannelScope,
@@ -26,9 +26,11 @@ from kpipe.stages.following import Following
 from kpipe.stages.pruning import PruningStage
 from kpipe.stages.teaching import teacher_of
 from kpipe.stages.training import evidence, steps_in, train
-from kpipe.structured import FilterPruning, plan_filters, prune_filters
-from kpipe.structured.request import PARTS
+from kpipe.structured import FilterPlan, FilterPruning, plan_filters, prune_filters
+from kpipe.structured.request import KNOWN_PARTS, PARTS, check_parts
 from kpipe.structured.targets import TARGETS
+
+Parts = Annotated[tuple[str, ...], AfterValidator(lambda parts: check_parts(parts, KNOWN_PARTS) or parts)]
 
 
 @STAGES("prune_filters")
@@ -46,7 +48,8 @@ class PruneFilters(PruningStage, CuttingStage):
         schedule: A schedule of the fraction of channels removed, such as {polynomial_decay: {final_sparsity: 0.5}}.
             Steps that it leaves out are laid over the training; begin_epoch and end_epoch count epochs.
         rounds: In how many rounds of cutting and training the ratio or target is reached, each with `epochs`, in equal
-            parts of what is left. None for one; with `until`, each round takes the ratio or target anew.
+            parts of what is left, whole channels at a time. None for one; with `until`, each round takes the ratio or
+            target anew, and `max_ratio` and `min_channels` are those of one round.
         until: Go on round by round for as long as a budget lasts, such as {max_accuracy_drop: 0.01}: accuracy lost on
             the validation data beside the baseline. The last model within it is given on.
         criterion: How channels are judged.
@@ -86,7 +89,7 @@ class PruneFilters(PruningStage, CuttingStage):
     normalise: Normalisation | None = None
     max_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
     min_channels: Multiple = 1
-    parts: tuple[str, ...] = PARTS
+    parts: Parts = PARTS
     regularizer: RegularizerSpec | None = None
 
     def follows_movement(self) -> bool:
@@ -125,10 +128,11 @@ class PruneFilters(PruningStage, CuttingStage):
     def _cut_first(self, model: keras.Model, context: Context) -> keras.Model:
         left = 1.0  # of what the target counts, as a fraction
 
-        def knife(before: keras.Model, number: int) -> Cut | None:
+        def cut_round(before: keras.Model, number: int, gone: FilterPlan | None) -> Cut | None:
             nonlocal left
-            plan = plan_filters(before, **self._amount(model, number, left), **self._choice(before, context))
-            if self.until is not None and not plan.ratio:
+            amount = self._amount(model, number, left) | {"after": None if self.shares is None else gone}
+            plan = plan_filters(before, **amount, **self._choice(before, context))
+            if self.shares is None and not plan.ratio:
                 return None
             for note in plan.notes:
                 context.record.note(note)
@@ -137,13 +141,13 @@ class PruneFilters(PruningStage, CuttingStage):
                 left *= (plan.after[kind] or 0) / (plan.before[kind] or 1)
             return Cut(prune_filters(before, plan), plan)
 
-        return cut_in_rounds(self, model, context, knife)
+        return cut_in_rounds(self, model, context, cut_round)
 
     def _amount(self, given: keras.Model, number: int, left: float) -> dict[str, Any]:
-        """Say how much one round takes of what is left."""
+        """Say how much is gone after one round: as a ratio of all channels, or a target for what is left."""
         if self.target is None:
             every = self.ratio if isinstance(self.ratio, dict) else {"": self.ratio or 0.0}
-            each = {expression: 1 - part_of(1 - ratio, self.shares) for expression, ratio in every.items()}
+            each = {expression: gone_after(ratio, number, self.shares) for expression, ratio in every.items()}
             return {"ratio": each if isinstance(self.ratio, dict) else each[""]}
         kind, amount = self.target.one
         if self.shares in (1, None):
@@ -181,7 +185,11 @@ class PruneFilters(PruningStage, CuttingStage):
 
 
 def cost_of(model: keras.Model, kind: str) -> float:
-    """Measure what a model costs, for a target that is an amount and not a fraction."""
+    """Measure what a model costs, for a target that is an amount and not a fraction.
+
+    Raises:
+        KpipeError: When the target is a fraction, or the model cannot be measured.
+    """
     measure = TARGETS[kind].measure
     if measure is None:
         raise KpipeError(f"The target {kind!r} is a fraction; give one.")

@@ -8,11 +8,11 @@ from pydantic import Field, model_validator
 from kpipe.errors import KpipeError
 from kpipe.pipeline import STAGES, Context, FloatModel
 from kpipe.pipeline.task import loss_for
-from kpipe.stages.cutting import Cut, CuttingStage, cut_in_rounds, part_of
+from kpipe.stages.cutting import Cut, CuttingStage, cut_in_rounds, gone_after
 from kpipe.stages.fields import ChannelCriterionName, Expression, HeadScope, Ratio
 from kpipe.stages.pruning import JudgingStage
 from kpipe.stages.training import evidence
-from kpipe.structured import prune_filters
+from kpipe.structured import FilterPlan, prune_filters
 from kpipe.structured.heads import plan_heads
 
 
@@ -26,8 +26,8 @@ class PruneHeads(JudgingStage, CuttingStage):
         ratio: Fraction of the heads to remove, in [0, 1).
         count: Number of heads to remove: from each layer, or in scope "global" from all of them together.
         rounds: In how many rounds of cutting and training the ratio is reached, each with `epochs`, in equal parts of
-            what is left; with `count`, so many are removed in each. None for one; with `until`, each round takes the
-            amount anew.
+            what is left, whole heads at a time; with `count`, so many are removed in each. None for one; with `until`,
+            each round takes the amount anew.
         until: Go on round by round for as long as a budget lasts, such as {max_accuracy_drop: 0.01}: accuracy lost on
             the validation data beside the baseline. The last model within it is given on.
         criterion: How heads are judged.
@@ -63,12 +63,16 @@ class PruneHeads(JudgingStage, CuttingStage):
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:
         """Cut and train."""
-        return FloatModel(cut_in_rounds(self, artifact.model, context, lambda model, _: self._cut(model, context)))
 
-    def _cut(self, model: keras.Model, context: Context) -> Cut | None:
+        def cut_round(model: keras.Model, number: int, gone: FilterPlan | None) -> Cut | None:
+            return self._cut(model, number, None if self.shares is None else gone, context)
+
+        return FloatModel(cut_in_rounds(self, artifact.model, context, cut_round))
+
+    def _cut(self, model: keras.Model, number: int, gone: FilterPlan | None, context: Context) -> Cut | None:
         plan = plan_heads(
             model,
-            ratio=None if self.ratio is None else 1 - part_of(1 - self.ratio, self.shares),
+            ratio=None if self.ratio is None else gone_after(self.ratio, number, self.shares),
             count=self.count,
             criterion=self.criterion,
             data=evidence(context),
@@ -76,7 +80,8 @@ class PruneHeads(JudgingStage, CuttingStage):
             scope=self.scope,
             ignore=list(self.ignore) or None,
             seed=context.seed,
+            after=gone,
         )
-        if self.until is not None and not plan.ratio:
+        if self.shares is None and not plan.ratio:
             return None
         return Cut(prune_filters(model, plan), plan)

@@ -1,6 +1,7 @@
 """Rounds of cutting and training, budgets of accuracy, and teachers within them."""
 
 import json
+import warnings
 
 import keras
 import numpy as np
@@ -85,6 +86,31 @@ def test_rounds_end_at_the_target_and_not_above(context, trained):
     assert 0.15 * before < measure(after).macs <= 0.25 * before
     parts = [row["macs"] / before for row in context.record.details["rounds"]]
     assert all(part <= 0.25 ** (number / 3) + 1e-6 for number, part in enumerate(parts, 1)), parts
+
+
+def test_many_small_rounds_reach_the_ratio(context, trained):
+    assert filters(run(PruneFilters(ratio=0.5, rounds=10, epochs=0), context, trained)) == [4, 6]
+    parts = [(row["params"], row["macs"]) for row in context.record.details["rounds"]]
+    assert len(parts) == 10 and parts == sorted(parts, reverse=True)
+    assert context.record.details["plan"]["request"]["ratio"] == 0.5
+
+
+def test_limits_are_those_of_all_rounds(context, trained):
+    assert filters(run(PruneFilters(ratio=0.75, rounds=2, epochs=0, max_ratio=0.5), context, trained)) == [4, 6]
+    target = Target(macs=0.3)
+    after = run(PruneFilters(target=target, rounds=2, epochs=0, min_channels=4), context, trained)
+    assert min(filters(after)) == 4 and measure(after).macs <= 0.3 * measure(trained.load()).macs
+
+
+def test_rounds_that_take_nothing_are_gone_through_and_said_only_of_all(context, trained):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        after = run(PruneFilters(ratio=0.1, rounds=3, until=Until(max_accuracy_drop=0.9), epochs=0), context, trained)
+    assert filters(after) == [7, 11]  # 0.8 and 1.2 channels; the first round takes 0.28 and 0.41, which is none
+    assert context.record.details["until"]["rounds taken"] == 3
+    with pytest.warns(NoEffectWarning, match="prune_filters removes nothing in 2 rounds"):
+        after = run(PruneFilters(ratio=0.01, rounds=2, epochs=0), context, trained)
+    assert filters(after) == [8, 12]
 
 
 def test_one_round_is_as_without_rounds(context, trained):
@@ -220,6 +246,11 @@ def test_heads_go_in_rounds_and_are_trained_on(context):
     assert model.get_layer("a_attention").num_heads == 4
 
 
+def test_heads_come_to_the_ratio_however_many_the_rounds(context):
+    after = PruneHeads(ratio=0.5, rounds=4, epochs=0).run(FloatModel(sequence_net()), context).model
+    assert [after.get_layer(f"{name}_attention").num_heads for name in "ab"] == [2, 2]
+
+
 def test_layers_go_in_rounds_and_are_trained_on(context):
     stage = RemoveLayers(count=2, rounds=2, epochs=1, distill=Teaching(teacher="input", features=("^flat$",)), **FAST)
     model = sequence_net()
@@ -350,6 +381,10 @@ HALF = {"constant": {"target_sparsity": 0.5}}
         (lambda: RemoveLayers(layers=("a",), rounds=2), "layers that are named go at once"),
         (lambda: RemoveLayers(count=1, rounds=2), "2 rounds cannot share 1 layers"),
         (lambda: RemoveLayers(count=1, criterion="los"), "Did you mean 'loss'"),
+        (lambda: RemoveLayers(layers=(), epochs=0), "layers names none"),
+        (lambda: RemoveLayers(layers=("a",), criterion="loss", loss="huber", epochs=0), "criterion would do nothing"),
+        (lambda: PruneFilters(ratio=0.5, parts=("chanels",)), "Unknown part 'chanels'.*Did you mean 'channels'"),
+        (lambda: PruneFilters(ratio=0.5, parts=()), "Expected parts as names"),
         (lambda: Teaching(feature_weight=2.0), "there are none; name some"),
         (lambda: Teaching(features=("a",), alpha=1), "features would do nothing"),
         (lambda: Distill(features=("a",), alpha=1), "features would do nothing"),

@@ -1,6 +1,7 @@
 """Each stage on a net and data so small that a training takes a second."""
 
 import warnings
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -256,6 +257,20 @@ def test_export_refuses_a_file_that_lost_too_much(model, data, tmp_path, baselin
         Export(max_accuracy_drop=0.1).run(FloatModel(model), context)
     trained = FloatModel(baseline.load())
     assert Export(max_accuracy_drop=0.1).run(trained, taught(data, tmp_path, baseline)) is trained
+
+
+def test_export_refuses_to_judge_an_accuracy_that_there_is_not(model, data, tmp_path, baseline):
+    stage = Export(max_accuracy_drop=0.1)
+    with pytest.raises(KpipeError, match="compares with a baseline, and there is none"):
+        stage.run(FloatModel(model), Context("net", data, 0, tmp_path, tmp_path))
+    unmeasured = Baseline({"metrics": {"accuracy": None}}, baseline.path)
+    with pytest.raises(KpipeError, match=r"the labels are no classes to the loss\. Leave it out"):
+        stage.run(FloatModel(model), taught(data, tmp_path, unmeasured))
+    regression = replace(taught(data, tmp_path, baseline), loss="mean_squared_error")
+    with pytest.raises(KpipeError, match=r"the labels are no classes to the loss\. Leave it out"):
+        stage.run(FloatModel(model), regression)
+    Export().run(FloatModel(model), regression)  # the control: without a limit there is nothing to judge
+    assert regression.record.files[0]["accuracy"] is None
 
 
 def test_float16_is_half_as_large(model, context):
