@@ -39,6 +39,7 @@ import threading
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "step_overhead.json"
 WARM_UP = BLOCK = 10  # steps
@@ -249,7 +250,7 @@ def measure_tfmot(net, kind, rounds, steps):
         made = NETS[net](tf_keras)
         if frequency is not None:
             schedule = sparsity.PolynomialDecay(0.0, 0.9, 0, SCHEDULE, frequency=frequency)
-            options = {"sparsity_m_by_n": (2, 4)} if kind == "2:4" else {}
+            options: dict[str, Any] = {"sparsity_m_by_n": (2, 4)} if kind == "2:4" else {}
             made = sparsity.prune_low_magnitude(made, schedule, **options)
         return compiled(tf_keras, made)
 
