@@ -249,7 +249,7 @@ def measure_tfmot(net, kind, rounds, steps):
     def model(frequency=None):
         made = NETS[net](tf_keras)
         if frequency is not None:
-            schedule = sparsity.PolynomialDecay(0.0, 0.9, 0, SCHEDULE, frequency=frequency)
+            schedule: Any = sparsity.PolynomialDecay(0.0, 0.9, 0, SCHEDULE, frequency=frequency)
             options: dict[str, Any] = {"sparsity_m_by_n": (2, 4)} if kind == "2:4" else {}
             made = sparsity.prune_low_magnitude(made, schedule, **options)
         return compiled(tf_keras, made)
