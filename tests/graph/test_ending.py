@@ -24,7 +24,7 @@ def chain(*layers) -> keras.Model:
         ([keras.Sequential([L.Dense(2, "softmax")])], keras.activations.softmax),
         ([L.Dense(2, "softmax"), L.Lambda(lambda y: 2 * y)], None),
     ],
-    ids=str,
+    ids="linear relu moved layer activation distributed nested unknown".split(),
 )
 def test_the_last_activation_is_found(layers, expected):
     assert last_activation(chain(*layers)) is expected
