@@ -73,7 +73,7 @@ def int8_of(layer: type, fact: QuantizationFact) -> str:
         if not set(needed) <= set(SMALLEST):
             return "depends on its arguments"
         fact = fact(layer(**{name: SMALLEST[name] for name in needed}))
-    return {None: "no: in float", "float": "no: in float", "split": "yes, as several layers"}.get(fact, "yes")
+    return {None: "in float", "float": "in float", "split": "yes, as several layers"}.get(fact, "yes")
 
 
 def prunable(facts: LayerFacts) -> str:

@@ -195,11 +195,11 @@ def lines_of(what):
 def test_ls_layers_says_what_is_known_of_each():
     known = lines_of("layers")
     assert ["Conv2D", "yes", "kernel", "yes"] in known
-    assert ["Conv1D", "yes", "kernel", "no"] in known
+    assert ["Conv1D", "yes", "kernel", "yes"] in known
     assert ["DepthwiseConv2D", "yes", "kernel", "(if", "asked", "for)", "yes"] in known
-    assert ["LSTMCell", "yes", "kernel,", "recurrent_kernel", "no"] in known
-    assert ["LSTM", "yes", "of", "the", "layers", "inside", "no"] in known
-    assert ["STFTSpectrogram", "no", "–", "no"] in known
+    assert ["LSTMCell", "yes", "kernel,", "recurrent_kernel", "in", "float"] in known
+    assert ["LSTM", "yes", "of", "the", "layers", "inside", "in", "float"] in known
+    assert ["STFTSpectrogram", "no", "–", "in", "float"] in known
 
 
 def test_ls_operations_says_what_becomes_of_channels():
