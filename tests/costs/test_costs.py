@@ -63,10 +63,24 @@ def open_sized():
     return keras.Model(x, L.Dense(2)(L.GlobalAveragePooling2D()(L.Conv2D(4, 3)(x))))
 
 
+def test_what_the_file_holds_in_float_is_named_once_and_counts(tmp_path):
+    keras.utils.set_random_seed(0)
+    tokens = keras.Input((5,), dtype="int32", name="tokens")
+    model = keras.Model(tokens, L.Dense(2)(L.LSTM(24, name="lstm")(L.Embedding(9, 16)(tokens))))
+    with pytest.warns(UserWarning, match="computes in float in 'lstm'") as said:
+        plan = plan_filters(model, target={"bytes": 0.8})
+    assert len(said) == 1
+    assert plan.after["bytes"] <= 0.8 * plan.before["bytes"] - MARGIN
+    with pytest.warns(UserWarning, match="computes in float in 'lstm'"):
+        quantized = kpipe.quantize(prune_filters(model, plan), calibration=np.arange(40).reshape(8, 5) % 9)
+    assert abs(kpipe.export(quantized, tmp_path / "small.tflite").bytes - plan.after["bytes"]) <= MARGIN
+
+
 def test_a_model_that_no_file_can_hold_says_so():
-    x = keras.Input((5, 4), name="x")
-    model = keras.Model(x, L.Dense(2)(L.LSTM(8, name="lstm")(x)))
-    with pytest.raises(KpipeError, match=r"'bytes'.*means those of the int8 file, and there can be none: Layer 'lstm'"):
+    x = keras.Input((2, 6, 6), name="x")
+    conv = L.Conv2D(8, 3, padding="same", data_format="channels_first", name="conv")
+    model = keras.Model(x, L.Dense(2)(L.Flatten()(conv(x))))
+    with pytest.raises(KpipeError, match=r"'bytes'.*means those of the int8 file, and there can be none: Layer 'conv'"):
         plan_filters(model, target={"bytes": 0.5})
     with pytest.raises(ExportError, match="open size"):
         plan_filters(open_sized(), target={"latency_ms": 1.0})
