@@ -178,7 +178,9 @@ def test_activations_of_a_flattened_map_and_of_nested_models():
 
 
 @pytest.mark.parametrize(
-    "vary", [L.RandomBrightness(0.9, value_range=(0, 1)), L.RandomTranslation(0.9, 0.9, fill_mode="constant")], ids=str
+    "vary",
+    [L.RandomBrightness(0.9, value_range=(0, 1)), L.RandomTranslation(0.9, 0.9, fill_mode="constant")],
+    ids=["brightness", "translation"],
 )
 def test_activations_are_those_of_images_that_are_not_varied(vary):
     model = keras.Sequential([keras.Input((4, 4, 1)), vary, L.Conv2D(2, 1, activation="relu", name="c"), L.Flatten()])
