@@ -65,10 +65,8 @@ def parse_recipe(document: Any, folder: str | Path = ".", name: str | None = Non
         Traceback (most recent call last):
         ...
         kpipe.errors.RecipeError:
-          stages[0].stage: unknown stage 'trian'. Known: distill, export, find_ticket, prune_filters, prune_heads,
-          prune_weights, quantize, remove_layers, train. Did you mean 'train'?
-          stages[1].epoch: unknown key. Known: stage, epochs, batch_size, optimizer, loss, augment, distill, scheme. Did
-          you mean 'epochs'?
+          stages[0].stage: unknown stage 'trian'. Known: ... Did you mean 'train'?
+          stages[1].epoch: unknown key. Known: ... Did you mean 'epochs'?
     """
     folder = Path(folder)
     if not isinstance(document, Mapping):

@@ -132,7 +132,7 @@ class FreezeBias(keras.callbacks.Callback):
             self.model.make_train_function(force=True)
 
     def on_train_batch_end(self, batch, logs=None):
-        self.counts.append(self.prune._sight.count)
+        self.counts.append(self.prune._evidence.count)
 
 
 @pytest.mark.parametrize("kernel", [False, True])
