@@ -1,8 +1,5 @@
 """ONNX (.onnx): written by tf2onnx, run by onnxruntime."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import keras
@@ -10,14 +7,14 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.errors import ExportError
-from kpipe.export.file import Inspection, Operation, Port
 from kpipe.export.formats import FORMATS, Format
-from kpipe.export.onnx_float import float_operations
-from kpipe.export.onnx_int8 import scale_behind, store_int8
+from kpipe.export.onnx_content import first_line
+from kpipe.export.onnx_inspect import inspect
+from kpipe.export.onnx_int8 import store_int8
 from kpipe.export.onnx_names import rename
+from kpipe.export.onnx_runtime import OnnxRuntime
 from kpipe.export.onnx_shapes import known_reshapes
 from kpipe.export.quiet import quiet
-from kpipe.export.runtime import Runtime
 from kpipe.export.signature import input_names, serving
 from kpipe.fake_quant import float_layers, rounded_layers
 from kpipe.graph import replay
@@ -60,7 +57,7 @@ def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
             rename(proto.graph, *_islands(model, precision))
             onnx.checker.check_model(proto, full_check=True)
         except Exception as error:
-            raise ExportError(f"tf2onnx cannot write model {model.name!r}: {_first_line(error)}") from error
+            raise ExportError(f"tf2onnx cannot write model {model.name!r}: {first_line(error)}") from error
     return proto.SerializeToString()
 
 
@@ -77,10 +74,6 @@ def _write_erfc(context: Any, node: Any, name: str, args: Any) -> None:
     one = context.make_const(f"{name}_one", np.ones((), np.float32)).output[0]
     erf = context.make_node("Erf", [x], dtypes=[dtype], shapes=[shape]).output[0]
     context.make_node("Sub", [one, erf], outputs=[y], dtypes=[dtype], shapes=[shape])
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:500]
 
 
 def _order(ends: Any, names: list[str]) -> None:
@@ -136,97 +129,6 @@ def _readable_layer(layer: Any, input_shape: tuple[int | None, ...]) -> Any:
 
 def _is_grouped(layer: Any) -> bool:
     return type(layer) is keras.layers.Conv2D and layer.groups > 1
-
-
-class OnnxRuntime(Runtime):
-    """An .onnx file in onnxruntime, on the CPU."""
-
-    def __init__(self, path: Path, threads: int = 1):
-        super().__init__(path, threads)
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 4
-        proto = load(path)
-        try:
-            self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own exceptions have no common parent
-            raise ExportError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
-        self.inputs = tuple(_port(end) for end in self.session.get_inputs())
-        self.outputs = tuple(_port(end, *scale_behind(proto.graph, end.name)) for end in self.session.get_outputs())
-
-    def _feed(self, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        self.check(inputs)
-        return {
-            port.name: np.ascontiguousarray(array, port.dtype) for port, array in zip(self.inputs, inputs, strict=True)
-        }
-
-    def invocation(self, inputs: Sequence[np.ndarray]) -> Callable[[], object]:
-        """Take the first sample and give a function that runs it."""
-        feed = self._feed([array[:1] for array in inputs])
-        return lambda: self.session.run(None, feed)
-
-    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Run all samples at once."""
-        return [np.asarray(output) for output in self.session.run(None, self._feed(inputs))]
-
-    def close(self) -> None:
-        """Drop the session."""
-        self.session = None
-
-
-def _port(end: Any, scale: float | None = None, zero_point: int = 0) -> Port:
-    shape = tuple(size if isinstance(size, int) else None for size in end.shape)
-    kind = str(end.type)[len("tensor(") : -1]
-    dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
-    return Port(end.name, shape, dtype, scale, zero_point)
-
-
-def load(path: Path) -> Any:
-    """Read an ONNX file, or raise an `ExportError`."""
-    import onnx
-
-    try:
-        proto = onnx.load(str(path))
-        onnx.checker.check_model(proto)
-    except Exception as error:  # protobuf and the checker each raise their own
-        raise ExportError(f"{path} is no ONNX file, or a broken one: {_first_line(error)}") from error
-    return proto
-
-
-def inspect(path: Path) -> Inspection:
-    """Read the operations of an ONNX file and judge them."""
-    import onnx
-
-    proto = onnx.shape_inference.infer_shapes(load(path))
-    types = dict(_types(proto.graph))
-    found = Counter(
-        Operation(
-            node.op_type,
-            tuple(types.get(name, "?") for name in node.input if name),
-            tuple(types.get(name, "?") for name in node.output if name),
-        )
-        for node in proto.graph.node
-    )
-    operations = tuple(Operation(o.name, o.inputs, o.outputs, n) for o, n in found.most_common())
-    faults = [
-        f"{node.op_type} belongs to {node.domain}" for node in proto.graph.node if node.domain not in ("", "ai.onnx")
-    ]
-    rounded = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
-    half = any(types.get(tensor.name) == "float16" for tensor in proto.graph.initializer)
-    precision = "int8" if rounded else "float16" if half else "float32"
-    floats = tuple(float_operations(proto.graph, types)) if rounded else ()
-    return Inspection(operations, precision, tuple(faults), floats)
-
-
-def _types(graph: Any) -> Iterator[tuple[str, str]]:
-    from onnx import helper
-
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        yield value.name, helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
-    for tensor in graph.initializer:
-        yield tensor.name, helper.tensor_dtype_to_np_dtype(tensor.data_type).name
 
 
 FORMATS("onnx")(Format(".onnx", ("float32", "int8"), convert, OnnxRuntime, inspect))

@@ -1,0 +1,23 @@
+"""ONNX files read and checked, and how a fault of theirs is put into words."""
+
+from pathlib import Path
+from typing import Any
+
+from kpipe.errors import ExportError
+
+
+def load(path: Path) -> Any:
+    """Read an ONNX file, or raise an `ExportError`."""
+    import onnx
+
+    try:
+        proto = onnx.load(str(path))
+        onnx.checker.check_model(proto)
+    except Exception as error:  # protobuf and the checker each raise their own
+        raise ExportError(f"{path} is no ONNX file, or a broken one: {first_line(error)}") from error
+    return proto
+
+
+def first_line(error: Exception) -> str:
+    """Say what went wrong, with the first line of a converter's or runtime's message."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:500]

@@ -1,0 +1,44 @@
+"""What is inside an ONNX file."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kpipe.export.file import Inspection, Operation
+from kpipe.export.onnx_content import load
+from kpipe.export.onnx_float import float_operations
+
+
+def inspect(path: Path) -> Inspection:
+    """Read the operations of an ONNX file and judge them."""
+    import onnx
+
+    proto = onnx.shape_inference.infer_shapes(load(path))
+    types = dict(_types(proto.graph))
+    found = Counter(
+        Operation(
+            node.op_type,
+            tuple(types.get(name, "?") for name in node.input if name),
+            tuple(types.get(name, "?") for name in node.output if name),
+        )
+        for node in proto.graph.node
+    )
+    operations = tuple(Operation(o.name, o.inputs, o.outputs, n) for o, n in found.most_common())
+    faults = [
+        f"{node.op_type} belongs to {node.domain}" for node in proto.graph.node if node.domain not in ("", "ai.onnx")
+    ]
+    rounded = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
+    half = any(types.get(tensor.name) == "float16" for tensor in proto.graph.initializer)
+    precision = "int8" if rounded else "float16" if half else "float32"
+    floats = tuple(float_operations(proto.graph, types)) if rounded else ()
+    return Inspection(operations, precision, tuple(faults), floats)
+
+
+def _types(graph: Any) -> Iterator[tuple[str, str]]:
+    from onnx import helper
+
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        yield value.name, helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+    for tensor in graph.initializer:
+        yield tensor.name, helper.tensor_dtype_to_np_dtype(tensor.data_type).name

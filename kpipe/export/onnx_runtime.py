@@ -1,0 +1,58 @@
+"""ONNX files run by onnxruntime."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kpipe.errors import ExportError
+from kpipe.export.file import Port
+from kpipe.export.onnx_content import first_line, load
+from kpipe.export.onnx_int8 import scale_behind
+from kpipe.export.runtime import Runtime
+
+
+class OnnxRuntime(Runtime):
+    """An .onnx file in onnxruntime, on the CPU."""
+
+    def __init__(self, path: Path, threads: int = 1):
+        super().__init__(path, threads)
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4
+        proto = load(path)
+        try:
+            self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own exceptions have no common parent
+            raise ExportError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
+        self.inputs = tuple(_port(end) for end in self.session.get_inputs())
+        self.outputs = tuple(_port(end, *scale_behind(proto.graph, end.name)) for end in self.session.get_outputs())
+
+    def _feed(self, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        self.check(inputs)
+        return {
+            port.name: np.ascontiguousarray(array, port.dtype) for port, array in zip(self.inputs, inputs, strict=True)
+        }
+
+    def invocation(self, inputs: Sequence[np.ndarray]) -> Callable[[], object]:
+        """Take the first sample and give a function that runs it."""
+        feed = self._feed([array[:1] for array in inputs])
+        return lambda: self.session.run(None, feed)
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run all samples at once."""
+        return [np.asarray(output) for output in self.session.run(None, self._feed(inputs))]
+
+    def close(self) -> None:
+        """Drop the session."""
+        self.session = None
+
+
+def _port(end: Any, scale: float | None = None, zero_point: int = 0) -> Port:
+    shape = tuple(size if isinstance(size, int) else None for size in end.shape)
+    kind = str(end.type)[len("tensor(") : -1]
+    dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
+    return Port(end.name, shape, dtype, scale, zero_point)
