@@ -64,6 +64,8 @@ def closing(metrics: dict[str, Any], directory: Path, page: Path) -> list[str]:
     lines = []
     if found["smaller"] is not None:
         words = [f"{times(found['smaller'])} smaller", f"{times(found['smaller_gzip'])} smaller gzipped"]
+        if found.get("smaller_zstd"):
+            words.append(f"{times(found['smaller_zstd'])} with zstd")
         words += [f"{times(found['faster'])} faster"] if found["faster"] else []
         if found["accuracy_drop"] is not None:
             reached, lost = percent(found["accuracy_delivered"]), points(found["accuracy_drop"])

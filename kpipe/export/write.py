@@ -11,9 +11,10 @@ import keras
 from kpipe.atomic import replace_atomically
 from kpipe.data import samples
 from kpipe.errors import ExportError
-from kpipe.export.file import Agreement, File, gzip_size
+from kpipe.export.file import Agreement, File
 from kpipe.export.formats import FORMATS, Format, format_of
 from kpipe.export.signature import check_exportable, output_names
+from kpipe.export.sizes import gzip_size, zstd_size
 from kpipe.export.verify import DATA_SAMPLES, check, compare
 from kpipe.fake_quant import bake, float_layers, is_quantized, rounded_layers
 from kpipe.registry import nearest
@@ -61,7 +62,7 @@ def export(model: keras.Model, path: str | Path, precision: str | None = None, d
     with in_place(path) as temporary:
         temporary.write_bytes(content)
         agreement = prove(temporary, name, precision, model, data)
-    return File(path, name, precision, len(content), gzip_size(content), agreement)
+    return File(path, name, precision, len(content), gzip_size(content), agreement, zstd_size(content))
 
 
 def prove(path: Path, name: str, precision: str, model: keras.Model, data: Any) -> Agreement:

@@ -71,7 +71,8 @@ def export_file(
         loss: The loss that the model was trained with.
 
     Returns:
-        The file's entry: path (relative to its folder), format, precision, bytes, gzip_bytes, accuracy, agreement.
+        The file's entry: path (relative to its folder), format, precision, bytes, gzip_bytes, zstd_bytes,
+            accuracy, agreement.
     """
     file = export(model, path, precision=precision, data=data.calibration)
     return {
@@ -80,6 +81,7 @@ def export_file(
         "precision": file.precision,
         "bytes": file.bytes,
         "gzip_bytes": file.gzip_bytes,
+        "zstd_bytes": file.zstd_bytes,
         "accuracy": file_accuracy(path, model, data, loss),
         "agreement": None if file.agreement is None else plain(file.agreement.to_dict()),
     }

@@ -79,11 +79,11 @@ def reductions(files: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> l
     """Say of each file how many times smaller and faster it is than the baseline's file of the same format.
 
     Args:
-        files: File entries with "format", "bytes", "gzip_bytes" and "latency".
+        files: File entries with "format", "bytes", "gzip_bytes", "zstd_bytes" and "latency".
         baseline: The file entries of the baseline.
 
     Returns:
-        The entries with "smaller", "smaller_gzip" and "faster"; None where there is nothing to compare with.
+        The entries with "smaller", "smaller_gzip", "smaller_zstd" and "faster"; None where there is nothing to compare with.
 
     Example:
         >>> old = {"format": "onnx", "bytes": 100, "gzip_bytes": 90, "latency": {"median_ms": 2.0}}
@@ -101,6 +101,7 @@ def _ratios(file: dict[str, Any], reference: dict[str, Any] | None) -> dict[str,
     return {
         "smaller": _ratio(reference.get("bytes"), file.get("bytes")),
         "smaller_gzip": _ratio(reference.get("gzip_bytes"), file.get("gzip_bytes")),
+        "smaller_zstd": _ratio(reference.get("zstd_bytes"), file.get("zstd_bytes")),
         "faster": _ratio(then.get("median_ms"), now.get("median_ms")),
     }
 
@@ -133,6 +134,7 @@ def summary(entries: list[dict[str, Any]], delivery: list[dict[str, Any]]) -> di
         "file": last[0]["path"] if last else None,
         "smaller": last[0]["smaller"] if last else None,
         "smaller_gzip": last[0]["smaller_gzip"] if last else None,
+        "smaller_zstd": last[0]["smaller_zstd"] if last else None,
         "faster": last[0]["faster"] if last else None,
         "accuracy_baseline": before,
         "accuracy_delivered": after,

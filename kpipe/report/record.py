@@ -18,6 +18,7 @@ class FileRecord:
     precision: str | None = None
     bytes: int | None = None
     gzip_bytes: int | None = None
+    zstd_bytes: int | None = None
     accuracy: float | None = None
     median_ms: float | None = None
     p90_ms: float | None = None
@@ -161,6 +162,7 @@ def _file(raw: Any) -> FileRecord:
         precision=_text(raw.get("precision")),
         bytes=number(raw.get("bytes")),
         gzip_bytes=number(raw.get("gzip_bytes")),
+        zstd_bytes=number(raw.get("zstd_bytes")),
         accuracy=number(raw.get("accuracy")),
         median_ms=number(latency.get("median_ms")),
         p90_ms=number(latency.get("p90_ms")),

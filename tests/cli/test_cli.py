@@ -112,7 +112,8 @@ def test_a_recipe_of_onnx_alone_runs_where_litert_cannot():
 
 def test_a_large_run_fits_into_the_columns_of_a_pipe():
     file = {"path": "m.tflite", "format": "tflite", "precision": "float32", "bytes": 123_456_789}
-    file |= {"gzip_bytes": 98_765_432, "accuracy": 1.0, "latency": {"median_ms": 1234.5, "p90_ms": 2345.6}}
+    file |= {"gzip_bytes": 98_765_432, "zstd_bytes": 97_654_321, "accuracy": 1.0}
+    file |= {"latency": {"median_ms": 1234.5, "p90_ms": 2345.6}}
     stage = {"name": "10-prune_weights", "metrics": {"accuracy": 1.0}, "seconds": 12_345.0, "files": [file]}
     stage["measure"] = {"params": 1_123_456_789, "nonzeros": 1_123_456_789, "macs": 123_456_789_012}
     with StringIO() as text:
@@ -121,7 +122,7 @@ def test_a_large_run_fits_into_the_columns_of_a_pipe():
     assert "\x1b" not in printed
     assert max(map(len, printed.splitlines())) <= WIDTH
     (line,) = [line for line in printed.splitlines() if "10-prune_weights" in line]
-    for figure in ("100.00 %", "1,123,456,789", "tflite float32", "123,457", "98,765", "1,234"):
+    for figure in ("100.00 %", "1,123,456,789", "tflite float32", "123,457", "98,765", "97,654", "1,234"):
         assert figure in line
 
 

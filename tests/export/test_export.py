@@ -12,7 +12,7 @@ import kpipe
 from kpipe.errors import ExportError, KpipeError
 from kpipe.export import FORMATS, Agreement, inspect, load_runtime, write
 from kpipe.export import verify as verify_file
-from kpipe.export.file import gzip_size
+from kpipe.export.sizes import gzip_size, zstd_size
 from kpipe.export.verify import check, predict, relative_error, same_argmax, steps_apart
 from kpipe.fake_quant import QuantizedWeights
 from tests.models import ZOO, build, samples
@@ -54,6 +54,7 @@ def test_float_files_agree(name, suffix, tmp_path):
     assert (file.precision, agreement(file).samples) == ("float32", 64)
     assert agreement(file).max_relative_error < 1e-5
     assert file.bytes == file.path.stat().st_size and file.gzip_bytes == gzip_size(file.path.read_bytes())
+    assert file.zstd_bytes == zstd_size(file.path.read_bytes())
     with load_runtime(file.path) as runtime:  # an independent look: names, order and values
         assert [port.name for port in runtime.inputs] == [tensor.name for tensor in model.inputs]
         x = samples(model, 3, seed=9)

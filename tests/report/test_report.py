@@ -68,6 +68,7 @@ def expected_rows(metrics: dict[str, Any]) -> list[dict[str, float]]:
                 "MACs": stage["measure"]["macs"],
                 "KB": file["bytes"] / 1000,
                 "KB gzip": file["gzip_bytes"] / 1000,
+                "KB zstd": file["zstd_bytes"] / 1000,
                 "ms": file["latency"]["median_ms"],
                 "ms p90": file["latency"]["p90_ms"],
                 "Seconds": stage["seconds"],
@@ -260,7 +261,8 @@ MISSING = (
         ("accuracy", "accuracy_baseline", "accuracy_delivered", "accuracy_drop", "val_accuracy", "loss"),
         ("Accuracy",),
     ),
-    (("bytes", "gzip_bytes", "smaller"), ("KB", "KB gzip")),
+    (("bytes", "gzip_bytes", "zstd_bytes", "smaller"), ("KB", "KB gzip", "KB zstd")),
+    (("zstd_bytes", "smaller_zstd"), ("KB zstd",)),  # a run of before it was measured
     (("files", "delivery"), ("File", "KB", "ms")),
     (("measure",), ("Params", "Nonzeros", "MACs")),
     (("seconds",), ("Seconds",)),
