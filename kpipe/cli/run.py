@@ -20,6 +20,9 @@ from kpipe.report.units import percent, points, times
 LEFT_OUT = ("ms p90", "Seconds")
 """Columns of the report's table for which a terminal has no room."""
 
+SHORT = {"Drop, points": "Drop", "KB gzip": "gzip", "KB zstd": "zstd"}
+"""Columns that a terminal shows under shorter heads."""
+
 
 @app.command(
     epilog=examples(
@@ -54,8 +57,8 @@ def run(
 
 def table(metrics: Mapping[str, Any]) -> Table:
     """Lay out the report's table of results; what only the report has room for is left out."""
-    rows = [{name: row[name] for name in row if name not in LEFT_OUT} for row in result_table(metrics)]
-    return as_table(rows, title=f"{metrics['name']}: test split, files in their own runtime")
+    rows = [{SHORT.get(name, name): row[name] for name in row if name not in LEFT_OUT} for row in result_table(metrics)]
+    return as_table(rows, title=f"{metrics['name']}: test split, drop in points, files in KB and in their own runtime")
 
 
 def closing(metrics: dict[str, Any], directory: Path, page: Path) -> list[str]:

@@ -83,7 +83,8 @@ def reductions(files: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> l
         baseline: The file entries of the baseline.
 
     Returns:
-        The entries with "smaller", "smaller_gzip", "smaller_zstd" and "faster"; None where there is nothing to compare with.
+        The entries with "smaller", "smaller_gzip", "smaller_zstd" and "faster"; None where there is nothing to
+        compare with.
 
     Example:
         >>> old = {"format": "onnx", "bytes": 100, "gzip_bytes": 90, "latency": {"median_ms": 2.0}}

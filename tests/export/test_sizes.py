@@ -33,10 +33,10 @@ def test_zstd_is_that_of_the_command(tmp_path):
 
 @pytest.mark.parametrize("size", [gzip_size, zstd_size])
 def test_noise_cannot_be_squeezed_and_zeros_can(size):
-    """Eight random bits need eight; a weight that is zero in four cases of five, log2(5) - 0.8 · log2(4) and its value."""
+    """Eight random bits need eight; a byte that is zero in four cases of five, H(0.2) = 0.722 and 0.2 · 8."""
     assert len(NOISE) <= size(NOISE) < len(NOISE) + 100
     values = np.frombuffer(NOISE, np.uint8).copy()
     values[RNG.random(values.size) < 0.8] = 0
-    entropy = values.size * (0.722 + 0.2 * 8) / 8  # bytes: H(0.2) = 0.722 bits for where, 8 for what
+    entropy = values.size * (0.722 + 0.2 * 8) / 8  # bytes: 0.722 bits for where, 8 for what
     assert entropy < size(values.tobytes()) < 1.3 * entropy
     assert size(b"") < 30
