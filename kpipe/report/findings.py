@@ -1,12 +1,20 @@
 """What the figures of a run say, in sentences: the headline, the goals that were missed, what each stage brought."""
 
+import math
 from dataclasses import dataclass
 
+from kpipe.report.causes import causes
 from kpipe.report.record import FileRecord, RunRecord, StageRecord, mapping, number
 from kpipe.report.tables import accuracy, drop, quotient
 from kpipe.report.units import kilobytes, milliseconds, percent, points, share, times
 
 NOISE = 1.1  # two sizes or latencies closer than this ratio are called the same
+
+THRESHOLD = (
+    f"A ratio of less than {NOISE:g} either way counts as no change. A change of speed that is smaller than the "
+    "scatter of single runs, the time that nine in ten stay under over the median, is named as uncertain."
+)
+"""What the sentences about stages go by, told beside them."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +28,25 @@ class Headline:
 
 @dataclass(frozen=True)
 class Effect:
-    """Hold what one stage did to the file: each ratio is before / after, None where a figure is missing."""
+    """Hold what one stage did to the file: each ratio is before / after, None where a figure is missing.
+
+    `scatter` is the greater ratio of p90 and median of the two files' times, and `causes` what was counted to change.
+    """
 
     stage: str
     smaller: float | None
     smaller_gzip: float | None
+    smaller_zstd: float | None
     faster: float | None
+    scatter: float | None
     drop: float | None
+    causes: tuple[str, ...]
     sentence: str
+
+    @property
+    def uncertain(self) -> bool:
+        """Say whether a change of speed is smaller than the scatter of single runs."""
+        return _within(self.faster, self.scatter)
 
 
 def headline(run: RunRecord) -> list[Headline]:
@@ -115,20 +134,36 @@ def effects(run: RunRecord, format: str | None = None) -> list[Effect]:
 def _effect(run: RunRecord, before: tuple[StageRecord, FileRecord], after: tuple[StageRecord, FileRecord]) -> Effect:
     was, now = before[1], after[1]
     smaller, zipped = quotient(was.bytes, now.bytes), quotient(was.gzip_bytes, now.gzip_bytes)
-    faster = quotient(was.median_ms, now.median_ms)
+    zstd, faster = quotient(was.zstd_bytes, now.zstd_bytes), quotient(was.median_ms, now.median_ms)
+    scatters = [quotient(file.p90_ms, file.median_ms) for file in (was, now)]
+    scatter = max((one for one in scatters if one is not None), default=None)
+    why = tuple(causes(before, after))
+    sentence = _sentence(smaller, zipped, faster, zstd, scatter) + (f" ({'; '.join(why)})" if why else "")
     ends = [drop(run, accuracy(*one)) for one in (before, after)]
     lost = None if ends[0] is None or ends[1] is None else ends[1] - ends[0]
-    return Effect(after[0].name, smaller, zipped, faster, lost, _sentence(smaller, zipped, faster))
+    return Effect(after[0].name, smaller, zipped, zstd, faster, scatter, lost, why, sentence)
 
 
-def _sentence(smaller: float | None, zipped: float | None, faster: float | None) -> str:
-    """Phrase the three ratios.
+def _sentence(
+    smaller: float | None,
+    zipped: float | None,
+    faster: float | None,
+    zstd: float | None = None,
+    scatter: float | None = None,
+) -> str:
+    """Phrase the ratios of size, compressed size and speed.
 
     Example:
         >>> _sentence(2.0, 2.1, 1.8)
         'made the file 2.00× smaller and 1.80× faster'
         >>> _sentence(1.0, 1.7, 1.02)
-        'left size and speed as they were; only the compressed file is 1.70× smaller'
+        'left size and speed as they were; only the compressed file is 1.70× smaller with gzip'
+        >>> _sentence(1.5, 3.0, 1.0, 3.2)
+        'made the file 1.50× smaller and left the speed as it was; the compressed file is 3.00× smaller with gzip and
+        3.20× smaller with zstd'
+        >>> _sentence(1.0, 1.0, 1.3, 1.0, scatter=1.5)
+        'made the file 1.30× faster and left the size as it was; the change of speed is within the scatter of single
+        runs, 1.50×'
         >>> _sentence(4.0, 3.0, 0.5)
         'made the file 4.00× smaller and 2.00× slower'
         >>> _sentence(1.0, 1.0, None)
@@ -145,9 +180,27 @@ def _sentence(smaller: float | None, zipped: float | None, faster: float | None)
     if same:
         parts.append("left size and speed as they were" if len(same) == 2 else f"left the {same[0]} as it was")
     text = " and ".join(parts)
-    if "size" in same and (squeezed := _change(zipped, "smaller", "bigger")):
-        text += f"; only the compressed file is {squeezed}"
+    text += _squeezed(smaller, {"gzip": zipped, "zstd": zstd})
+    if found["speed"] and _within(faster, scatter):
+        text += f"; the change of speed is within the scatter of single runs, {times(scatter)}"
     return text + "".join(f"; the {name} was not measured" for name, text in found.items() if text is None)
+
+
+def _squeezed(smaller: float | None, compressed: dict[str, float | None]) -> str:
+    """Phrase what shows in the compressed size alone: where that changed and the file did not, or shrank by more."""
+    same = _change(smaller, "smaller", "bigger") == ""
+    told = [
+        f"{change} with {name}"
+        for name, ratio in compressed.items()
+        if (change := _change(ratio, "smaller", "bigger")) and (same or (ratio or 0) >= NOISE * (smaller or math.inf))
+    ]
+    only = "only " if same else ""
+    return f"; {only}the compressed file is {' and '.join(told)}" if told else ""
+
+
+def _within(ratio: float | None, scatter: float | None) -> bool:
+    """Say whether a ratio, either way, is smaller than a scatter; where either is unknown it is not said to be."""
+    return ratio is not None and ratio > 0 and scatter is not None and max(ratio, 1 / ratio) < scatter
 
 
 def _change(ratio: float | None, better: str, worse: str, noise: float = NOISE) -> str | None:
@@ -193,19 +246,31 @@ def turning_points(run: RunRecord, format: str | None = None) -> list[str]:
     """Name the stages that made the file faster and those that only made it smaller, from the figures of this run."""
     brought = effects(run, format)
     names = {
-        "faster": [f"{one.stage} ({times(one.faster)})" for one in brought if (one.faster or 0) >= NOISE],
+        "faster": [
+            f"{one.stage} ({times(one.faster)})" for one in brought if (one.faster or 0) >= NOISE and not one.uncertain
+        ],
+        "perhaps faster, by less than single runs scatter": [
+            f"{one.stage} ({times(one.faster)})" for one in brought if (one.faster or 0) >= NOISE and one.uncertain
+        ],
         "only smaller": [
             f"{one.stage} ({times(one.smaller)})"
             for one in brought
             if (one.smaller or 0) >= NOISE and one.faster is not None and one.faster < NOISE
         ],
         "only smaller once compressed": [
-            f"{one.stage} ({times(one.smaller_gzip)})"
+            f"{one.stage} ({_squeezes(one)})"
             for one in brought
-            if (one.smaller_gzip or 0) >= NOISE and one.smaller is not None and one.smaller < NOISE
+            if max(one.smaller_gzip or 0, one.smaller_zstd or 0) >= NOISE
+            and one.smaller is not None
+            and one.smaller < NOISE
         ],
     }
     said = [f"Made the file {what}: {', '.join(stages)}." for what, stages in names.items() if stages]
     if said or not brought:
         return said
     return [f"No stage changed the file's size or speed by {NOISE:g}× or more."]
+
+
+def _squeezes(one: Effect) -> str:
+    ratios = {"gzip": one.smaller_gzip, "zstd": one.smaller_zstd}
+    return ", ".join(f"{name} {times(ratio)}" for name, ratio in ratios.items() if ratio)

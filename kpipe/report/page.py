@@ -63,6 +63,7 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "delivery": tables.delivery_table(run),
         "agreement": tables.agreement_table(run),
         "files": tables.file_table(run),
+        "threshold": findings.THRESHOLD,
         "effects": [_effects(run, name) for name in run.formats if findings.effects(run, name)],
         "stages": [_stage(stage) for stage in run.stages],
         "layers": tables.layer_table(run),
