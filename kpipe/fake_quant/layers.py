@@ -15,8 +15,11 @@ from kpipe.layers import KERNEL_ROLES, Weight, weights
 class FakeQuant(keras.layers.Layer):
     """Round a tensor to the levels of its range, as the runtime will; the gradient passes straight through.
 
-    In training the range follows the batches by a moving average, low ← momentum · low + (1 - momentum) · min(batch),
-    starting from what was calibrated; in inference it is fixed. It always holds 0.
+    In training the range follows the batches by a moving average, low ← low + w · (min(batch) - low); in inference it
+    is fixed. It always holds 0. A range that was set by calibration is the start of the average, and w = 1 - momentum:
+    it comes from more samples than a batch has, and to correct the average for its start, as Adam does, would throw it
+    away after the first batch. A range that nothing was told of must not count: there w = (1 - momentum) / (1 -
+    momentumⁿ) at the nth batch, by which the average is that of the batches alone.
 
     Args:
         bits: Width of a level's number.
@@ -39,9 +42,13 @@ class FakeQuant(keras.layers.Layer):
         super().__init__(**kwargs)
         self.bits, self.momentum, self.supports_masking = bits, momentum, True
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
-        low, high = (keras.initializers.Constant(end) for end in widen(*(self.fixed or (0.0, 1.0))))
-        self.low = self.add_weight(name="low", shape=(), initializer=low, trainable=False)
-        self.high = self.add_weight(name="high", shape=(), initializer=high, trainable=False)
+        low, high = widen(*(self.fixed or (0.0, 1.0)))
+        self.low, self.high = self._state("low", low), self._state("high", high)
+        self.unseen = self._state("unseen", 1.0)  # share of a start that means nothing in the average: momentum ** n
+        self.left = self._state("left", np.inf)  # how many more batches the range follows
+
+    def _state(self, name: str, value: float) -> keras.Variable:
+        return self.add_weight(name=name, shape=(), initializer=keras.initializers.Constant(value), trainable=False)
 
     def build(self, input_shape: Any) -> None:
         """Do nothing: the range has no shape."""
@@ -51,6 +58,16 @@ class FakeQuant(keras.layers.Layer):
         low, high = widen(low, high)
         self.low.assign(low)
         self.high.assign(high)
+        self.unseen.assign(0.0)
+
+    def freeze(self, after: int = 0) -> None:
+        """Let the range follow so many more batches of a training and no more; it counts them inside the train step."""
+        self.left.assign(float(after))
+
+    @property
+    def follows(self) -> bool:
+        """Whether training may move the range."""
+        return self.fixed is None and self.momentum < 1.0
 
     def range(self) -> tuple[float, float]:
         """Give the range, (low, high)."""
@@ -59,15 +76,30 @@ class FakeQuant(keras.layers.Layer):
 
     def call(self, x: Any, training: bool | None = None, observe: bool = True) -> Any:
         """Round `x`, shape (batch, ...); with `observe` off the range does not follow it."""
-        if training and observe and self.fixed is None and self.momentum < 1.0:
+        if training and observe and self.follows:
             seen = tf.stop_gradient(x)
             least = tf.minimum(tf.reduce_min(seen), 0.0)
             # A batch of zeros only must not shrink the range to nothing.
             greatest = tf.maximum(tf.maximum(tf.reduce_max(seen), 0.0), least + SMALLEST_RANGE)
+            weight = self._weight_of_batch()
             for variable, end in ((self.low, least), (self.high, greatest)):
-                variable.assign(self.momentum * variable + (1.0 - self.momentum) * end)
+                variable.assign(variable + weight * (end - variable))
         low, high = keras.ops.convert_to_tensor(self.low), keras.ops.convert_to_tensor(self.high)
         return tf.quantization.fake_quant_with_min_max_vars(x, low, high, num_bits=self.bits)
+
+    def _weight_of_batch(self) -> Any:
+        """Count a batch, and give its weight in the average: 0 where the range is frozen."""
+        following = tf.cast(self.left > 0, tf.float32)
+        self.left.assign(self.left - following)
+        self.unseen.assign(self.unseen * (1.0 + following * (self.momentum - 1.0)))
+        return following * (1.0 - self.momentum) / (1.0 - following * self.unseen)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load the state; a file of an earlier version holds the range alone, which was calibrated."""
+        if "2" in store:
+            super().load_own_variables(store)
+        else:
+            self.set_range(*(float(np.asarray(store[place])) for place in ("0", "1")))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Keep the shape."""

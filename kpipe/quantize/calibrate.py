@@ -6,46 +6,60 @@ import keras
 import numpy as np
 
 from kpipe.fake_quant import FakeQuant
-from kpipe.graph import Flow, sites
+from kpipe.graph import Flow, Site, evaluate, sites
+from kpipe.quantize.observers import Observer, observer_of
+from kpipe.quantize.seen import Recorder
+
+MINMAX = observer_of("minmax")
 
 
-def calibrate(model: keras.Model, inputs: Sequence[np.ndarray], batch_size: int = 32) -> keras.Model:
-    """Set each range of a quantized model to the least and greatest value seen; ranges fixed by a runtime stay.
+def calibrate(
+    model: keras.Model, inputs: Sequence[np.ndarray], batch_size: int = 32, observer: Observer = MINMAX
+) -> keras.Model:
+    """Set each range of a quantized model to what an observer makes of the values seen; ranges fixed by a runtime stay.
 
     The samples run through rounded weights but unrounded activations, so the order of the ranges plays no part.
 
     Args:
         model: A model with `FakeQuant` layers; its ranges are set in place.
         inputs: One array for each input of the model, (samples, ...).
-        batch_size: Samples that run at once; it does not change the result.
+        batch_size: Samples that run at once; it changes the result of observers that average over batches alone.
+        observer: From what was seen to a range.
 
     Returns:
         The model.
+
+    Raises:
+        KpipeError: When the observer gives no range.
     """
     flow = sites(model)
-    seen: dict[str, list[float]] = {}
+    seen: dict[str, Recorder] = {}
     for start in range(0, len(inputs[0]), batch_size):
-        observe(flow, [array[start : start + batch_size] for array in inputs], seen)
+        observe(flow, [array[start : start + batch_size] for array in inputs], seen, observer.values)
     for site in flow.sites:
-        if isinstance(site.operation, FakeQuant) and site.operation.fixed is None:
-            site.operation.set_range(min(seen[site.path]), max(seen[site.path]))
+        layer = site.operation
+        if isinstance(layer, FakeQuant) and layer.fixed is None:
+            layer.set_range(*observer.range(seen[site.path].seen(), layer.bits, site.path))
     return model
 
 
-def observe(flow: Flow, inputs: Sequence[np.ndarray], seen: dict[str, list[float]]) -> None:
-    """Run one batch and add the least and greatest argument of every FakeQuant to `seen`, by its path."""
-    values = dict(zip(flow.inputs, map(keras.ops.convert_to_tensor, inputs), strict=True))
-    for site in flow.sites:
-        if site.is_input:
-            continue
-        args, kwargs = site.rebind(values)
-        if isinstance(site.operation, FakeQuant):
-            outputs = [args[0]]
-            if kwargs.get("observe", True):
-                x = np.asarray(keras.ops.convert_to_numpy(args[0]))
-                ends = (float(np.min(x)), float(np.max(x)))
-                seen.setdefault(site.path, []).extend(ends)
-        else:
+def observe(flow: Flow, inputs: Sequence[np.ndarray], seen: dict[str, Recorder], values: bool = False) -> None:
+    """Run one batch and let a recorder look at the argument of every FakeQuant, by its path.
+
+    Args:
+        flow: Of a quantized model.
+        inputs: One array for each of its inputs.
+        seen: Path -> recorder; it is added to.
+        values: Whether new recorders count values too.
+    """
+
+    def call(site: Site, *args, **kwargs):
+        if not isinstance(site.operation, FakeQuant):
             told = {"training": False} if getattr(site.operation, "_call_has_training_arg", False) else {}
-            outputs = keras.tree.flatten(site.operation(*args, **{**kwargs, **told}))
-        values.update(zip(site.outputs, outputs, strict=True))
+            return site.operation(*args, **{**kwargs, **told})
+        if kwargs.get("observe", True) and site.operation.fixed is None:
+            recorder = seen.setdefault(site.path, Recorder(values))
+            recorder.add(np.asarray(keras.ops.convert_to_numpy(args[0])))
+        return args[0]
+
+    evaluate(flow, [keras.ops.convert_to_tensor(array) for array in inputs], call)

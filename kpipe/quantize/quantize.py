@@ -12,6 +12,7 @@ from kpipe.errors import KpipeError
 from kpipe.fake_quant import is_quantized, kind_of, refuse_unsupported, why_float
 from kpipe.graph import Flow, sites
 from kpipe.quantize.calibrate import calibrate
+from kpipe.quantize.observers import Observe, observer_of
 from kpipe.quantize.rewrite import rewrite
 from kpipe.quantize.split import Split, split
 from kpipe.registry import nearest
@@ -27,7 +28,8 @@ def quantize(
     *,
     islands: str = "warn",
     exclude: str | Sequence[str] | None = None,
-    momentum: float = 0.99,
+    observer: str | Mapping[str, Any] | Observe = "minmax",
+    momentum: float | None = None,
     calibration_samples: int | None = 512,
 ) -> keras.Model:
     """Make a model compute with the rounding of an int8 runtime.
@@ -49,7 +51,12 @@ def quantize(
         calibration: Inputs like those the model will see; anything that `model.fit` takes. Labels are not used.
         islands: "warn" lets layers without an integer kernel compute in float, and names them; "refuse" raises.
         exclude: Paths of layers whose weights stay in float: a regular expression searched in the path, or several.
-        momentum: How slowly the activation ranges follow the batches in training, in [0, 1]; 1 keeps them fixed.
+        observer: What makes a range of the values that a tensor takes on the calibration data: "minmax", "percentile",
+            "mse", "moving_average", with arguments as {"percentile": {"fraction": 0.999}}, or a function of what was
+            seen and the bits to (low, high).
+        momentum: How slowly the activation ranges follow the least and greatest values of the batches in training, in
+            [0, 1]; 1 keeps them fixed. None: 0.99, but 1 for observers that clip on purpose, which the extremes of the
+            batches would undo.
         calibration_samples: Most samples to take; None for all.
 
     Returns:
@@ -57,8 +64,8 @@ def quantize(
 
     Raises:
         KpipeError: When the scheme is unknown, the calibration data is missing, empty, of another shape or not finite,
-            a layer cannot be quantized, `exclude` means no layer with weights, or there are islands and they are
-            refused.
+            a layer cannot be quantized, `exclude` means no layer with weights, the observer is unknown or gives no
+            range, or there are islands and they are refused.
         SurgeryError: When the model's graph cannot be read.
 
     Example:
@@ -80,6 +87,8 @@ def quantize(
         raise KpipeError("quantize needs calibration data: some hundred inputs like those the model will see.")
     if islands not in ISLANDS:
         raise KpipeError(f"islands is {islands!r}; expected 'warn' or 'refuse'.")
+    watching = observer_of(observer)
+    momentum = (0.99 if watching.follows else 1.0) if momentum is None else momentum
     flow = sites(model)
     refuse_unsupported(flow)
     found = {site.path: reason for site in flow.sites if (reason := why_float(site)) is not None}
@@ -88,7 +97,7 @@ def quantize(
     plain = split(model)
     left_out = excluded(flow, plain, exclude)
     inputs = samples(calibration, model, limit=calibration_samples, what="calibration")
-    quantized = calibrate(rewrite(plain, momentum, {}, left_out), inputs)
+    quantized = calibrate(rewrite(plain, momentum, {}, left_out), inputs, observer=watching)
     if found:
         warnings.warn(f"{model.name!r} computes in float in {_listed(found)}.", UserWarning, stacklevel=2)
     return quantized

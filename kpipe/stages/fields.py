@@ -11,6 +11,7 @@ from kpipe.export import FORMATS
 from kpipe.layers import KERNEL_ROLES
 from kpipe.patterns import pattern_of, scope_of
 from kpipe.pipeline.task import LOSSES
+from kpipe.quantize.observers import observer_of
 from kpipe.quantize.quantize import SCHEMES
 from kpipe.registry import nearest
 from kpipe.saliency import CRITERIA, channel_criterion_of
@@ -93,6 +94,9 @@ LayerCriterionName = Annotated[str, _one_of("criterion", LAYER_CRITERIA)]
 LossName = Annotated[str, _one_of("loss", ("auto", *LOSSES))]
 FormatName = Annotated[str, _one_of("format", FORMATS)]
 SchemeName = Annotated[str, _one_of("scheme", SCHEMES)]
+ObserverSpec = Annotated[
+    str | dict[str, Any], _taken_by(observer_of, (str, dict), "a name, or {name: {argument: value}}")
+]
 PrecisionName = Annotated[str, _one_of("precision", PRECISIONS)]
 Roles = Annotated[tuple[Annotated[str, _one_of("role", KERNEL_ROLES)], ...], AfterValidator(_several)]
 ScheduleSpec = Annotated[dict[str, Any], _taken_by(lambda spec: schedule(spec, TRIED), dict, SCHEDULE)]

@@ -9,6 +9,7 @@ import pytest
 
 from kpipe.data import Dataset
 from kpipe.errors import ExportError, KpipeError, NoEffectWarning
+from kpipe.fake_quant import FakeQuant
 from kpipe.measure import measure
 from kpipe.pipeline import Baseline, Context, FloatModel, ModelSource, QuantizedModel
 from kpipe.pipeline.ledger import noting
@@ -196,6 +197,22 @@ def test_quantize_gives_a_quantized_model_that_keeps_zeros(model, data, tmp_path
     assert len(held) == len(zeros)
     for kernel, zero in zip(held, zeros, strict=True):
         assert (kernel[zero] == 0).all()
+
+
+def test_quantize_takes_an_observer_and_freezes_ranges(model, context):
+    x, updates = context.data.train[0], 8 // 4
+    for fields, most in (({}, updates), ({"freeze_ranges_after": 1}, 1), ({"observer": "mse"}, 0)):
+        made = Quantize(epochs=1, batch_size=-(-len(x) // updates), **fields).run(FloatModel(model), context).model
+        start = Quantize(observer=fields.get("observer", "minmax")).run(FloatModel(model), context).model
+        ranges = [[one.range() for one in net.layers if isinstance(one, FakeQuant)] for net in (start, made)]
+        assert (ranges[0] != ranges[1]) == (most > 0), fields
+        assert next(one.left for one in made.layers if isinstance(one, FakeQuant)) == (0 if most == 1 else np.inf)
+    clipped = Quantize(observer={"percentile": {"fraction": 0.9}}).run(FloatModel(model), context).model
+    assert clipped.layers[1].range()[1] < start.layers[1].range()[1]
+    with pytest.raises(ValueError, match="freeze_ranges_after would do nothing"):
+        Quantize(freeze_ranges_after=3)
+    with pytest.raises(ValueError, match="Did you mean 'minmax'"):
+        Quantize(observer="minmx")
 
 
 def test_what_quantize_leaves_in_float_is_in_the_record(data, tmp_path, baseline):
