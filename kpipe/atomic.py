@@ -1,8 +1,9 @@
 """Files that are written whole or not at all."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PARTIAL = ".partial-"
@@ -37,10 +38,82 @@ def replace_atomically(path: str | Path) -> Iterator[Path]:
         ['plan.json']
     """
     path = Path(path)
-    temporary = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
+    temporary = _beside(path, "")
     try:
         yield temporary
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def replace_together(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
+    """Give temporary paths that take their places together when the block ends well: all of them or none.
+
+    The first path is the one that counts, and takes its place last: whoever finds it finds the others too. When one
+    cannot be moved, those moved before it are taken back, and what they had replaced is put there again. Only a kill
+    amid the moves, which are one system call each, can leave some of the others without the first.
+
+    Args:
+        paths: Where the files are to stand; their folders must exist.
+
+    Yields:
+        One temporary path for each, as `replace_atomically` gives it.
+
+    Raises:
+        OSError: When the block did not write one of them, or it cannot be moved.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     target, beside = Path(folder) / "net.tflite", Path(folder) / "net.json"
+        ...     with replace_together([target, beside]) as temporaries:
+        ...         for temporary in temporaries:
+        ...             _ = temporary.write_text("{}")
+        ...     print(sorted(file.name for file in Path(folder).iterdir()))
+        ['net.json', 'net.tflite']
+    """
+    targets = [Path(path) for path in paths]
+    temporaries = [_beside(target, "") for target in targets]
+    backups = [_beside(target, "old-") for target in targets]
+    moving = False
+    try:
+        yield temporaries
+        for target, temporary, backup in zip(targets, temporaries, backups, strict=True):
+            temporary.stat()  # all of them were written, or none is moved
+            _keep(target, backup)
+        moving = True
+        for target, temporary in reversed(list(zip(targets, temporaries, strict=True))):
+            temporary.replace(target)
+    except BaseException:
+        for target, temporary, backup in zip(targets, temporaries, backups, strict=True):
+            if moving and not temporary.exists():
+                _take_back(target, backup)
+        raise
+    finally:
+        for left in (*temporaries, *backups):
+            left.unlink(missing_ok=True)
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f"{PARTIAL}{kind}{os.getpid()}-{path.name}")
+
+
+def _take_back(path: Path, backup: Path) -> None:
+    if backup.exists():
+        backup.replace(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _keep(path: Path, backup: Path) -> None:
+    """Keep what stands at `path` under another name too; a second name for the same bytes where the disk allows it."""
+    backup.unlink(missing_ok=True)
+    if not path.is_file():
+        return
+    try:
+        backup.hardlink_to(path)
+    except OSError:
+        with suppress(FileNotFoundError):
+            shutil.copyfile(path, backup)

@@ -1,8 +1,10 @@
 """Files are written whole or not at all."""
 
+from pathlib import Path
+
 import pytest
 
-from kpipe.atomic import PARTIAL, replace_atomically
+from kpipe.atomic import PARTIAL, replace_atomically, replace_together
 
 
 def test_a_failure_spares_what_was_there_and_leaves_nothing_else(tmp_path):
@@ -31,4 +33,51 @@ def test_a_run_sweeps_away_what_a_kill_left(tmp_path):
     block.__enter__().write_bytes(b"half")  # and never left: the process was killed
     assert [path.name.startswith(PARTIAL) for path in tmp_path.iterdir()] == [True]
     sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_files_take_their_places_together_the_first_one_last(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("net.tflite", "net.json", "net.cc")]
+    order = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, target: (order.append(target.name), replace(path, target)))
+    with replace_together(paths) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("new")
+        assert not any(path.exists() for path in paths)
+    assert order == ["net.cc", "net.json", "net.tflite"]
+    assert [path.read_text() for path in paths] == ["new"] * 3
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "copies"])
+@pytest.mark.parametrize("there", [True, False], ids=["over_old_ones", "anew"])
+@pytest.mark.parametrize("broken", range(3))
+def test_when_one_of_several_cannot_be_moved_all_is_as_before(broken, there, links, tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("net.tflite", "net.json", "net.cc")]
+    for path in paths if there else ():
+        path.write_text(f"old {path.name}")
+    replace = Path.replace
+
+    def failing(path, target):
+        if target == paths[broken] and path.read_text() == "new":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "replace", failing)
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    with pytest.raises(KeyboardInterrupt), replace_together(paths) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("new")
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == ({path.name: f"old {path.name}" for path in paths} if there else {})
+
+
+def test_a_file_of_several_that_was_not_written_leaves_none(tmp_path):
+    with pytest.raises(FileNotFoundError), replace_together([tmp_path / "a", tmp_path / "b"]) as (first, _):
+        first.write_text("new")
     assert not list(tmp_path.iterdir())
