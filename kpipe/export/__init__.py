@@ -1,27 +1,35 @@
 """Files for devices: written, proved in their runtime, timed, looked into."""
 
-from kpipe.export import litert, onnx
+from kpipe.export import litert, litert_compiled, onnx
 from kpipe.export.benchmark import Latency, benchmark, inspect, load_runtime
+from kpipe.export.engines import ENGINES, Engine
 from kpipe.export.file import Agreement, File, Inspection, Operation, Port
 from kpipe.export.formats import FORMATS, Format
+from kpipe.export.profile import OperationTime
 from kpipe.export.runtime import Runtime
+from kpipe.export.trial import ColdStart
 from kpipe.export.verify import verify
 from kpipe.export.write import export
 
 __all__ = [
+    "ENGINES",
     "FORMATS",
     "Agreement",
+    "ColdStart",
+    "Engine",
     "File",
     "Format",
     "Inspection",
     "Latency",
     "Operation",
+    "OperationTime",
     "Port",
     "Runtime",
     "benchmark",
     "export",
     "inspect",
     "litert",
+    "litert_compiled",
     "load_runtime",
     "onnx",
     "verify",

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from kpipe.errors import ExportError
+from kpipe.export.file import Port
 
 IDENTIFIER = b"TFL3"
 
@@ -24,3 +25,46 @@ def first_lines(error: Exception) -> str:
 def text(name: Any) -> str:
     """Give a name of a flatbuffer as text."""
     return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def enumeration(kind: type) -> dict[int, str]:
+    """Map the numbers of one of the flatbuffer's enumerations to their names."""
+    return {value: name for name, value in vars(kind).items() if isinstance(value, int)}
+
+
+def operator_names(model: Any) -> list[str]:
+    """Name the kinds of operations that a file uses, in the order of its table; own ones as "CUSTOM name"."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    known, names = enumeration(schema.BuiltinOperator), []
+    for code in model.operatorCodes:
+        number = max(code.builtinCode, code.deprecatedBuiltinCode)
+        custom = number == schema.BuiltinOperator.CUSTOM
+        names.append(f"CUSTOM {text(code.customCode)}" if custom else known.get(number, f"operation {number}"))
+    return names
+
+
+def ports(model: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Give a file's inputs and outputs, named by its signature where it has exactly one.
+
+    Args:
+        model: The file, read into objects.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    types, graph = enumeration(schema.TensorType), model.subgraphs[0]
+    signatures = model.signatureDefs or []
+    maps = [*signatures[0].inputs, *signatures[0].outputs] if len(signatures) == 1 else []
+    names = {entry.tensorIndex: text(entry.name) for entry in maps}
+
+    def port(place: int) -> Port:
+        tensor = graph.tensors[place]
+        open_axes = tensor.shapeSignature if tensor.shapeSignature is not None else tensor.shape
+        shape = tuple(None if int(size) < 0 else int(size) for size in open_axes)
+        grid = tensor.quantization
+        scale, zero = None, 0
+        if grid is not None and grid.scale is not None and len(grid.scale) == 1:
+            scale, zero = float(grid.scale[0]), int(grid.zeroPoint[0])
+        return Port(names.get(place, text(tensor.name)), shape, types[tensor.type].lower(), scale, zero)
+
+    return tuple(port(int(i)) for i in graph.inputs), tuple(port(int(i)) for i in graph.outputs)

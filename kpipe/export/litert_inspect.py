@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from kpipe.errors import ExportError
+from kpipe.export import native
 from kpipe.export.file import FloatOperation, Inspection, Operation
-from kpipe.export.litert_content import check_content, first_lines, text
+from kpipe.export.litert_content import check_content, enumeration, first_lines, operator_names, text
 
 MOVES = frozenset(
     "QUANTIZE DEQUANTIZE RESHAPE TRANSPOSE SQUEEZE EXPAND_DIMS SLICE STRIDED_SLICE SPLIT SPLIT_V PACK UNPACK "
@@ -21,25 +22,33 @@ def inspect(path: Path) -> Inspection:
 
     check_content(path)
     try:
-        model: Any = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+        model: Any = native.read_litert(path)
+        return judge(model, operator_names(model), enumeration(schema.TensorType))
     except Exception as error:  # a broken flatbuffer fails anywhere in the generated code
         raise ExportError(f"{path} is a broken LiteRT file: {first_lines(error)}") from error
-    operators, types = _names_of(schema.BuiltinOperator), _names_of(schema.TensorType)
+
+
+def judge(model: Any, operators: list[str], types: dict[int, str]) -> Inspection:
+    """Judge a LiteRT file that was read into objects.
+
+    Args:
+        model: The file.
+        operators: The names of its kinds of operations.
+        types: The names of the types of tensors.
+    """
     found: Counter[Operation] = Counter()
     floats: list[FloatOperation] = []
     for graph in model.subgraphs:
         for operator in graph.operators:
-            code = model.operatorCodes[operator.opcodeIndex]
-            number = max(code.builtinCode, code.deprecatedBuiltinCode)
-            custom = f"CUSTOM {text(code.customCode)}" if number == schema.BuiltinOperator.CUSTOM else ""
+            name = operators[operator.opcodeIndex]
             inputs, outputs = (
                 tuple(types[graph.tensors[i].type].lower() for i in places if i >= 0)
                 for places in (operator.inputs, operator.outputs)
             )
-            found[Operation(custom or operators[number], inputs, outputs)] += 1
-            if "float32" in (*inputs, *outputs) and operators[number] not in MOVES:
+            found[Operation(name, inputs, outputs)] += 1
+            if "float32" in (*inputs, *outputs) and name not in MOVES:
                 scope = text(graph.tensors[operator.outputs[0]].name)
-                floats.append(FloatOperation(scope, f"{operators[number]} computes in float"))
+                floats.append(FloatOperation(scope, f"{name} computes in float"))
     graph = model.subgraphs[0]
     ends = {types[graph.tensors[i].type] for i in (*graph.inputs, *graph.outputs)}
     stored = {types[tensor.type] for tensor in graph.tensors if _is_weight(model, tensor)}
@@ -49,10 +58,6 @@ def inspect(path: Path) -> Inspection:
         f"{one.name} needs an extension of the runtime" for one in operations if one.name.startswith("CUSTOM")
     )
     return Inspection(operations, precision, faults, tuple(floats) if precision == "int8" else ())
-
-
-def _names_of(enumeration: type) -> dict[int, str]:
-    return {value: name for name, value in vars(enumeration).items() if isinstance(value, int)}
 
 
 def _is_weight(model: Any, tensor: Any) -> bool:

@@ -1,30 +1,31 @@
-"""LiteRT files run by ai-edge-litert."""
+"""LiteRT files run by ai-edge-litert's interpreter."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kpipe.errors import ExportError
+from kpipe.export import native
+from kpipe.export.engines import ENGINES, Engine
 from kpipe.export.file import Port
 from kpipe.export.litert_content import check_content, first_lines
+from kpipe.export.litert_profile import by_prefixes
 from kpipe.export.quiet import quiet_native
 from kpipe.export.runtime import Runtime, from_port, to_port
 
 
 class LiteRTRuntime(Runtime):
-    """A .tflite file in ai-edge-litert, with XNNPACK."""
+    """A .tflite file in ai-edge-litert's interpreter, with XNNPACK or, without delegates, with its own kernels."""
 
-    def __init__(self, path: Path, threads: int = 1):
+    def __init__(self, path: Path, threads: int = 1, delegates: bool = True):
         super().__init__(path, threads)
-        from ai_edge_litert.interpreter import Interpreter
-
         check_content(path)
         try:
             with quiet_native():
-                self.interpreter: Any = Interpreter(model_path=str(path), num_threads=threads)
-                self.interpreter.allocate_tensors()
+                self.interpreter: Any = native.litert(path, threads, delegates)
         except (ValueError, RuntimeError) as error:
             raise ExportError(f"ai-edge-litert cannot load {path}: {first_lines(error)}") from error
         names_in, names_out = self._names()
@@ -76,3 +77,14 @@ def _port(detail: dict[str, Any], names: dict[int, str]) -> Port:
         scale=float(scale) or None,
         zero_point=int(zero_point),
     )
+
+
+ENGINES("litert")(Engine("tflite", LiteRTRuntime, partial(by_prefixes, "litert"), "the interpreter, with XNNPACK"))
+ENGINES("litert_builtin")(
+    Engine(
+        "tflite",
+        partial(LiteRTRuntime, delegates=False),
+        partial(by_prefixes, "litert_builtin"),
+        "the interpreter with its own kernels, without XNNPACK",
+    )
+)

@@ -4,18 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from kpipe.errors import ExportError
+from kpipe.export import native
 
 
 def load(path: Path) -> Any:
     """Read an ONNX file, or raise an `ExportError`."""
-    import onnx
-
     try:
-        proto = onnx.load(str(path))
-        onnx.checker.check_model(proto)
+        return native.load_onnx(path)
     except Exception as error:  # protobuf and the checker each raise their own
         raise ExportError(f"{path} is no ONNX file, or a broken one: {first_line(error)}") from error
-    return proto
 
 
 def first_line(error: Exception) -> str:

@@ -5,16 +5,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kpipe.errors import ExportError
+from kpipe.export import native
 from kpipe.export.file import Inspection, Operation
-from kpipe.export.onnx_content import load
+from kpipe.export.onnx_content import first_line
 from kpipe.export.onnx_float import float_operations
 
 
 def inspect(path: Path) -> Inspection:
     """Read the operations of an ONNX file and judge them."""
-    import onnx
+    try:
+        return judge(native.read_onnx(path))
+    except Exception as error:  # protobuf, the checker and the tables of types each raise their own
+        raise ExportError(f"{path} is no ONNX file, or a broken one: {first_line(error)}") from error
 
-    proto = onnx.shape_inference.infer_shapes(load(path))
+
+def judge(proto: Any) -> Inspection:
+    """Judge an ONNX file that was read, with the types of its tensors."""
     types = dict(_types(proto.graph))
     found = Counter(
         Operation(

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 
 from kpipe.errors import ExportError
+from kpipe.export import native
+from kpipe.export.engines import ENGINES, Engine
 from kpipe.export.file import Port
 from kpipe.export.onnx_content import first_line, load
 from kpipe.export.onnx_int8 import scale_behind
+from kpipe.export.onnx_profile import by_profiler
 from kpipe.export.runtime import Runtime
 
 
@@ -18,14 +21,9 @@ class OnnxRuntime(Runtime):
 
     def __init__(self, path: Path, threads: int = 1):
         super().__init__(path, threads)
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 4
         proto = load(path)
         try:
-            self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.session: Any = native.onnx_session(path, threads)
         except Exception as error:  # onnxruntime's own exceptions have no common parent
             raise ExportError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
         self.inputs = tuple(_port(end) for end in self.session.get_inputs())
@@ -56,3 +54,6 @@ def _port(end: Any, scale: float | None = None, zero_point: int = 0) -> Port:
     kind = str(end.type)[len("tensor(") : -1]
     dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
     return Port(end.name, shape, dtype, scale, zero_point)
+
+
+ENGINES("onnxruntime")(Engine("onnx", OnnxRuntime, by_profiler, "onnxruntime on the CPU"))

@@ -1,0 +1,85 @@
+"""LiteRT files run as compiled models, LiteRT's newer interface."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kpipe.errors import ExportError
+from kpipe.export import native
+from kpipe.export.engines import ENGINES, Engine
+from kpipe.export.file import Port
+from kpipe.export.litert_content import check_content, first_lines, ports
+from kpipe.export.litert_profile import by_prefixes
+from kpipe.export.quiet import quiet_native
+from kpipe.export.runtime import Runtime, from_port, to_port
+
+
+class CompiledRuntime(Runtime):
+    """A .tflite file as a compiled model of ai-edge-litert, on the CPU."""
+
+    def __init__(self, path: Path, threads: int = 1):
+        super().__init__(path, threads)
+        check_content(path)
+        try:
+            with quiet_native():
+                self.model: Any = native.litert_compiled(path, threads)
+            self.key = next(iter(self.model.get_signature_list()))
+        except (ValueError, RuntimeError) as error:
+            raise ExportError(f"ai-edge-litert cannot compile {path}: {first_lines(error)}") from error
+        inputs, outputs = ports(native.read_litert(path))
+        details = (self.model.get_input_tensor_details(self.key), self.model.get_output_tensor_details(self.key))
+        self.inputs, self.outputs = (
+            _named(each, known) for each, known in zip((inputs, outputs), details, strict=True)
+        )
+        self._buffers = {p.name: self.model.create_input_buffer_by_name(self.key, p.name) for p in self.inputs}
+        self._results = {p.name: self.model.create_output_buffer_by_name(self.key, p.name) for p in self.outputs}
+        with quiet_native():  # the first value that is written makes an environment, of which the runtime tells
+            self._write([np.zeros([size or 1 for size in port.shape], port.dtype) for port in self.inputs])
+
+    def invocation(self, inputs: Sequence[np.ndarray]) -> Callable[[], object]:
+        """Write one sample into the model's buffers and give what runs it."""
+        self.check(inputs)
+        self._write([to_port(array[:1], port) for port, array in zip(self.inputs, inputs, strict=True)])
+        return self._invoke
+
+    def _invoke(self) -> None:
+        self.model.run_by_name(self.key, self._buffers, self._results)
+
+    def _write(self, arrays: Sequence[np.ndarray]) -> None:
+        for port, array in zip(self.inputs, arrays, strict=True):
+            self._buffers[port.name].write(np.ascontiguousarray(array))
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run sample by sample."""
+        self.check(inputs)
+        rows: list[list[np.ndarray]] = [[] for _ in self.outputs]
+        ready = [to_port(array, port) for array, port in zip(inputs, self.inputs, strict=True)]
+        for n in range(len(inputs[0])):
+            self._write([array[n : n + 1] for array in ready])
+            self._invoke()
+            for row, port in zip(rows, self.outputs, strict=True):
+                shape = [size or 1 for size in port.shape]
+                found = self._results[port.name].read(int(np.prod(shape)), np.dtype(port.dtype).type)
+                row.append(from_port(np.asarray(found).reshape(shape), port))
+        return [np.concatenate(row) for row in rows]
+
+    def close(self) -> None:
+        """Drop the model and its buffers."""
+        with quiet_native():
+            self._buffers, self._results, self.model = {}, {}, None
+
+
+def _named(found: tuple[Port, ...], details: dict[str, Any]) -> tuple[Port, ...]:
+    """Check that the compiled model knows the ports by these names."""
+    missing = [port.name for port in found if port.name not in details]
+    if missing:
+        raise ExportError(f"The compiled model has no {', '.join(missing)}; it knows {', '.join(details)}.")
+    return found
+
+
+ENGINES("litert_compiled")(
+    Engine("tflite", CompiledRuntime, partial(by_prefixes, "litert_compiled"), "a compiled model on the CPU")
+)
