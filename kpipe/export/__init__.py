@@ -5,6 +5,7 @@ from kpipe.export.benchmark import Latency, benchmark, inspect, load_runtime
 from kpipe.export.engines import ENGINES, Engine
 from kpipe.export.file import Agreement, File, Inspection, Operation, Port
 from kpipe.export.formats import FORMATS, Format
+from kpipe.export.metadata import read_metadata
 from kpipe.export.profile import OperationTime
 from kpipe.export.runtime import Runtime
 from kpipe.export.trial import ColdStart
@@ -32,5 +33,6 @@ __all__ = [
     "litert_compiled",
     "load_runtime",
     "onnx",
+    "read_metadata",
     "verify",
 ]

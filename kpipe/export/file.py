@@ -1,8 +1,8 @@
 """What export, verify, benchmark and inspect give: plain frozen values."""
 
 import re
-from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +64,8 @@ class File:
         gzip_bytes: Its size when compressed with gzip at level 9, which is where zeros and clusters pay.
         agreement: How it agreed with the Keras model when it was written; None for a file from elsewhere.
         zstd_bytes: Its size when compressed with Zstandard at level 19; None where that was not measured.
+        metadata: What it says of itself, as `read_metadata` reads it.
+        beside: What was written beside it.
     """
 
     path: Path
@@ -73,10 +75,12 @@ class File:
     gzip_bytes: int
     agreement: Agreement | None = None
     zstd_bytes: int | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    beside: tuple[Path, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields as plain data, the path as text."""
-        return {**asdict(self), "path": str(self.path)}
+        """Give the fields as plain data, paths as text."""
+        return {**asdict(self), "path": str(self.path), "beside": [str(path) for path in self.beside]}
 
 
 @dataclass(frozen=True)

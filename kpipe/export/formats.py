@@ -22,6 +22,8 @@ class Format:
         convert: `(model, precision, output names) -> content`; an int8 model comes baked.
         runtime: Runs a file: `runtime(path, threads)`.
         inspect: `(path) -> Inspection`.
+        embed: `(content, text) -> content` with a text in it that no runtime reads.
+        extract: `(content) -> text`, what `embed` put there; None where there is none.
     """
 
     suffix: str
@@ -29,6 +31,8 @@ class Format:
     convert: Callable[[keras.Model, str, list[str]], bytes]
     runtime: type[Runtime]
     inspect: Callable[[Path], Inspection]
+    embed: Callable[[bytes, str], bytes]
+    extract: Callable[[bytes], str | None]
 
 
 FORMATS: Registry[Format] = Registry("file format")

@@ -11,6 +11,7 @@ from kpipe.errors import ExportError
 from kpipe.export.formats import FORMATS, Format
 from kpipe.export.litert_content import first_lines, text
 from kpipe.export.litert_inspect import inspect
+from kpipe.export.litert_metadata import embed, extract
 from kpipe.export.litert_runtime import LiteRTRuntime
 from kpipe.export.quiet import quiet
 from kpipe.export.signature import input_names, serving
@@ -66,4 +67,6 @@ def in_order(content: bytes, inputs: list[str], outputs: list[str]) -> bytes:
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
-FORMATS("tflite")(Format(".tflite", ("float32", "float16", "int8"), convert, LiteRTRuntime, inspect))
+FORMATS("tflite")(
+    Format(".tflite", ("float32", "float16", "int8"), convert, LiteRTRuntime, inspect, embed, extract)
+)

@@ -11,6 +11,7 @@ from kpipe.export.formats import FORMATS, Format
 from kpipe.export.onnx_content import first_line
 from kpipe.export.onnx_inspect import inspect
 from kpipe.export.onnx_int8 import store_int8
+from kpipe.export.onnx_metadata import embed, extract
 from kpipe.export.onnx_names import rename
 from kpipe.export.onnx_runtime import OnnxRuntime
 from kpipe.export.onnx_shapes import known_reshapes
@@ -131,4 +132,4 @@ def _is_grouped(layer: Any) -> bool:
     return type(layer) is keras.layers.Conv2D and layer.groups > 1
 
 
-FORMATS("onnx")(Format(".onnx", ("float32", "int8"), convert, OnnxRuntime, inspect))
+FORMATS("onnx")(Format(".onnx", ("float32", "int8"), convert, OnnxRuntime, inspect, embed, extract))

@@ -8,11 +8,13 @@ from typing import Any
 
 import keras
 
-from kpipe.atomic import replace_atomically
+from kpipe.atomic import replace_together
 from kpipe.data import samples
 from kpipe.errors import ExportError
 from kpipe.export.file import Agreement, File
 from kpipe.export.formats import FORMATS, Format, format_of
+from kpipe.export.metadata import Given, as_json, describe
+from kpipe.export.sidecar import json_path, sidecar
 from kpipe.export.signature import check_exportable, output_names
 from kpipe.export.sizes import gzip_size, zstd_size
 from kpipe.export.verify import DATA_SAMPLES, check, compare
@@ -22,25 +24,39 @@ from kpipe.registry import nearest
 PRECISIONS = ("float32", "float16", "int8")
 
 
-def export(model: keras.Model, path: str | Path, precision: str | None = None, data: Any = None) -> File:
+def export(
+    model: keras.Model,
+    path: str | Path,
+    precision: str | None = None,
+    data: Any = None,
+    metadata: Given | None = None,
+) -> File:
     """Write a model as a LiteRT or ONNX file and prove it.
 
     The file is written under another name beside its place, loaded in its runtime, compared with the Keras model, and
-    looked into; only then it takes its place. When anything fails, nothing is left behind and a file that was there
-    before stays.
+    looked into; only then it takes its place, and what is written beside it with it. When anything fails, nothing is
+    left behind and what was there before stays.
+
+    The file says what it is: version, model, format, precision, scheme, and the scaling of inputs that its first layers
+    do. `read_metadata` reads it. No runtime does: with and without, the outputs are the same bit for bit.
 
     Args:
         model: A built Keras model with fixed inputs; for an int8 file one made by `kpipe.quantize`. It is not changed.
         path: Where to write; the suffix says the format, .tflite or .onnx. Missing folders are made.
         precision: "float32", "float16" (LiteRT only) or "int8". None: int8 for a quantized model, else float32.
         data: Samples to compare on, anything that `model.fit` takes. None: seeded random ones.
+        metadata: What else the file is to say: "labels" (a name for each class; with several outputs, output name ->
+            names), "normalisation" ({"scale", "offset"} by which the caller turns what is measured into what goes in),
+            and whatever else is plain data; or a function that gives these for the path of the written file. All of it
+            then stands beside the file too, in `<name>.json`.
 
     Returns:
         The file with its sizes and how it agrees with the model.
 
     Raises:
         ExportError: When the suffix or precision is unknown, the folder cannot be written, the converter refuses the
-            model, an int8 file would hold a float operation, or the file does not agree (see `verify`).
+            model, an int8 file would hold a float operation, the metadata do not fit, or the file does not agree
+            (see `verify`).
 
     Example:
         >>> import tempfile
@@ -58,11 +74,26 @@ def export(model: keras.Model, path: str | Path, precision: str | None = None, d
     if data is not None:  # read once, before any work: it may be a generator, and it may be wrong
         inputs = samples(data, model, limit=DATA_SAMPLES, what="verification")
         data = inputs[0] if len(inputs) == 1 else inputs
+    found = {"format": name, "precision": precision, "scheme": "int8" if is_quantized(model) else None}
+    facts = describe(model, found, None if callable(metadata) else metadata)
     content = form.convert(bake(model) if precision == "int8" else model, precision, output_names(model))
-    with in_place(path) as temporary:
-        temporary.write_bytes(content)
-        agreement = prove(temporary, name, precision, model, data)
-    return File(path, name, precision, len(content), gzip_size(content), agreement, zstd_size(content))
+    beside = () if metadata is None else (json_path(path),)
+    with in_place(path, *beside) as (temporary, *others):
+
+        def settle() -> Agreement:
+            temporary.write_bytes(form.embed(content, as_json(facts)))
+            return prove(temporary, name, precision, model, data)
+
+        agreement = settle()
+        if callable(metadata):  # it may measure the file, which was proved; what it says goes in, and is proved again
+            facts = describe(model, found, metadata(temporary))
+            agreement = settle()
+        written = temporary.read_bytes()
+        sizes = {"bytes": len(written), "gzip_bytes": gzip_size(written), "zstd_bytes": zstd_size(written)}
+        file = File(path, name, precision, agreement=agreement, metadata=facts, beside=beside, **sizes)
+        for other in others:
+            other.write_text(sidecar(file, written), encoding="utf-8")
+    return file
 
 
 def prove(path: Path, name: str, precision: str, model: keras.Model, data: Any) -> Agreement:
@@ -127,13 +158,16 @@ def check_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def in_place(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` that takes its place at the end; on failure remove it and new folders."""
+def in_place(path: Path, *beside: Path) -> Iterator[list[Path]]:
+    """Give temporary names that take the places of a file and those beside it at the end, all or none of them.
+
+    On failure they are removed, and new folders too.
+    """
     made = [folder for folder in path.absolute().parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_atomically(path) as temporary:
-            yield temporary
+        with replace_together([path, *beside]) as temporaries:
+            yield temporaries
     except BaseException as error:
         for folder in made:
             with contextlib.suppress(OSError):

@@ -1,7 +1,6 @@
 """The run directory: keys, atomic writes, and which finished steps still hold."""
 
 import hashlib
-import importlib.metadata
 import json
 import re
 import shutil
@@ -18,14 +17,6 @@ from kpipe.data import Dataset
 from kpipe.errors import KpipeError
 
 STEP = re.compile(r"\d\d-[a-z_]+")
-
-
-def own_version() -> str:
-    """Give kpipe's version; "0" in a checkout that is not installed."""
-    try:
-        return importlib.metadata.version("kpipe")
-    except importlib.metadata.PackageNotFoundError:
-        return "0"
 
 
 def digest(*parts: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import yaml
 
 from kpipe.data import Dataset
+from kpipe.export.metadata import own_version
 from kpipe.pipeline import checkpoint, examine, ledger
 
 
@@ -73,7 +74,7 @@ def deliver(plan: Planned, directory: Path, data: Dataset, entries: Sequence[dic
     delivered = ledger.reductions([file for _, file in exported], timed[0]["files"])
     metrics = {
         "name": plan.name,
-        "kpipe": checkpoint.own_version(),
+        "kpipe": own_version(),
         "recipe_key": key,
         "data": {
             "source": plan.config["data"]["source"],

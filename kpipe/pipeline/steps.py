@@ -9,6 +9,7 @@ import keras
 
 from kpipe.data import Dataset
 from kpipe.errors import KpipeError
+from kpipe.export.metadata import own_version
 from kpipe.pipeline import checkpoint
 from kpipe.pipeline.source import ModelSource, make_model
 from kpipe.pipeline.stage import Stage
@@ -90,7 +91,7 @@ def plan_steps(plan: Plan, data: Dataset, model: keras.Model) -> list[Step]:
     """
     key = checkpoint.digest(
         {
-            "kpipe": checkpoint.own_version(),
+            "kpipe": own_version(),
             "seed": plan.seed,
             "data": checkpoint.data_fingerprint(data),
             "model": checkpoint.model_fingerprint(model),
