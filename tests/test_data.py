@@ -105,6 +105,7 @@ def test_digits_are_the_bundled_ones_split_by_seed():
     assert not np.array_equal(data.train[0], other.train[0])
     rows = {row.tobytes() for row in data.train[0]}
     assert all(row.tobytes() in rows for row in data.calibration)
+    assert data.labels == tuple("0123456789") and data.scale == 1 / 16
 
 
 def write(folder, name="mine", **changes):
@@ -131,6 +132,9 @@ def test_npz_by_path_and_by_name(tmp_path, monkeypatch):
         assert len(data.train[0]) == 15 and len(data.validation[0]) == 5
         np.testing.assert_array_equal(data.test[0][..., 0], arrays["x_test"].astype("float32") / 255)
         assert data.test[1].shape == (6,) and data.test[1].dtype == np.int64
+        assert data.labels == () and data.scale == 1 / 255
+    for labels, told in ((["a", "b", "c"], ("a", "b", "c")), (["a", "b"], ())):
+        assert load(str(write(tmp_path, labels=np.array(labels))[0])).labels == told
 
 
 def test_series_of_floats_get_no_channel_axis(tmp_path):
@@ -238,6 +242,7 @@ def test_a_pair_of_csv_files_gives_token_ids(tmp_path, monkeypatch):
     monkeypatch.setenv("KPIPE_DATA", str(tmp_path))
     data = load("talk", tokens=4, vocabulary=20, validation_fraction=0.4)
     assert data.classes == 2 and data.input_shape == (4,) and data.test[0].dtype == np.int32
+    assert data.labels == ("music", "weather") and data.scale is None
     rows = np.concatenate([data.train[0], data.validation[0]])
     assert (rows == 2).sum() == 3  # "play" is the most frequent word; 0 pads, 1 is an unknown word
     assert data.test[0][0, 0] == 1 and data.test[0][0, 3] == 0 and data.test[1].tolist() == [1]

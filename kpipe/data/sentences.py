@@ -45,10 +45,10 @@ def sentences(
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise KpipeError(f"Received {name}={value!r}; expected an integer of at least {least}.")
     (texts, labels), (test_texts, test_labels) = _read(Path(train)), _read(Path(test))
-    classes = sorted(set(labels))
+    classes = class_names(Path(train))
     strange = sorted(set(test_labels) - set(classes))
     if strange:
-        raise KpipeError(f"{test} has the classes {strange}, which {train} lacks; it has {classes}.")
+        raise KpipeError(f"{test} has the classes {strange}, which {train} lacks; it has {list(classes)}.")
     vectorize = keras.layers.TextVectorization(max_tokens=vocabulary, output_sequence_length=tokens)
     vectorize.adapt(texts)
 
@@ -56,6 +56,11 @@ def sentences(
         return np.asarray(vectorize(lines), "int32"), np.asarray([classes.index(name) for name in names], "int64")
 
     return (*numbered(texts, labels), *numbered(test_texts, test_labels))
+
+
+def class_names(train: Path) -> tuple[str, ...]:
+    """Give the classes of a CSV file of sentences in the order by which they are numbered."""
+    return tuple(sorted(set(_read(train)[1])))
 
 
 def _read(path: Path) -> tuple[list[str], list[str]]:

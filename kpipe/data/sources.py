@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kpipe.data.sentences import sentences
+from kpipe.data.sentences import class_names, sentences
 from kpipe.errors import KpipeError
 from kpipe.registry import Registry, nearest
 
@@ -22,12 +22,26 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 SOURCES: Registry[Callable[[int], Arrays]] = Registry("data source")
 """Name -> function of the seed that gives x_train, y_train, x_test, y_test."""
 
+DIGITS = tuple("0123456789")
+CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Hold the four splits of one data source; the calibration samples come from the training split.
+
+    Args:
+        name: What the source is called.
+        train: Inputs and labels.
+        validation: Likewise.
+        test: Likewise.
+        calibration: Inputs alone.
+        classes: How many classes the labels number; None where they are no classes.
+        labels: The names of the classes in the order of their numbers, where the source tells them.
+        scale: What the stored numbers were multiplied by to become the inputs; None where they are the inputs.
 
     Example:
         >>> x, y = np.zeros((4, 2), "float32"), np.array([0, 1, 0, 1])
@@ -41,6 +55,8 @@ class Dataset:
     test: Split
     calibration: np.ndarray
     classes: int | None
+    labels: tuple[str, ...] = ()
+    scale: float | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -55,6 +71,8 @@ def load(
 
     Images stored as unsigned bytes become float32 in [0, 1], and get a channel axis when they have none. The training
     data is shuffled by the seed; its end is the validation split.
+
+    The names of the classes come from an array `labels` in a .npz file, from the labels of CSV files, or are known.
 
     Args:
         source: "digits" (scikit-learn's, bundled), "mnist", "fashion_mnist" or "cifar10" (`<name>.npz` in the folder
@@ -87,6 +105,9 @@ def load(
     if isinstance(found, Dataset):
         return found
     x, y, x_test, y_test = _prepare(source, found)
+    facts = SOURCES.facts(source) if source in SOURCES else {}
+    classes = int(max(y.max(), y_test.max())) + 1 if y.ndim == 1 and y.dtype.kind in "iu" else None
+    labels = _names(source, options) or facts.get("labels", ())
     order = np.random.default_rng(seed).permutation(len(x))
     held = max(1, round(validation_fraction * len(x)))
     if held >= len(x):
@@ -98,8 +119,33 @@ def load(
         validation=(x[validation], y[validation]),
         test=(x_test, y_test),
         calibration=x[train[:calibration_samples]],
-        classes=int(max(y.max(), y_test.max())) + 1 if y.ndim == 1 and y.dtype.kind in "iu" else None,
+        classes=classes,
+        labels=labels if len(labels) == classes else (),
+        scale=1 / 255 if found[0].dtype == np.uint8 else facts.get("scale"),
     )
+
+
+def _names(source: str, options: dict[str, Any]) -> tuple[str, ...]:
+    """Give the names of the classes that a source on disk tells: `labels` of a .npz file, or those of a CSV pair."""
+    stored = _stored(source)
+    path = Path(source).expanduser() if source.endswith(".npz") else stored
+    if pair := _pair(stored):
+        return class_names(pair[0])
+    if path is None or not path.is_file():
+        return ()
+    with np.load(path, allow_pickle=False) as held:
+        return tuple(str(name) for name in held["labels"]) if "labels" in held.files else ()
+
+
+def _stored(source: str) -> Path | None:
+    folder = os.environ.get("KPIPE_DATA")
+    return Path(folder).expanduser() / f"{source}.npz" if folder else None
+
+
+def _pair(stored: Path | None) -> list[Path]:
+    """Give the two CSV files of a source, where both are there."""
+    pair = [Path(f"{stored.with_suffix('')}_{part}.csv") for part in ("train", "test")] if stored else []
+    return pair if pair and all(file.exists() for file in pair) else []
 
 
 def _find(source: str, seed: int, options: dict[str, Any]) -> Dataset | Arrays:
@@ -107,10 +153,8 @@ def _find(source: str, seed: int, options: dict[str, Any]) -> Dataset | Arrays:
         raise KpipeError(f"The data source is {source!r}; expected a name, a path or 'module:function'.")
     if ":" in source and not Path(source).suffix == ".npz":
         return _call(source, options)
-    folder = os.environ.get("KPIPE_DATA")
-    stored = Path(folder).expanduser() / f"{source}.npz" if folder else None
-    pair = [Path(f"{stored.with_suffix('')}_{part}.csv") for part in ("train", "test")] if stored else []
-    if pair and all(file.exists() for file in pair):
+    stored = _stored(source)
+    if pair := _pair(stored):
         return _call_with(source, sentences, {"train": pair[0], "test": pair[1], **options})
     if options:
         raise KpipeError(
@@ -227,7 +271,7 @@ def _labels(y: np.ndarray) -> np.ndarray:
     return y.astype("int64") if y.dtype.kind in "iu" else y
 
 
-@SOURCES("digits", bundled=True)
+@SOURCES("digits", bundled=True, labels=DIGITS, scale=1 / 16)
 def digits(seed: int) -> Arrays:
     """Give scikit-learn's 1,797 digits of 8x8 pixels, a fifth of them for the test.
 
@@ -257,19 +301,19 @@ def _download(name: str) -> Arrays:
     return x, y, x_test, y_test
 
 
-@SOURCES("mnist")
+@SOURCES("mnist", labels=DIGITS)
 def mnist(seed: int) -> Arrays:
     """Give MNIST: 70,000 handwritten digits of 28x28 pixels."""
     return _download("mnist")
 
 
-@SOURCES("fashion_mnist")
+@SOURCES("fashion_mnist", labels=CLOTHES)
 def fashion_mnist(seed: int) -> Arrays:
     """Give Fashion-MNIST: 70,000 pieces of clothing of 28x28 pixels."""
     return _download("fashion_mnist")
 
 
-@SOURCES("cifar10")
+@SOURCES("cifar10", labels=THINGS)
 def cifar10(seed: int) -> Arrays:
     """Give CIFAR-10: 60,000 colour images of 32x32 pixels."""
     return _download("cifar10")

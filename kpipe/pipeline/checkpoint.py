@@ -77,7 +77,7 @@ def finished(folder: Path, key: str) -> dict[str, Any] | None:
     entry = read_json(folder / "entry.json")
     if not isinstance(entry, dict) or entry.get("key") != key:
         return None
-    held = [file["path"] for file in entry["files"]]
+    held = [path for file in entry["files"] for path in (file["path"], *file.get("beside", ()))]
     if entry["artifact"]["kind"] != "file":
         held.append(entry["artifact"]["path"])
     return entry if all((folder / path).is_file() for path in held) else None

@@ -38,6 +38,8 @@ class Context:
         holds_zeros: Whether the run started from a pruned model or an earlier stage pruned weights: a training must
             keep the zeros that it finds.
         holds_clusters: Whether an earlier stage clustered weights: a training must keep equal what it finds equal.
+        key: The digest of all that the step rests on, the recipe up to it included.
+        steps: The names of the steps up to this one.
         progress: Who is told how it goes.
         record: Where a stage puts what it has to say.
     """
@@ -51,6 +53,8 @@ class Context:
     loss: str = "auto"
     holds_zeros: bool = False
     holds_clusters: bool = False
+    key: str = ""
+    steps: tuple[str, ...] = ()
     progress: Progress = field(default_factory=Quiet)
     record: Record = field(default_factory=Record)
 

@@ -63,14 +63,15 @@ def deliver(plan: Planned, directory: Path, data: Dataset, entries: Sequence[dic
     latency = _latency(directory, key, paths)
     timed = [_with_latency(entry, latency["files"]) for entry in entries]
     exported = [(entry, file) for entry in timed if entry["artifact"]["kind"] == "file" for file in entry["files"]]
-    names = sorted({file["path"] for _, file in exported})
+    places = {name: entry["name"] for entry, file in exported for name in (*file.get("beside", ()), file["path"])}
+    names = sorted(places)
     earlier = checkpoint.read_json(directory / "metrics.json")
     if set(_delivered(directory)) - set(names) or (isinstance(earlier, dict) and earlier.get("recipe_key") != key):
         withdraw(directory)
         checkpoint.write_json(directory / "latency.json", latency)
     checkpoint.write_json(directory / DELIVERED, names)
-    for entry, file in exported:
-        checkpoint.copy(directory / entry["name"] / file["path"], directory / file["path"])
+    for name, folder in places.items():
+        checkpoint.copy(directory / folder / name, directory / name)
     delivered = ledger.reductions([file for _, file in exported], timed[0]["files"])
     metrics = {
         "name": plan.name,

@@ -2,7 +2,7 @@
 
 import hashlib
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -59,7 +59,12 @@ def file_accuracy(path: Path, model: keras.Model, data: Dataset, loss: str = "au
 
 
 def export_file(
-    model: keras.Model, path: Path, data: Dataset, precision: str | None = None, loss: str = "auto"
+    model: keras.Model,
+    path: Path,
+    data: Dataset,
+    precision: str | None = None,
+    loss: str = "auto",
+    metadata: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Export a model, verified on the calibration samples, and measure the file.
 
@@ -67,14 +72,23 @@ def export_file(
         model: The float or quantized Keras model.
         path: The target; its suffix is the format.
         data: The data set.
-        precision: None for the model's own: float32, or int8 for a quantized one.
+        precision: None for the model's own: float32, or the scheme by which it is quantized.
         loss: The loss that the model was trained with.
+        metadata: What the file is to say of itself, beside the accuracy that is measured on it here. None for a file
+            that is not delivered.
 
     Returns:
         The file's entry: path (relative to its folder), format, precision, bytes, gzip_bytes, zstd_bytes,
-            accuracy, agreement.
+            accuracy, agreement, beside (what was written beside it).
     """
-    file = export(model, path, precision=precision, data=data.calibration)
+    measured: list[float | None] = []
+
+    def facts(written: Path) -> dict[str, Any]:
+        measured.append(file_accuracy(written, model, data, loss))
+        found = {"accuracy": measured[0], "data": data.name, "test_samples": len(data.test[0])}
+        return {**found, **(metadata or {})}
+
+    file = export(model, path, precision=precision, data=data.calibration, metadata=None if metadata is None else facts)
     return {
         "path": path.name,
         "format": file.format,
@@ -82,8 +96,9 @@ def export_file(
         "bytes": file.bytes,
         "gzip_bytes": file.gzip_bytes,
         "zstd_bytes": file.zstd_bytes,
-        "accuracy": file_accuracy(path, model, data, loss),
+        "accuracy": measured[0] if measured else file_accuracy(path, model, data, loss),
         "agreement": None if file.agreement is None else plain(file.agreement.to_dict()),
+        "beside": [beside.name for beside in file.beside],
     }
 
 

@@ -127,6 +127,8 @@ def _take(run: _Run, step: Step, entries: Sequence[dict[str, Any]], start: keras
             loss=step.loss,
             holds_zeros=_has_zeros(start) or any(stage.leaves_zeros for stage in earlier),
             holds_clusters=any(stage.leaves_clusters for stage in earlier),
+            key=step.key,
+            steps=(*(entry["name"] for entry in entries), step.name),
             progress=run.progress,
         )
         with noting(context.record):

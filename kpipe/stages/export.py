@@ -17,10 +17,14 @@ class Export(Stage):
 
     Args:
         formats: The formats, such as [tflite, onnx].
-        precision: float32 or float16 for a float model; None for the model's own: float32, or int8 for a quantized one.
+        precision: float32, or a scheme that rounds weights alone (float16, int8_dynamic) for a float model; None for the
+            model's own: float32, or the scheme by which it is quantized.
         name: The files' name without suffix; None for the recipe's name.
         max_accuracy_drop: Refuse to deliver a file whose accuracy on the test split, measured in the runtime, is lower
             than the baseline's by more than this fraction; None to deliver whatever comes.
+        labels: The names of the classes, for the files to say; None for those that the data source tells.
+        metadata: What else the files are to say, such as {author: "..."}. Each says besides what it was made of: the
+            recipe's steps and key, its accuracy, the scaling of its inputs; and has all of it beside it as JSON.
     """
 
     stage: Literal["export"] = "export"
@@ -29,6 +33,8 @@ class Export(Stage):
     precision: PrecisionName | None = None
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")] | None = None
     max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] | None = None
+    labels: tuple[str, ...] | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _written(self) -> Self:
@@ -46,11 +52,21 @@ class Export(Stage):
         for index, suffix in enumerate(self.formats):
             context.progress.tell(f"exporting {suffix}", index / len(self.formats))
             path = context.folder / f"{self.name or context.name}.{suffix}"
-            file = export_file(artifact.model, path, context.data, self.precision, context.loss)
+            said = self._metadata(artifact.model, context)
+            file = export_file(artifact.model, path, context.data, self.precision, context.loss, said)
             if reference is not None:
                 self._judge(file, reference)
             context.record.files.append(file)
         return artifact
+
+    def _metadata(self, model: Any, context: Context) -> dict[str, Any]:
+        said: dict[str, Any] = {"recipe": context.name, "recipe_key": context.key, "stages": context.steps}
+        if context.data.scale is not None:
+            said["normalisation"] = {"scale": context.data.scale}
+        labels = self.labels
+        if labels is None and len(model.outputs) == 1 and len(context.data.labels) == model.outputs[0].shape[-1]:
+            labels = context.data.labels
+        return {**said, **({"labels": labels} if labels else {}), **self.metadata}
 
     def _judge(self, file: dict[str, Any], before: float) -> None:
         if file["accuracy"] is None:

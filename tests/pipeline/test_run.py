@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kpipe.errors import KpipeError
+from kpipe.export import read_metadata
 from kpipe.pipeline import STAGES, Context, FloatModel, Quiet, Stage
 from kpipe.pipeline.steps import begin, plan_steps
 from kpipe.recipe import parse_recipe
@@ -100,10 +101,16 @@ def test_a_run_writes_its_directory(document, tmp_path):
     directory = tmp_path / "run"
     assert sorted(path.name for path in directory.iterdir()) == [
         ".delivered.json", "00-model", "01-shift", "02-shift", "03-export",
-        "latency.json", "metrics.json", "recipe.yaml", "shifts.tflite",
+        "latency.json", "metrics.json", "recipe.yaml", "shifts.tflite", "shifts.tflite.json",
     ]  # fmt: skip
     assert metrics == json.loads((directory / "metrics.json").read_text())
     assert (directory / "shifts.tflite").read_bytes() == (directory / "03-export" / "shifts.tflite").read_bytes()
+    said = read_metadata(directory / "shifts.tflite")
+    assert (said["recipe"], said["stages"]) == ("shifts", ["00-model", "01-shift", "02-shift", "03-export"])
+    assert said["recipe_key"] == metrics["stages"][-1]["key"]
+    assert (said["accuracy"], said["test_samples"]) == (metrics["delivery"][0]["accuracy"], 20)
+    beside = json.loads((directory / "shifts.tflite.json").read_text())
+    assert beside["file"]["bytes"] == metrics["delivery"][0]["bytes"]
     for entry in metrics["stages"]:
         assert json.loads((directory / entry["name"] / "entry.json").read_text())["key"] == entry["key"]
         for file in entry["files"]:

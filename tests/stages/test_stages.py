@@ -1,5 +1,6 @@
 """Each stage on a net and data so small that a training takes a second."""
 
+import json
 import warnings
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 
 from kpipe.data import Dataset
 from kpipe.errors import ExportError, KpipeError, NoEffectWarning
+from kpipe.export import read_metadata
 from kpipe.fake_quant import FakeQuant
 from kpipe.measure import measure
 from kpipe.pipeline import Baseline, Context, FloatModel, ModelSource, QuantizedModel
@@ -266,6 +268,27 @@ def test_export_measures_its_files_and_gives_the_model_on(model, context):
     for file in files:
         assert file["bytes"] == (context.folder / file["path"]).stat().st_size
         assert file["accuracy"] == pytest.approx(expected)
+
+
+def test_export_tells_the_files_what_they_are_made_of(model, data, tmp_path):
+    known = replace(data, labels=("left", "middle", "right"), scale=0.25)
+    context = Context("net", known, 0, tmp_path, tmp_path, key="k" * 64, steps=("01-train", "02-export"))
+    for stage, labels in (
+        (Export(metadata={"author": "one"}), ["left", "middle", "right"]),
+        (Export(labels=("a", "b", "c")), ["a", "b", "c"]),
+    ):
+        stage.run(FloatModel(model), context)
+        said = read_metadata(tmp_path / "net.tflite")
+        assert said["labels"] == labels
+        assert (said["recipe"], said["recipe_key"], said["stages"]) == ("net", "k" * 64, ["01-train", "02-export"])
+        assert said["normalisation"] == [{"input": "image", "by": "caller", "scale": 0.25, "offset": 0.0}]
+        assert context.record.files[-1]["beside"] == ["net.tflite.json"]
+        assert json.loads((tmp_path / "net.tflite.json").read_text())["labels"] == labels
+    assert said["accuracy"] == context.record.files[-1]["accuracy"]
+    Export().run(FloatModel(model), replace(context, data=replace(data, labels=("only", "two"))))
+    assert "labels" not in read_metadata(tmp_path / "net.tflite")  # of another number of classes: not this model's
+    with pytest.raises(ExportError, match="2 labels"):
+        Export(labels=("only", "two")).run(FloatModel(model), context)
 
 
 def test_export_refuses_a_file_that_lost_too_much(model, data, tmp_path, baseline):
