@@ -16,7 +16,8 @@ from kpipe.cli.console import as_table, out, plain_errors
 from kpipe.cluster import INITS
 from kpipe.data import SOURCES
 from kpipe.errors import KpipeError
-from kpipe.export import FORMATS
+from kpipe.export import ENGINES, FORMATS
+from kpipe.fake_quant import SCHEMES
 from kpipe.layers import KERNEL_ROLES, RULES, LayerFacts
 from kpipe.layers.rule import QuantizationFact
 from kpipe.patterns import PATTERNS, SCOPES
@@ -172,6 +173,19 @@ def _patterns() -> list[Row]:
     ]
 
 
+def _schemes() -> list[Row]:
+    return [
+        {
+            "Scheme": name,
+            "Weights": f"{SCHEMES[name].weights} bits",
+            "Activations": "float" if SCHEMES[name].activations is None else f"{SCHEMES[name].activations} bits",
+            "Files": ", ".join(FORMATS[form].suffix for form in FORMATS if name in FORMATS[form].precisions),
+            "What it is": SCHEMES[name].what,
+        }
+        for name in SCHEMES
+    ]
+
+
 def _formats() -> list[Row]:
     return [
         {
@@ -182,6 +196,10 @@ def _formats() -> list[Row]:
         }
         for name in FORMATS
     ]
+
+
+def _engines() -> list[Row]:
+    return [{"Engine": name, "Format": ENGINES[name].format, "What it is": ENGINES[name].about} for name in ENGINES]
 
 
 def _recipes() -> list[Row]:
@@ -204,7 +222,9 @@ LISTS: dict[str, Callable[[], list[Row]]] = {
     "patterns": _patterns,
     "scopes": _registry("Scope", SCOPES),
     "inits": _registry("Start of clusters", INITS),
+    "schemes": _schemes,
     "formats": _formats,
+    "engines": _engines,
     "data": _registry("Data", SOURCES),
     "recipes": _recipes,
 }

@@ -59,7 +59,7 @@ class File:
     Args:
         path: Where it lies.
         format: "tflite" or "onnx".
-        precision: "float32", "float16" or "int8".
+        precision: "float32", or the scheme by which it was rounded, such as "int8".
         bytes: Its size.
         gzip_bytes: Its size when compressed with gzip at level 9, which is where zeros and clusters pay.
         agreement: How it agreed with the Keras model when it was written; None for a file from elsewhere.
@@ -163,15 +163,23 @@ class Inspection:
 
     Args:
         operations: Its operations, like ones counted together, most frequent first.
-        precision: "int8" when it computes in int8, "float16" when its weights are stored so, else "float32".
+        precision: That of the scheme which rounds as it does, or "float32".
         faults: Why no runtime without an extension computes it.
-        floats: Of an int8 file, what it computes in float.
+        floats: Where whole numbers flow between its operations, what computes in float.
+        stored: The type and the number of entries of each constant with several axes.
     """
 
     operations: tuple[Operation, ...]
     precision: str
     faults: tuple[str, ...] = ()
     floats: tuple[FloatOperation, ...] = ()
+    stored: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def hybrids(self) -> int:
+        """How many operations take floats and whole weights, and so round what comes in as they run."""
+        kinds = ((one.inputs[:1], set(one.inputs[1:]), one.count) for one in self.operations)
+        return sum(count for first, rest, count in kinds if first == ("float32",) and rest & {"int8", "int4"})
 
     def __str__(self) -> str:
         return "\n".join([f"precision: {self.precision}", *map(str, self.operations)])

@@ -13,17 +13,20 @@ from kpipe.export.litert_content import first_lines, text
 from kpipe.export.litert_inspect import inspect
 from kpipe.export.litert_metadata import embed, extract
 from kpipe.export.litert_runtime import LiteRTRuntime
+from kpipe.export.litert_weights import store_weights
 from kpipe.export.quiet import quiet
 from kpipe.export.signature import input_names, serving
+from kpipe.fake_quant import SCHEMES
 
 
 def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
     """Write a model as a LiteRT file for one sample at a time.
 
     Args:
-        model: The model; for int8 one that was baked.
-        precision: "float32", "float16" (weights are stored so, computation stays in float32) or "int8" (inputs and
-            outputs too).
+        model: The model; of a scheme's precision one that was baked.
+        precision: "float32", "float16" (weights are stored so, computation stays in float32), "int8" (inputs and
+            outputs too) or "int8_dynamic" (weights are stored so; the kernels of dense layers and convolutions round
+            what comes in to 8 bits, and give floats).
         names: Names of the outputs, in the order of `model.outputs`.
 
     Returns:
@@ -32,6 +35,7 @@ def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
     Raises:
         ExportError: When the converter refuses the model.
     """
+    whole_numbers = precision in SCHEMES and SCHEMES[precision].activations is not None
     serve, specs = serving(model, names)
     with tempfile.TemporaryDirectory() as folder, quiet():
         archive = keras.export.ExportArchive()
@@ -39,16 +43,18 @@ def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
         archive.add_endpoint("serve", serve, input_signature=specs)
         archive.write_out(folder, verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        if precision != "float32":
+        if whole_numbers or precision == "float16":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
-        if precision == "int8":
+        if whole_numbers:
             converter.inference_input_type = converter.inference_output_type = tf.int8
         try:
             content = converter.convert()
         except Exception as error:
             raise ExportError(f"LiteRT's converter refuses model {model.name!r}: {first_lines(error)}") from error
+    if precision == "int8_dynamic":
+        content = store_weights(content)
     return in_order(content, input_names(model), names)
 
 
@@ -68,5 +74,5 @@ def in_order(content: bytes, inputs: list[str], outputs: list[str]) -> bytes:
 
 
 FORMATS("tflite")(
-    Format(".tflite", ("float32", "float16", "int8"), convert, LiteRTRuntime, inspect, embed, extract)
+    Format(".tflite", ("float32", "float16", "int8", "int8_dynamic"), convert, LiteRTRuntime, inspect, embed, extract)
 )

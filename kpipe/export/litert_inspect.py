@@ -8,6 +8,7 @@ from kpipe.errors import ExportError
 from kpipe.export import native
 from kpipe.export.file import FloatOperation, Inspection, Operation
 from kpipe.export.litert_content import check_content, enumeration, first_lines, operator_names, text
+from kpipe.fake_quant import precision_of
 
 MOVES = frozenset(
     "QUANTIZE DEQUANTIZE RESHAPE TRANSPOSE SQUEEZE EXPAND_DIMS SLICE STRIDED_SLICE SPLIT SPLIT_V PACK UNPACK "
@@ -49,15 +50,15 @@ def judge(model: Any, operators: list[str], types: dict[int, str]) -> Inspection
             if "float32" in (*inputs, *outputs) and name not in MOVES:
                 scope = text(graph.tensors[operator.outputs[0]].name)
                 floats.append(FloatOperation(scope, f"{name} computes in float"))
-    graph = model.subgraphs[0]
-    ends = {types[graph.tensors[i].type] for i in (*graph.inputs, *graph.outputs)}
-    stored = {types[tensor.type] for tensor in graph.tensors if _is_weight(model, tensor)}
-    precision = "int8" if "INT8" in ends else "float16" if "FLOAT16" in stored else "float32"
+    tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
+    stored = Counter((types[each.type].lower(), int(each.shape.prod())) for each in tensors if _is_weight(model, each))
+    rounded = any(types[each.type] == "INT8" and model.buffers[each.buffer].data is None for each in tensors)
+    precision = precision_of(rounded, {dtype for dtype, _ in stored})
     operations = tuple(Operation(o.name, o.inputs, o.outputs, n) for o, n in found.most_common())
     faults = tuple(
         f"{one.name} needs an extension of the runtime" for one in operations if one.name.startswith("CUSTOM")
     )
-    return Inspection(operations, precision, faults, tuple(floats) if precision == "int8" else ())
+    return Inspection(operations, precision, faults, tuple(floats) if rounded else (), tuple(stored.elements()))
 
 
 def _is_weight(model: Any, tensor: Any) -> bool:

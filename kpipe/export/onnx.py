@@ -15,6 +15,7 @@ from kpipe.export.onnx_metadata import embed, extract
 from kpipe.export.onnx_names import rename
 from kpipe.export.onnx_runtime import OnnxRuntime
 from kpipe.export.onnx_shapes import known_reshapes
+from kpipe.export.onnx_weights import in_halves, store_weights
 from kpipe.export.quiet import quiet
 from kpipe.export.signature import input_names, serving
 from kpipe.fake_quant import float_layers, rounded_layers
@@ -28,9 +29,10 @@ def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
     """Write a model as an ONNX file for batches of any size.
 
     Args:
-        model: The model; for int8 one that was baked.
-        precision: "float32", or "int8": QuantizeLinear and DequantizeLinear round the activations, the weights of
-            convolutions and dense layers are stored as int8; inputs and outputs stay float32.
+        model: The model; of a scheme's precision one that was baked.
+        precision: "float32"; "float16": weights are stored and computed with so; "int8_dynamic": weights are stored so
+            and multiplied by their scales; or "int8": QuantizeLinear and DequantizeLinear round the activations, the
+            weights of convolutions and dense layers are stored as int8. Inputs and outputs are float32 always.
         names: Names of the outputs, in the order of `model.outputs`.
 
     Returns:
@@ -54,7 +56,11 @@ def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
             _order(proto.graph.output, names)
             if precision == "int8":
                 store_int8(proto)
+            if precision == "int8_dynamic":
+                store_weights(proto)
             known_reshapes(proto)
+            if precision == "float16":
+                proto = in_halves(proto)
             rename(proto.graph, *_islands(model, precision))
             onnx.checker.check_model(proto, full_check=True)
         except Exception as error:
@@ -132,4 +138,6 @@ def _is_grouped(layer: Any) -> bool:
     return type(layer) is keras.layers.Conv2D and layer.groups > 1
 
 
-FORMATS("onnx")(Format(".onnx", ("float32", "int8"), convert, OnnxRuntime, inspect, embed, extract))
+FORMATS("onnx")(
+    Format(".onnx", ("float32", "float16", "int8", "int8_dynamic"), convert, OnnxRuntime, inspect, embed, extract)
+)

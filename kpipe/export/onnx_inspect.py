@@ -1,5 +1,6 @@
 """What is inside an ONNX file."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from kpipe.export import native
 from kpipe.export.file import Inspection, Operation
 from kpipe.export.onnx_content import first_line
 from kpipe.export.onnx_float import float_operations
+from kpipe.fake_quant import precision_of
 
 
 def inspect(path: Path) -> Inspection:
@@ -36,10 +38,11 @@ def judge(proto: Any) -> Inspection:
         f"{node.op_type} belongs to {node.domain}" for node in proto.graph.node if node.domain not in ("", "ai.onnx")
     ]
     rounded = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
-    half = any(types.get(tensor.name) == "float16" for tensor in proto.graph.initializer)
-    precision = "int8" if rounded else "float16" if half else "float32"
+    constants = [tensor for tensor in proto.graph.initializer if len(tensor.dims) > 1]
+    stored = tuple((types[tensor.name], math.prod(tensor.dims)) for tensor in constants)
+    precision = precision_of(rounded, {dtype for dtype, _ in stored})
     floats = tuple(float_operations(proto.graph, types)) if rounded else ()
-    return Inspection(operations, precision, tuple(faults), floats)
+    return Inspection(operations, precision, tuple(faults), floats, stored)
 
 
 def _types(graph: Any) -> Iterator[tuple[str, str]]:

@@ -154,7 +154,7 @@ def store_int8(proto: Any) -> None:
         if node.op_type in WITH_WEIGHTS and node.input[1] in graph.constants:
             by_weight.setdefault(node.input[1], []).append(node)
     for name, nodes in by_weight.items():
-        value, axis = graph.constants[name], _channel_axis(nodes[0], graph.constants[name])
+        value, axis = graph.constants[name], channel_axis(nodes[0], graph.constants[name])
         if not np.allclose(on_grid(value, (axis,)), value, rtol=0, atol=1e-5 * np.abs(value).max()):
             continue  # it was left in float
         scales = channel_scales(value, (axis,))
@@ -205,7 +205,7 @@ def _lookups(graph: Graph) -> None:
         node.input[0] = graph.dequantized(node.input[0], levels, scale, None, zero_point)
 
 
-def _channel_axis(node: Any, weight: np.ndarray) -> int:
+def channel_axis(node: Any, weight: np.ndarray) -> int:
     """Convolutions are (out, in, h, w), transposed ones (in, out, h, w), dense layers (in, out); Gemm may be turned."""
     if node.op_type == "ConvTranspose":
         return 1

@@ -12,16 +12,14 @@ from kpipe.atomic import replace_together
 from kpipe.data import samples
 from kpipe.errors import ExportError
 from kpipe.export.file import Agreement, File
-from kpipe.export.formats import FORMATS, Format, format_of
+from kpipe.export.formats import FORMATS, format_of
 from kpipe.export.metadata import Given, as_json, describe
+from kpipe.export.precision import rounded_for, settled, wrongly_stored
 from kpipe.export.sidecar import json_path, sidecar
 from kpipe.export.signature import check_exportable, output_names
 from kpipe.export.sizes import gzip_size, zstd_size
 from kpipe.export.verify import DATA_SAMPLES, check, compare
-from kpipe.fake_quant import bake, float_layers, is_quantized, rounded_layers
-from kpipe.registry import nearest
-
-PRECISIONS = ("float32", "float16", "int8")
+from kpipe.fake_quant import bake, float_layers, is_quantized, rounded_layers, scheme_of
 
 
 def export(
@@ -41,9 +39,11 @@ def export(
     do. `read_metadata` reads it. No runtime does: with and without, the outputs are the same bit for bit.
 
     Args:
-        model: A built Keras model with fixed inputs; for an int8 file one made by `kpipe.quantize`. It is not changed.
+        model: A built Keras model with fixed inputs; for a file that computes in whole numbers, such as int8, one made
+            by `kpipe.quantize`. It is not changed.
         path: Where to write; the suffix says the format, .tflite or .onnx. Missing folders are made.
-        precision: "float32", "float16" (LiteRT only) or "int8". None: int8 for a quantized model, else float32.
+        precision: "float32" or a scheme of `kpipe.quantize`. None: that by which the model is quantized, else float32.
+            A float model is rounded here where its weights alone are: "float16", "int8_dynamic".
         data: Samples to compare on, anything that `model.fit` takes. None: seeded random ones.
         metadata: What else the file is to say: "labels" (a name for each class; with several outputs, output name ->
             names), "normalisation" ({"scale", "offset"} by which the caller turns what is measured into what goes in),
@@ -69,14 +69,15 @@ def export(
     path = Path(path)
     name, form = format_of(path)
     check_exportable(model)
-    precision = check_precision(model, precision, name, form)
+    precision = settled(model, precision, name, form)
     check_folder(path)
     if data is not None:  # read once, before any work: it may be a generator, and it may be wrong
         inputs = samples(data, model, limit=DATA_SAMPLES, what="verification")
         data = inputs[0] if len(inputs) == 1 else inputs
-    found = {"format": name, "precision": precision, "scheme": "int8" if is_quantized(model) else None}
+    model = rounded_for(model, precision)
+    found = {"format": name, "precision": precision, "scheme": scheme_of(model)}
     facts = describe(model, found, None if callable(metadata) else metadata)
-    content = form.convert(bake(model) if precision == "int8" else model, precision, output_names(model))
+    content = form.convert(bake(model) if is_quantized(model) else model, precision, output_names(model))
     beside = () if metadata is None else (json_path(path),)
     with in_place(path, *beside) as (temporary, *others):
 
@@ -100,10 +101,11 @@ def prove(path: Path, name: str, precision: str, model: keras.Model, data: Any) 
     """Inspect a written file and compare it with its model; raise an `ExportError` at a fault."""
     form = FORMATS[name]
     found = form.inspect(path)
-    islands, rounded = (float_layers(model), rounded_layers(model)) if precision == "int8" else ({}, None)
+    islands, rounded = (float_layers(model), rounded_layers(model)) if found.floats else ({}, None)
     faults = list(found.faults)
     faults += [str(one) for one in found.floats if not one.belongs_to(islands, rounded)]
-    if found.precision != precision and ("int8" in (found.precision, precision) or has_kernels(model)):
+    faults += wrongly_stored(model, found.stored) if is_quantized(model) else []
+    if found.precision != precision and (is_quantized(model) or has_kernels(model)):
         faults.append(f"it was to be {precision} but is {found.precision}")
     if faults:
         raise ExportError(
@@ -112,38 +114,13 @@ def prove(path: Path, name: str, precision: str, model: keras.Model, data: Any) 
         )
     with form.runtime(path) as runtime:
         agreement = compare(runtime, model, data)
-    check(agreement, precision, f"The {name} file of model {model.name!r}")
+    check(agreement, precision, f"The {name} file of model {model.name!r}", found.hybrids)
     return agreement
 
 
 def has_kernels(model: keras.Model) -> bool:
     """Say whether a model has a weight with several axes: only by these a file shows how its weights are stored."""
     return any(len(variable.shape) > 1 for variable in model.weights)
-
-
-def check_precision(model: keras.Model, precision: str | None, name: str, form: Format) -> str:
-    """Settle the precision, or raise an `ExportError` that says what to do."""
-    quantized = is_quantized(model)
-    if precision is None:
-        precision = "int8" if quantized else "float32"
-    if precision not in PRECISIONS:
-        hint = nearest(str(precision), PRECISIONS)
-        raise ExportError(f"Unknown precision {precision!r}. Known: {', '.join(PRECISIONS)}.{hint}")
-    if precision not in form.precisions:
-        raise ExportError(
-            f"{name} files are written as {' or '.join(form.precisions)}, not {precision}: on CPUs it would only save "
-            "space. Export int8, or a float16 .tflite file."
-        )
-    if precision == "int8" and not quantized:
-        raise ExportError(
-            f"Model {model.name!r} is not quantized. Call kpipe.quantize(model, calibration=...) first and export "
-            "what it gives."
-        )
-    if precision != "int8" and quantized:
-        raise ExportError(
-            f"Model {model.name!r} is quantized: its file is int8. Export the float model as {precision}."
-        )
-    return precision
 
 
 def check_folder(path: Path) -> None:

@@ -3,20 +3,35 @@
 from kpipe.fake_quant.bake import AVERAGE, COPYING, bake, is_quantized, whole_windows
 from kpipe.fake_quant.island import Island
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
-from kpipe.fake_quant.support import float_layers, kind_of, refuse_unsupported, rounded_layers, why_float
+from kpipe.fake_quant.schemes import SCHEMES, Scheme, precision_of, scheme_of
+from kpipe.fake_quant.support import (
+    float_layers,
+    kind_of,
+    reasons_against,
+    refuse_unsupported,
+    rounded_layers,
+    rounds_activations,
+    why_float,
+)
 
 __all__ = [
     "AVERAGE",
     "COPYING",
+    "SCHEMES",
     "FakeQuant",
     "Island",
     "QuantizedWeights",
+    "Scheme",
     "bake",
     "float_layers",
     "is_quantized",
     "kind_of",
+    "precision_of",
+    "reasons_against",
     "refuse_unsupported",
     "rounded_layers",
+    "rounds_activations",
+    "scheme_of",
     "whole_windows",
     "why_float",
 ]

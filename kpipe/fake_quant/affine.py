@@ -6,6 +6,10 @@ from kpipe.layers.layout import Layout
 
 SMALLEST_RANGE = 1e-6
 """A tensor that spans less than this says nothing of its range: it gets one of width 1 instead."""
+HALF = 16
+"""Bits of a float of half the size."""
+ACCURACY = 1e-5
+"""Of a kernel on its grid, in units of its greatest weight."""
 
 
 def widen(low: float, high: float) -> tuple[float, float]:
@@ -59,11 +63,34 @@ def to_levels(kernel: np.ndarray, scales: np.ndarray, bits: int = 8) -> np.ndarr
 def on_grid(kernel: np.ndarray, axes: tuple[int, ...], bits: int = 8) -> np.ndarray:
     """Put a kernel on its per-channel grid: round(w / s) * s. Doing it again changes nothing.
 
+    Of 16 bits there is no grid: those are floats of half the size.
+
     Example:
         >>> on_grid(np.array([[1.0], [0.4], [0.0]], np.float32), axes=(1,), bits=3)
         array([[1.        ],
                [0.33333334],
                [0.        ]], dtype=float32)
     """
+    if bits == HALF:
+        return np.asarray(kernel).astype(np.float16).astype(np.asarray(kernel).dtype)
     scales = channel_scales(kernel, axes, bits)
     return (to_levels(kernel, scales, bits) * scales).astype(np.asarray(kernel).dtype)
+
+
+def grid_of(kernel: np.ndarray, axis: int) -> int | None:
+    """Find the bits of the coarsest grid on which a kernel lies; None when it is on none that files know.
+
+    Args:
+        kernel: A float kernel.
+        axis: That of its channels.
+
+    Example:
+        >>> kernel = np.random.default_rng(0).normal(size=(9, 4))
+        >>> [grid_of(on_grid(kernel, (1,), bits), axis=1) for bits in (4, 8)], grid_of(kernel, axis=1)
+        ([4, 8], None)
+    """
+    largest = np.abs(kernel).max()
+    for bits in (4, 8):
+        if np.abs(on_grid(kernel, (axis,), bits) - kernel).max() <= ACCURACY * largest:
+            return bits
+    return None

@@ -9,12 +9,12 @@ from keras import layers as L
 
 from kpipe.copies import copy_layer, copy_operation
 from kpipe.errors import KpipeError
-from kpipe.fake_quant.affine import channel_axes, on_grid
+from kpipe.fake_quant.affine import HALF, channel_axes, on_grid
 from kpipe.fake_quant.fold import fold, multiplier_and_offset, uneven
 from kpipe.fake_quant.island import Island
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
 from kpipe.fake_quant.sequences import MAPS, Row
-from kpipe.fake_quant.support import why_float
+from kpipe.fake_quant.support import rounds_activations, why_float
 from kpipe.graph import Flow, Site, replay, sites
 from kpipe.layers import KERNEL_ROLES, quantization_of, weights
 from kpipe.layers.preprocessing import scale_and_offset
@@ -51,8 +51,8 @@ def bake(model: keras.Model) -> keras.Model:
     Every kernel is put on its per-channel grid, round(w / s) · s, and rounded no more when the model runs; a batch
     norm behind a convolution or dense layer is folded into it; one that stands alone becomes a 1 × 1 depthwise
     convolution, a rescaling too, and an average pooling a depthwise convolution of its size; the ranges of activations
-    stay. Its outputs equal those of `model` within float rounding, or a step where a value lies on the edge between
-    two.
+    stay. Where activations are not rounded, only the kernels and the batch norms behind them change. Its outputs equal
+    those of `model` within float rounding, or a step where a value lies on the edge between two.
 
     Args:
         model: A model made by `kpipe.quantize`; it is not changed.
@@ -72,7 +72,7 @@ class _Baker:
     """Say for each site of a quantized model what stands there in the baked one."""
 
     def __init__(self, flow: Flow):
-        self.flow = flow
+        self.flow, self.whole_numbers = flow, rounds_activations(flow)
         self.maker = {key: site for site in flow.sites for key in site.outputs}
         self.made: dict[tuple[int, ...], Any] = {}
         self.folded: set[tuple[str, int]] = set()
@@ -83,6 +83,8 @@ class _Baker:
             return self._weighted(site)(*args)
         if isinstance(operation, L.BatchNormalization) and (site.path, site.call) in self.folded:
             return args[0]
+        if not self.whole_numbers:
+            return self._copy(operation)(*args, **kwargs)
         if why_float(site) is not None:
             return self._float(operation)(*args, **kwargs)
         return self._rounded(site, *args, **kwargs)
@@ -228,6 +230,7 @@ def plain_layer(layer: Any, norm: L.BatchNormalization | None, input_shape: tupl
     bias = None if inner.bias is None else np.asarray(inner.bias)
     if norm is not None:
         value, bias = fold(value, bias, *multiplier_and_offset(norm), axes)
+        value = on_grid(value, axes, HALF) if rounded and layer.bits == HALF else value
     name = layer.name if norm is None else f"{layer.name}_{norm.name}"
     if rounded:
         return _with(inner, name, value, bias, input_shape)

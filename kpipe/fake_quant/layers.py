@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.errors import KpipeError
-from kpipe.fake_quant.affine import SMALLEST_RANGE, channel_axes, widen
+from kpipe.fake_quant.affine import HALF, SMALLEST_RANGE, channel_axes, widen
 from kpipe.layers import KERNEL_ROLES, Weight, weights
 
 
@@ -119,7 +119,7 @@ class QuantizedWeights(keras.layers.Wrapper):
 
     Args:
         layer: A layer with a kernel: a convolution, a depthwise one, or dense.
-        bits: Width of a level's number.
+        bits: Width of a level's number; 16 rounds to floats of half the size.
         **kwargs: What a Keras layer takes.
 
     Example:
@@ -129,8 +129,8 @@ class QuantizedWeights(keras.layers.Wrapper):
     """
 
     def __init__(self, layer: keras.Layer, bits: int = 8, **kwargs: Any):
-        if not 2 <= bits <= 8:
-            raise KpipeError(f"QuantizedWeights of {layer.name!r}: bits is {bits}; expected 2 to 8.")
+        if not (2 <= bits <= 8 or bits == HALF):
+            raise KpipeError(f"QuantizedWeights of {layer.name!r}: bits is {bits}; expected 2 to 8, or 16 for floats.")
         super().__init__(layer, **kwargs)
         self.bits, self.supports_masking = bits, layer.supports_masking
         self.masks: list[keras.Variable] = []
@@ -170,6 +170,9 @@ class QuantizedWeights(keras.layers.Wrapper):
 
     def _rounded(self, kernel: Weight) -> Any:
         """Give a kernel on its grid; the gradient passes to all entries, the greatest ones too."""
+        if self.bits == HALF:
+            halves = tf.grad_pass_through(lambda value: tf.cast(tf.cast(value, tf.float16), value.dtype))
+            return halves(tf.convert_to_tensor(kernel.variable.value))
         shape = tuple(kernel.variable.shape)
         axes = channel_axes(kernel.layout, len(shape))
         order = [axis for axis in range(len(shape)) if axis not in axes] + list(axes)

@@ -10,7 +10,7 @@ from kpipe.errors import KpipeError
 from kpipe.fake_quant.island import Island
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
 from kpipe.graph import Flow, Site, sites
-from kpipe.layers import Quantization, quantization_of
+from kpipe.layers import KERNEL_ROLES, Quantization, quantization_of, weights_within
 from kpipe.layers.operations.operands import classes
 from kpipe.layers.preprocessing import scale_and_offset
 
@@ -58,8 +58,34 @@ def why_float(site: Site) -> str | None:
     return _argument(site) or ("no integer kernel is known for it" if unknown else None)
 
 
+def reasons_against(flow: Flow, activations: bool = True) -> dict[str, str]:
+    """Say what stays in float and why.
+
+    Args:
+        flow: Of a model, quantized or not.
+        activations: Whether what flows between layers is rounded. Else only layers with kernels count: those whose
+            weights stay in float.
+
+    Returns:
+        Path of a layer or operation -> the reason.
+    """
+    meant = [site for site in flow.sites if activations or holds_kernels(site)]
+    return {site.path: reason for site in meant if (reason := why_float(site)) is not None}
+
+
+def holds_kernels(site: Site) -> bool:
+    """Say whether a call is of a layer with kernels, perhaps inside."""
+    layer = site.operation
+    return isinstance(layer, keras.Layer) and any(weight.role in KERNEL_ROLES for weight in weights_within(layer))
+
+
+def rounds_activations(flow: Flow) -> bool:
+    """Say whether a quantized model rounds what flows between its layers."""
+    return any(isinstance(site.operation, FakeQuant) for site in flow.sites)
+
+
 def float_layers(model: keras.Model) -> dict[str, str]:
-    """Name what a quantized model computes in float, with the reasons.
+    """Name what a quantized model computes in float, with the reasons; of one that rounds weights, what it spares.
 
     Args:
         model: A model made by `kpipe.quantize`, or what `bake` gives of it.
@@ -67,8 +93,12 @@ def float_layers(model: keras.Model) -> dict[str, str]:
     Returns:
         Name of a layer or operation -> why it has no whole numbers.
     """
-    found = {site.operation.name: why_float(site) for site in sites(model).sites}
-    return {name: reason for name, reason in found.items() if reason is not None}
+    flow = sites(model)
+    if rounds_activations(flow):
+        found = {site.operation.name: why_float(site) for site in flow.sites}
+        return {name: reason for name, reason in found.items() if reason is not None}
+    spared = [site for site in flow.sites if holds_kernels(site) and not isinstance(site.operation, QuantizedWeights)]
+    return {site.operation.name: why_float(site) or "it was left out" for site in spared}
 
 
 def rounded_layers(model: keras.Model) -> set[str] | None:

@@ -8,16 +8,14 @@ from typing import Any
 import keras
 
 from kpipe.data import samples
-from kpipe.errors import KpipeError
-from kpipe.fake_quant import is_quantized, kind_of, refuse_unsupported, why_float
+from kpipe.errors import KpipeError, NoEffectWarning
+from kpipe.fake_quant import SCHEMES, Scheme, is_quantized, kind_of, reasons_against, refuse_unsupported
 from kpipe.graph import Flow, sites
 from kpipe.quantize.calibrate import calibrate
 from kpipe.quantize.observers import Observe, observer_of
 from kpipe.quantize.rewrite import rewrite
 from kpipe.quantize.split import Split, split
-from kpipe.registry import nearest
 
-SCHEMES = ("int8",)
 ISLANDS = ("warn", "refuse")
 
 
@@ -32,23 +30,25 @@ def quantize(
     momentum: float | None = None,
     calibration_samples: int | None = 512,
 ) -> keras.Model:
-    """Make a model compute with the rounding of an int8 runtime.
+    """Make a model compute with the rounding of the file that it will become.
 
-    Weights are rounded symmetrically per output channel, activations asymmetrically per tensor, with ranges found on
-    the calibration data. What comes out is a Keras model: export it as it is (post-training quantization), or compile
-    and fit it first (quantization-aware training). Zeros of the kernels stay exact zeros through the training, a saved
-    file and the export.
+    Weights are rounded symmetrically per output channel. A scheme with whole numbers between the layers ("int8") rounds
+    activations too, asymmetrically per tensor, with ranges found on the calibration data. What comes out is a Keras
+    model: export it as it is (post-training quantization), or compile and fit it first (quantization-aware training).
+    Zeros of the kernels stay exact zeros through the training, a saved file and the export.
 
     Rounded are dense layers, 1-D and 2-D convolutions (transposed, grouped, depthwise and separable too), EinsumDense,
     Embedding, multi-head attention without masks, batch norms, merging layers, pooling, padding, resizing, PReLU and
     the activations that have integer kernels; `kpipe ls layers` lists them. What the runtimes compute in float (layer
     norms, recurrent layers, 3-D convolutions, ELU, layers of one's own, ...) stays float between rounded tensors, as an
-    island: a warning names each with its reason. With `islands="refuse"` they are errors.
+    island: a warning names each with its reason. With `islands="refuse"` they are errors. Of a scheme that leaves
+    activations in float, the islands are the layers whose weights stay in float, too.
 
     Args:
         model: A built Functional or Sequential float32 model; it is left untouched.
-        scheme: "int8": 8-bit weights and activations.
-        calibration: Inputs like those the model will see; anything that `model.fit` takes. Labels are not used.
+        scheme: "int8": weights and activations of 8 bits. "int8_dynamic": weights of 8 bits, activations in float.
+        calibration: Inputs like those the model will see; anything that `model.fit` takes. Labels are not used. A
+            scheme that leaves activations in float needs none, and warns of what it does not use.
         islands: "warn" lets layers without an integer kernel compute in float, and names them; "refuse" raises.
         exclude: Paths of layers whose weights stay in float: a regular expression searched in the path, or several.
         observer: What makes a range of the values that a tensor takes on the calibration data: "minmax", "percentile",
@@ -79,41 +79,57 @@ def quantize(
         Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
         CVPR 2018.
     """
-    if scheme not in SCHEMES:
-        raise KpipeError(f"Unknown scheme {scheme!r}. Known: {', '.join(SCHEMES)}.{nearest(str(scheme), SCHEMES)}")
+    plan = SCHEMES[scheme]
     if is_quantized(model):
         raise KpipeError(f"Model {model.name!r} is quantized already. Train it on, or export it.")
-    if calibration is None:
-        raise KpipeError("quantize needs calibration data: some hundred inputs like those the model will see.")
     if islands not in ISLANDS:
         raise KpipeError(f"islands is {islands!r}; expected 'warn' or 'refuse'.")
     watching = observer_of(observer)
+    _check_ranges(scheme, plan, {"calibration": calibration is not None, "momentum": momentum is not None})
     momentum = (0.99 if watching.follows else 1.0) if momentum is None else momentum
-    flow = sites(model)
+    flow, whole_numbers = sites(model), plan.activations is not None
     refuse_unsupported(flow)
-    found = {site.path: reason for site in flow.sites if (reason := why_float(site)) is not None}
+    found = reasons_against(flow, whole_numbers)
     if found and islands == "refuse":
         raise KpipeError(f"No integer kernels for {_listed(found)} of {model.name!r}.")
     plain = split(model)
-    left_out = excluded(flow, plain, exclude)
-    inputs = samples(calibration, model, limit=calibration_samples, what="calibration")
-    quantized = calibrate(rewrite(plain, momentum, {}, left_out), inputs, observer=watching)
+    quantized = rewrite(plain, momentum, bits_of(flow, plain, plan, exclude), whole_numbers)
+    if whole_numbers:
+        inputs = samples(calibration, model, limit=calibration_samples, what="calibration")
+        calibrate(quantized, inputs, observer=watching)
+    elif not is_quantized(quantized):
+        raise KpipeError(f"Model {model.name!r} has no layer whose weights {scheme} could round.")
     if found:
-        warnings.warn(f"{model.name!r} computes in float in {_listed(found)}.", UserWarning, stacklevel=2)
+        what = "computes in float" if whole_numbers else "keeps weights in float"
+        warnings.warn(f"{model.name!r} {what} in {_listed(found)}.", UserWarning, stacklevel=2)
     return quantized
+
+
+def _check_ranges(scheme: str, plan: Scheme, given: Mapping[str, bool]) -> None:
+    """Ask for calibration data where there are ranges to find; warn of what does nothing where there are none."""
+    if plan.activations is not None and not given["calibration"]:
+        raise KpipeError("quantize needs calibration data: some hundred inputs like those the model will see.")
+    idle = [name for name, there in given.items() if there]
+    if plan.activations is None and idle:
+        why = f"{scheme} leaves activations in float: there are no ranges to find, so {' and '.join(idle)} did nothing"
+        warnings.warn(f"{why}. Leave out what does nothing.", NoEffectWarning, stacklevel=3)
 
 
 def _listed(found: Mapping[str, str]) -> str:
     return "; ".join(f"{path!r}: {reason}" for path, reason in found.items())
 
 
-def excluded(flow: Flow, plain: Split, exclude: str | Sequence[str] | None) -> set[str]:
-    """Name the parts whose weights stay in float.
+def bits_of(flow: Flow, plain: Split, plan: Scheme, exclude: str | Sequence[str] | None) -> dict[str, int | None]:
+    """Say how many bits the weights of each part have.
 
     Args:
         flow: Of the model as it came.
         plain: The model that was taken apart.
-        exclude: Regular expressions searched in the paths of layers.
+        plan: The scheme.
+        exclude: Regular expressions searched in the paths of layers, whose weights stay in float.
+
+    Returns:
+        Name of a part -> bits; None for float.
 
     Raises:
         KpipeError: When one is no regular expression, or means no layer whose weights would be rounded.
@@ -131,4 +147,4 @@ def excluded(flow: Flow, plain: Split, exclude: str | Sequence[str] | None) -> s
                 f"{', '.join(sorted(rounded))}."
             )
         chosen |= meant
-    return {name for name, path in plain.origins.items() if path in chosen}
+    return {name: None if path in chosen else plan.weights for name, path in plain.origins.items()}

@@ -1,6 +1,6 @@
 """A float graph written anew with fake quantization: one range behind each group that the runtimes fuse."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -29,7 +29,7 @@ FIXED_BY_CLASS = {L.Softmax: (0.0, 255 / 256)} | {
 }
 
 
-def rewrite(plain: Split, momentum: float, bits: dict[str, int], left_out: Collection[str] = ()) -> keras.Model:
+def rewrite(plain: Split, momentum: float, bits: Mapping[str, int | None], activations: bool = True) -> keras.Model:
     """Put fake quantization into a model; ranges are not calibrated yet.
 
     A range follows the inputs and each group that a runtime computes at once: a convolution or dense layer with its
@@ -40,8 +40,8 @@ def rewrite(plain: Split, momentum: float, bits: dict[str, int], left_out: Colle
     Args:
         plain: A model that was taken apart; it is not changed.
         momentum: Of the ranges' moving averages in training, in [0, 1].
-        bits: Name of a layer -> bits of its weights; 8 for all others.
-        left_out: Names of layers whose weights stay in float.
+        bits: Name of a layer -> bits of its weights, None for float; 8 for all others.
+        activations: Whether to round what flows between layers; else the kernels alone are rounded.
 
     Returns:
         A Functional model with the same inputs, output structure and weights; zeros of its kernels are held.
@@ -49,7 +49,7 @@ def rewrite(plain: Split, momentum: float, bits: dict[str, int], left_out: Colle
     Raises:
         SurgeryError: When the model's graph cannot be read.
     """
-    rewriter = _Rewriter(sites(plain.model), momentum, bits, left_out)
+    rewriter = _Rewriter(sites(plain.model), momentum, bits, activations)
     quantized = replay(plain.model, rewriter, on_input=rewriter.on_input, name=plain.model.name)
     for wrapper in rewriter.wrappers.values():
         wrapper.hold_zeros()
@@ -59,8 +59,9 @@ def rewrite(plain: Split, momentum: float, bits: dict[str, int], left_out: Colle
 class _Rewriter:
     """Say for each site of a split model what stands there in the quantized one."""
 
-    def __init__(self, flow: Flow, momentum: float, bits: dict[str, int], left_out: Collection[str]):
-        self.flow, self.momentum, self.bits, self.left_out = flow, momentum, bits, left_out
+    def __init__(self, flow: Flow, momentum: float, bits: Mapping[str, int | None], activations: bool):
+        self.flow, self.momentum, self.bits, self.activations = flow, momentum, bits, activations
+        self.left_out = {name for name, width in bits.items() if width is None}
         self.taken = {site.path for site in flow.sites}
         self.makers = {key: site for site in flow.sites for key in site.outputs}
         self.wrappers: dict[int, QuantizedWeights] = {}
@@ -68,16 +69,19 @@ class _Rewriter:
 
     def on_input(self, site: Site, x: Any) -> Any:
         """Put a range behind an input; tokens have none."""
-        return self.rounded(site.operation, x)
+        return self.rounded(site.operation, x) if self.activations else x
 
     def __call__(self, site: Site, *args: Any, **kwargs: Any) -> Any:
         """Give the output of a site, rounded where the runtimes round it."""
         layer, kind = site.operation, self.kind(site)
-        if kind != "float" and keeps_grid(site):
+        if self.activations and kind != "float" and keeps_grid(site):
             return range_before(args[0])(layer(*args, **kwargs), observe=False)
         if kind == "weights" and id(layer) not in self.wrappers:
-            wrapper = QuantizedWeights(layer, bits=self.bits.get(layer.name, 8), name=layer.name)
+            wrapper = QuantizedWeights(layer, bits=self.bits.get(layer.name) or 8, name=layer.name)
             self.wrappers[id(layer)] = wrapper
+        if not self.activations:
+            alone: Any = self.wrappers.get(id(layer), layer)
+            return alone(*args, **kwargs)
         if layer.name in self.left_out and id(layer) not in self.islands:
             self.islands[id(layer)] = Island(layer, name=layer.name)
         called: Any = self.wrappers.get(id(layer)) or self.islands.get(id(layer), layer)

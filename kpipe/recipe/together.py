@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from kpipe.fake_quant import SCHEMES
 from kpipe.pipeline import FloatModel, QuantizedModel, Stage, wiring
 from kpipe.pipeline.steps import losses_of
 from kpipe.pipeline.task import ENTROPIES
-from kpipe.stages import Export
+from kpipe.stages import Export, Quantize
 from kpipe.stages.cutting import CuttingStage
 
 
@@ -53,17 +54,19 @@ def precision_faults(stages: Sequence[Stage]) -> list[str]:
     """
     faults = []
     kind: type = FloatModel
+    own = "float32"
     for index, stage in enumerate(stages):
+        own = stage.precision if isinstance(stage, Quantize) else own
         if isinstance(stage, Export) and stage.precision is not None:
             quantized = kind is QuantizedModel
-            path = f"stages[{index}].precision"
-            if quantized and stage.precision != "int8":
+            path, asked = f"stages[{index}].precision", stage.precision
+            if quantized and asked != own:
                 faults.append(
-                    f"{path}: a quantized model is written in int8 only, not in {stage.precision}; leave precision "
+                    f"{path}: a model quantized by {own} is written in {own} only, not in {asked}; leave precision "
                     "out, or export before quantize"
                 )
-            elif stage.precision == "int8" and not quantized:
-                faults.append(f"{path}: int8 needs a quantized model; put a quantize stage before this one")
+            elif not quantized and asked in SCHEMES and SCHEMES[asked].activations is not None:
+                faults.append(f"{path}: {asked} needs a quantized model; put a quantize stage before this one")
         gives = wiring(type(stage)).gives
         if gives is not None and kind not in gives:
             kind = gives[0]

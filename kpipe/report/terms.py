@@ -23,6 +23,11 @@ TERMS = (
         "weights and activations as whole numbers of 8 bits in place of floats of 32: about a quarter of the size, and "
         "integer arithmetic, which is faster where the processor has instructions for it.",
     ),
+    (
+        "int8_dynamic, float16",
+        "weights alone in 8 bits, or in floats of half the size; what flows between the layers stays in float. The file "
+        "shrinks about as much as the weights do; the time hardly changes.",
+    ),
     ("Params", "the numbers that the Keras model stores, statistics of normalisation included."),
     ("MACs", "multiply-accumulate operations for one sample: what the arithmetic costs, whatever the device."),
     (

