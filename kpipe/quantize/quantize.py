@@ -12,6 +12,7 @@ from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.fake_quant import SCHEMES, Scheme, is_quantized, kind_of, reasons_against, refuse_unsupported
 from kpipe.graph import Flow, sites
 from kpipe.quantize.calibrate import calibrate
+from kpipe.quantize.improve import IMPROVEMENTS
 from kpipe.quantize.observers import Observe, observer_of
 from kpipe.quantize.rewrite import rewrite
 from kpipe.quantize.split import Split, split
@@ -28,6 +29,7 @@ def quantize(
     exclude: str | Sequence[str] | None = None,
     observer: str | Mapping[str, Any] | Observe = "minmax",
     momentum: float | None = None,
+    improve: str | None = None,
     calibration_samples: int | None = 512,
 ) -> keras.Model:
     """Make a model compute with the rounding of the file that it will become.
@@ -57,6 +59,9 @@ def quantize(
         momentum: How slowly the activation ranges follow the least and greatest values of the batches in training, in
             [0, 1]; 1 keeps them fixed. None: 0.99, but 1 for observers that clip on purpose, which the extremes of the
             batches would undo.
+        improve: What to do to lose less before any training: "adaptive_rounding" rounds each kernel by what its layer
+            answers on the calibration data, and matters with 4 bits; "bias_correction" takes off what rounding adds to
+            the mean of each channel, and takes less time. Neither needs labels.
         calibration_samples: Most samples to take; None for all.
 
     Returns:
@@ -64,8 +69,8 @@ def quantize(
 
     Raises:
         KpipeError: When the scheme is unknown, the calibration data is missing, empty, of another shape or not finite,
-            a layer cannot be quantized, `exclude` means no layer with weights, the observer is unknown or gives no
-            range, or there are islands and they are refused.
+            a layer cannot be quantized, `exclude` means no layer with weights, the observer or improvement is
+            unknown, an observer gives no range, or there are islands and they are refused.
         SurgeryError: When the model's graph cannot be read.
 
     Example:
@@ -85,7 +90,9 @@ def quantize(
     if islands not in ISLANDS:
         raise KpipeError(f"islands is {islands!r}; expected 'warn' or 'refuse'.")
     watching = observer_of(observer)
-    _check_ranges(scheme, plan, {"calibration": calibration is not None, "momentum": momentum is not None})
+    better = None if improve is None else IMPROVEMENTS[improve]
+    given = {"calibration": calibration is not None, "observer": observer != "minmax", "momentum": momentum is not None}
+    _check_use(scheme, plan, improve, given)
     momentum = (0.99 if watching.follows else 1.0) if momentum is None else momentum
     flow, whole_numbers = sites(model), plan.activations is not None
     refuse_unsupported(flow)
@@ -94,22 +101,28 @@ def quantize(
         raise KpipeError(f"No integer kernels for {_listed(found)} of {model.name!r}.")
     plain = split(model)
     quantized = rewrite(plain, momentum, bits_of(flow, plain, plan, exclude), whole_numbers)
-    if whole_numbers:
+    if not whole_numbers and not is_quantized(quantized):
+        raise KpipeError(f"Model {model.name!r} has no layer whose weights {scheme} could round.")
+    if whole_numbers or better is not None:
         inputs = samples(calibration, model, limit=calibration_samples, what="calibration")
         calibrate(quantized, inputs, observer=watching)
-    elif not is_quantized(quantized):
-        raise KpipeError(f"Model {model.name!r} has no layer whose weights {scheme} could round.")
+        if better is not None:
+            calibrate(better(quantized, inputs), inputs, observer=watching)
     if found:
         what = "computes in float" if whole_numbers else "keeps weights in float"
         warnings.warn(f"{model.name!r} {what} in {_listed(found)}.", UserWarning, stacklevel=2)
     return quantized
 
 
-def _check_ranges(scheme: str, plan: Scheme, given: Mapping[str, bool]) -> None:
-    """Ask for calibration data where there are ranges to find; warn of what does nothing where there are none."""
-    if plan.activations is not None and not given["calibration"]:
+def _check_use(scheme: str, plan: Scheme, improve: str | None, given: Mapping[str, bool]) -> None:
+    """Ask for calibration data where something is found on them; warn of what does nothing."""
+    if improve is not None and plan.weights > 8:
+        raise KpipeError(
+            f"improve={improve!r} is about levels of weights, and those of {scheme} are floats. Leave it out."
+        )
+    if not given["calibration"] and (plan.activations is not None or improve is not None):
         raise KpipeError("quantize needs calibration data: some hundred inputs like those the model will see.")
-    idle = [name for name, there in given.items() if there]
+    idle = [name for name, there in given.items() if there and not (name == "calibration" and improve is not None)]
     if plan.activations is None and idle:
         why = f"{scheme} leaves activations in float: there are no ranges to find, so {' and '.join(idle)} did nothing"
         warnings.warn(f"{why}. Leave out what does nothing.", NoEffectWarning, stacklevel=3)

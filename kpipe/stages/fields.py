@@ -12,6 +12,7 @@ from kpipe.fake_quant import SCHEMES
 from kpipe.layers import KERNEL_ROLES
 from kpipe.patterns import pattern_of, scope_of
 from kpipe.pipeline.task import LOSSES
+from kpipe.quantize.improve import IMPROVEMENTS
 from kpipe.quantize.observers import observer_of
 from kpipe.registry import nearest
 from kpipe.saliency import CRITERIA, channel_criterion_of
@@ -94,6 +95,7 @@ LayerCriterionName = Annotated[str, _one_of("criterion", LAYER_CRITERIA)]
 LossName = Annotated[str, _one_of("loss", ("auto", *LOSSES))]
 FormatName = Annotated[str, _one_of("format", FORMATS)]
 SchemeName = Annotated[str, _one_of("scheme", SCHEMES)]
+ImprovementName = Annotated[str, _one_of("improvement", IMPROVEMENTS)]
 ObserverSpec = Annotated[
     str | dict[str, Any], _taken_by(observer_of, (str, dict), "a name, or {name: {argument: value}}")
 ]

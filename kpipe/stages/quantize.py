@@ -10,7 +10,7 @@ from kpipe.fake_quant import SCHEMES, float_layers
 from kpipe.pipeline import STAGES, Context, FloatModel, QuantizedModel
 from kpipe.quantize import quantize
 from kpipe.quantize.freeze import FreezeRanges
-from kpipe.stages.fields import Epochs, Expression, ObserverSpec, Optimizer, SchemeName
+from kpipe.stages.fields import Epochs, Expression, ImprovementName, ObserverSpec, Optimizer, SchemeName
 from kpipe.stages.teaching import teacher_of
 from kpipe.stages.training import RetrainingStage, train
 
@@ -27,6 +27,8 @@ class Quantize(RetrainingStage):
             the record, "refuse" is an error.
         observer: What makes the ranges of the activations: "minmax", "percentile", "mse", "moving_average", with
             arguments such as {percentile: {fraction: 0.999}}.
+        improve: What to do to lose less before any training: "adaptive_rounding" or "bias_correction", on the
+            calibration samples; null for nothing.
         freeze_ranges_after: After how many updates of the training the ranges stay as they are; by itself, those of
             "percentile" and "mse" always stay.
         epochs: Passes over the training data with the rounding in place (quantization-aware training); 0 for none
@@ -44,6 +46,7 @@ class Quantize(RetrainingStage):
     exclude: tuple[Expression, ...] = ()
     islands: Literal["warn", "refuse"] = "warn"
     observer: ObserverSpec = "minmax"
+    improve: ImprovementName | None = None
     freeze_ranges_after: Annotated[int, Field(ge=0)] | None = None
     epochs: Epochs = 0
     optimizer: Optimizer = Optimizer(learning_rate=1e-4)
@@ -69,16 +72,22 @@ class Quantize(RetrainingStage):
 
     def run(self, artifact: FloatModel, context: Context) -> QuantizedModel:
         """Quantize, and train on."""
+        if self.improve == "adaptive_rounding" and context.holds_clusters:
+            raise KpipeError(
+                "adaptive_rounding takes clusters apart, and an earlier stage clustered weights. Leave improve out, or "
+                "take bias_correction."
+            )
         whole_numbers = SCHEMES[self.scheme].activations is not None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* (computes|keeps weights) in float in ")  # the record says it
             quantized = quantize(
                 artifact.model,
                 self.scheme,
-                calibration=context.data.calibration if whole_numbers else None,
+                calibration=context.data.calibration if whole_numbers or self.improve else None,
                 exclude=self.exclude,
                 islands=self.islands,
                 observer=self.observer,
+                improve=self.improve,
             )
         for layer, reason in float_layers(quantized).items():
             what = "it computes in float" if whole_numbers else "its weights stay in float"
