@@ -3,7 +3,7 @@
 from kpipe.graph.ending import gives_probabilities, last_activation
 from kpipe.graph.flow import Flow, Site, evaluate, functional, has_graph, replay, sites
 from kpipe.graph.functionalize import functionalize
-from kpipe.graph.inference import at_inference
+from kpipe.graph.inference import answer_at_rest, at_inference, at_rest
 from kpipe.graph.inside import model_inside
 from kpipe.graph.samples import random_inputs
 from kpipe.graph.trace import trace
@@ -16,7 +16,9 @@ __all__ = [
     "Trace",
     "TracedLayer",
     "TracedWeight",
+    "answer_at_rest",
     "at_inference",
+    "at_rest",
     "evaluate",
     "functional",
     "functionalize",

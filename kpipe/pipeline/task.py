@@ -9,7 +9,7 @@ from kpipe import graph
 from kpipe.errors import KpipeError
 from kpipe.fake_quant import FakeQuant
 from kpipe.registry import nearest
-from kpipe.structured.metrics import hits_of
+from kpipe.saliency.metrics import hits_of
 
 LOSSES: dict[str, tuple[Callable[..., keras.losses.Loss], bool]] = {
     "sparse_categorical_crossentropy": (keras.losses.SparseCategoricalCrossentropy, True),

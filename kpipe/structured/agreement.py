@@ -7,7 +7,6 @@ import keras
 import numpy as np
 
 from kpipe.errors import SurgeryError
-from kpipe.graph import functional
 from kpipe.layers import leaves
 
 TOLERANCE = 1e-4
@@ -16,20 +15,6 @@ SMALLEST = 1e-6
 """An output of which no value is larger is compared with this: what is left of it may be rounding alone."""
 ROUNDING = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Relative distance of neighbouring numbers in half precision."""
-
-
-def at_rest(model: keras.Model) -> keras.StatelessScope:
-    """Give a scope in which stateful layers start from zero, and nothing that a call changes lasts."""
-    stateful = [one for one in model._flatten_layers() if isinstance(one, keras.layers.RNN) and one.stateful]
-    states = [state for layer in stateful for state in keras.tree.flatten(layer.states)]
-    return keras.StatelessScope(state_mapping=[(state, keras.ops.zeros_like(state)) for state in states])
-
-
-def answer_at_rest(model: keras.Model, inputs: Sequence[Any]) -> list[Any]:
-    """Compute a model's outputs in inference, from one array for each input."""
-    with at_rest(model):
-        packed = keras.tree.pack_sequence_as(functional(model)._inputs_struct, list(inputs))
-        return keras.tree.flatten(model(packed, training=False))
 
 
 def tolerance_for(model: keras.Model, tolerance: float = TOLERANCE) -> float:

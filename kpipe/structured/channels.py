@@ -10,9 +10,9 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from kpipe.copies import pairs, take_rest
 from kpipe.copies.state import freeze_like
 from kpipe.errors import SurgeryError
-from kpipe.graph import Site, Trace, TracedLayer, TracedWeight, at_inference, evaluate, random_inputs
+from kpipe.graph import Site, Trace, TracedLayer, TracedWeight, answer_at_rest, at_inference, evaluate, random_inputs
 from kpipe.graph.remake import remake
-from kpipe.structured.agreement import TOLERANCE, answer_at_rest, difference, tolerance_for
+from kpipe.structured.agreement import TOLERANCE, difference, tolerance_for
 from kpipe.structured.divergence import first_divergence
 
 

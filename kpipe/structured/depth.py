@@ -13,9 +13,9 @@ from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.registry import nearest
 from kpipe.saliency import check_data
 from kpipe.saliency.losses import undisturbed
+from kpipe.saliency.metrics import METRICS, Answer, Own, input_batches, metric_of
 from kpipe.structured.candidates import Costs, find, ignored, named, no_more, touches, worthwhile
 from kpipe.structured.filters import refuse_quantized
-from kpipe.structured.metrics import METRICS, Answer, Own, input_batches, metric_of
 from kpipe.structured.request import Ignore
 from kpipe.structured.scopes import several
 from kpipe.structured.shorten import check_shortening, shorten

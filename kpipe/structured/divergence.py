@@ -6,8 +6,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kpipe.graph import Trace, at_inference, evaluate, sites
-from kpipe.structured.agreement import SMALLEST, at_rest, tolerance_for
+from kpipe.graph import Trace, at_inference, at_rest, evaluate, sites
+from kpipe.structured.agreement import SMALLEST, tolerance_for
 
 Call = Callable[..., Any]
 """(site, *args, **kwargs) -> outputs."""

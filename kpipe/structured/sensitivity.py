@@ -10,13 +10,13 @@ import keras
 import numpy as np
 
 from kpipe.errors import KpipeError, NoEffectWarning, SurgeryError
-from kpipe.graph import Group, Trace, trace
+from kpipe.graph import Group, Trace, answer_at_rest, trace
 from kpipe.saliency import Criterion, channel_criterion_of, check_data
 from kpipe.saliency.losses import undisturbed
-from kpipe.structured.agreement import answer_at_rest, difference, tolerance_for
+from kpipe.saliency.metrics import Metric, Own, input_batches, metric_of
+from kpipe.structured.agreement import difference, tolerance_for
 from kpipe.structured.channels import masked_answer
 from kpipe.structured.filters import refuse_quantized
-from kpipe.structured.metrics import Metric, Own, input_batches, metric_of
 from kpipe.structured.ranking import choose
 from kpipe.structured.request import PARTS, check_parts, freeze_parts
 from kpipe.structured.scan import GroupSensitivity, Sensitivity

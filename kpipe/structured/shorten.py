@@ -9,9 +9,9 @@ from keras.src.models.functional import Functional
 from kpipe.copies import take_weights
 from kpipe.copies.state import freeze_like
 from kpipe.errors import SurgeryError
-from kpipe.graph import has_graph, random_inputs
+from kpipe.graph import answer_at_rest, has_graph, random_inputs
 from kpipe.graph.remake import remake
-from kpipe.structured.agreement import TOLERANCE, answer_at_rest, difference, tolerance_for
+from kpipe.structured.agreement import TOLERANCE, difference, tolerance_for
 from kpipe.structured.stretches import Stretch, answers, graphs, in_order
 
 Reference = tuple[str, int, int]

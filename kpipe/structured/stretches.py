@@ -8,8 +8,7 @@ import keras
 from keras.src.models.functional import Functional
 from keras.src.ops.node import Node
 
-from kpipe.graph import at_inference, functional, has_graph
-from kpipe.structured.agreement import at_rest
+from kpipe.graph import at_inference, at_rest, functional, has_graph
 
 Plain = Callable[[str], bool]
 """Path of a layer or nested model -> whether it computes nothing that counts, as a norm or an activation."""

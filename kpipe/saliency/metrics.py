@@ -9,10 +9,9 @@ import numpy as np
 
 from kpipe.data import samples, weighted_batches
 from kpipe.errors import KpipeError
-from kpipe.graph import functional, gives_probabilities
+from kpipe.graph import answer_at_rest, functional, gives_probabilities
 from kpipe.registry import nearest
 from kpipe.saliency.losses import loss_of
-from kpipe.structured.agreement import answer_at_rest
 
 BATCH = 256
 """Samples a batch, for arrays."""

@@ -6,7 +6,7 @@ import pytest
 from keras import layers as L
 
 from kpipe.errors import KpipeError
-from kpipe.structured.metrics import hits_of, metric_of
+from kpipe.saliency.metrics import hits_of, metric_of
 
 
 def classifier(classes: int, activation: str | None = None, places: tuple[int, ...] = ()) -> keras.Model:
