@@ -1,57 +1,148 @@
 """`kpipe bench`: time files in their runtimes."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from kpipe.cli.app import app, examples
 from kpipe.cli.console import as_table, aside, out, plain_errors
 from kpipe.errors import KpipeError
-from kpipe.export import Latency, benchmark
+from kpipe.export import Comparison, Latency, benchmark, compare_latencies
+from kpipe.export.layout import shortened
 from kpipe.report.details import Row
-from kpipe.report.units import kilobytes, milliseconds, times
+from kpipe.report.units import DASH, kilobytes, milliseconds, plain, share, times
 
 
 @app.command(
     epilog=examples(
         "kpipe bench exported/digits/digits.tflite",
         "kpipe bench exported/digits/01-train/model.tflite exported/digits/digits.tflite --threads 2 --runs 200",
+        "kpipe bench exported/digits/digits.tflite --engine litert --engine litert_builtin --per-op",
+        "kpipe bench before.tflite after.tflite after.onnx --compare --json",
     )
 )
 def bench(
     files: Annotated[list[Path], typer.Argument(help=".tflite and .onnx files; they take turns in one process.")],
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
     runs: Annotated[int, typer.Option(min=1, help="Runs of each file.")] = 100,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="An engine of `kpipe ls engines`; several take turns. Without: that of a file's format."),
+    ] = None,
+    cold: Annotated[bool, typer.Option(help="Measure start and memory too, in processes of their own.")] = True,
+    per_op: Annotated[bool, typer.Option("--per-op", help="Time each operation too.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Give ratios to the first file, and compare outputs on random inputs.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
-    """Time one or several files on one sample; with several, each is also compared with the first."""
+    """Time one or several files on one sample; with several, each is also compared with the first.
+
+    "load" and "first" are the milliseconds in which a process that has just started loads the file and gives its first
+    answer; "MB" is by how much its memory rises at most meanwhile.
+    """
     with plain_errors():
         for path in files:
             if not path.is_file():
                 raise KpipeError(f"There is no file {path} (looked in {path.resolve().parent}).")
         with aside().status("timing"):
-            timed = benchmark(files, threads=threads, runs=runs)
-        out().print(as_table(rows(files, timed), title=f"{threads} thread{'s' if threads > 1 else ''}, {runs} runs"))
+            timed = benchmark(files, threads=threads, runs=runs, engine=engine or None, cold=cold, per_op=per_op)
+            compared = compare_latencies(timed) if compare else []
+        if as_json:
+            out().print(as_text(timed, compared), markup=False, soft_wrap=True)
+            return
+        out().print(as_table(rows(timed), title=f"{threads} thread{'s' if threads > 1 else ''}, {runs} runs"))
+        if compare:
+            out().print(as_table(ratios(compared), title=f"compared with {files[0]}"))
+        for latency in timed if per_op else []:
+            out().print(as_table(operations(latency), title=f"{latency.path} in {latency.engine}"))
 
 
-def rows(files: Sequence[Path], timed: Sequence[Latency]) -> list[Row]:
+def as_text(timed: Sequence[Latency], compared: Sequence[Comparison]) -> str:
+    """Write latencies, and comparisons where there are some, as JSON.
+
+    Args:
+        timed: The latencies.
+        compared: The comparisons.
+    """
+    plain_data: dict[str, Any] = {
+        "files": [{**latency.to_dict(), "bytes": latency.path.stat().st_size} for latency in timed]
+    }
+    if compared:
+        plain_data["compared"] = [comparison.to_dict() for comparison in compared]
+    return json.dumps(plain_data, indent=2)
+
+
+def rows(timed: Sequence[Latency]) -> list[Row]:
     """Give a row a file: its size, its times, and how many times as fast as the first one it is.
 
     Args:
-        files: The files.
         timed: The latency of each.
+
+    Returns:
+        The rows: column title -> text.
+    """
+    found = []
+    for latency in timed:
+        row = {
+            "File": str(latency.path),
+            "Engine": latency.engine,
+            "KB": kilobytes(latency.path.stat().st_size),
+            "ms": milliseconds(latency.median_ms),
+            "ms p90": milliseconds(latency.p90_ms),
+            "Faster": times(timed[0].median_ms / latency.median_ms),
+        }
+        if latency.cold is not None:
+            peak = latency.cold.peak_bytes
+            row["load"], row["first"] = milliseconds(latency.cold.load_ms), milliseconds(latency.cold.first_ms)
+            row["MB"] = kilobytes(None if peak is None else peak / 1000)
+        found.append(row)
+    return found
+
+
+def ratios(compared: Sequence[Comparison]) -> list[Row]:
+    """Give a row a file: its ratios to the first one, and how its outputs differ.
+
+    Args:
+        compared: The comparisons.
 
     Returns:
         The rows: column title -> text.
     """
     return [
         {
-            "File": str(path),
-            "KB": kilobytes(path.stat().st_size),
-            "ms": milliseconds(latency.median_ms),
-            "ms p90": milliseconds(latency.p90_ms),
-            "Faster": times(timed[0].median_ms / latency.median_ms),
+            "File": str(one.path),
+            "Engine": one.engine,
+            "Size": times(one.size_ratio),
+            "Faster": times(one.speedup),
+            "from": times(one.speedup_low),
+            "to": times(one.speedup_high),
+            "Outputs differ": one.why_not or plain(one.max_relative_error),
+            "Same argmax": DASH if one.argmax_agreement is None else share(one.argmax_agreement),
         }
-        for path, latency in zip(files, timed, strict=True)
+        for one in compared
+    ]
+
+
+def operations(latency: Latency) -> list[Row]:
+    """Give a row an operation: its time and its share.
+
+    Args:
+        latency: A latency with the times of the operations.
+
+    Returns:
+        The rows: column title -> text.
+    """
+    return [
+        {
+            "#": str(n),
+            "Operation": one.name,
+            "Name": shortened(one.scope),
+            "ms": milliseconds(one.ms),
+            "Share": share(one.share),
+        }
+        for n, one in enumerate(latency.operations, start=1)
     ]

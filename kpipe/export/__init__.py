@@ -1,7 +1,9 @@
 """Files for devices: written, proved in their runtime, timed, looked into."""
 
-from kpipe.export import litert, litert_compiled, onnx
+from kpipe.export import litert, litert_compiled, litert_contents, onnx, onnx_contents
 from kpipe.export.benchmark import Latency, benchmark, inspect, load_runtime
+from kpipe.export.comparison import Comparison, compare_latencies
+from kpipe.export.contents import Contents, dissect
 from kpipe.export.engines import ENGINES, Engine
 from kpipe.export.file import Agreement, File, Inspection, Operation, Port
 from kpipe.export.formats import FORMATS, Format
@@ -17,6 +19,8 @@ __all__ = [
     "FORMATS",
     "Agreement",
     "ColdStart",
+    "Comparison",
+    "Contents",
     "Engine",
     "File",
     "Format",
@@ -27,12 +31,16 @@ __all__ = [
     "Port",
     "Runtime",
     "benchmark",
+    "compare_latencies",
+    "dissect",
     "export",
     "inspect",
     "litert",
     "litert_compiled",
+    "litert_contents",
     "load_runtime",
     "onnx",
+    "onnx_contents",
     "read_metadata",
     "verify",
 ]

@@ -21,6 +21,8 @@ from kpipe.export.trial import ColdStart, assure, cold_start
 
 SHORTEST_TIMING = 2e-4
 """Seconds that one timing must last, so that the clock's own steps do not show."""
+PROBES = 3
+"""Runs that say how long one takes, before the timings."""
 COLD_STARTS = 3
 """Processes in which a cold start is measured."""
 
@@ -238,13 +240,13 @@ def _details(path: Path, engine: str, threads: int, runs: int, cold: bool, per_o
     return details
 
 
-def random_sample(runtime: Runtime) -> list[np.ndarray]:
-    """Draw one sample for each input of a file: standard-normal, or zeros and ones where it takes indices."""
-    return [_drawn(port) for port in runtime.inputs]
+def random_sample(runtime: Runtime, count: int = 1) -> list[np.ndarray]:
+    """Draw samples for each input of a file: standard-normal, or zeros and ones where it takes indices."""
+    return [_drawn(port, count) for port in runtime.inputs]
 
 
-def _drawn(port: Port) -> np.ndarray:
-    shape = (1, *(size or 1 for size in port.shape[1:]))
+def _drawn(port: Port, count: int) -> np.ndarray:
+    shape = (count, *(size or 1 for size in port.shape[1:]))
     return any_input(shape, "float32" if port.scale or port.dtype.startswith("float") else port.dtype)
 
 
@@ -252,9 +254,8 @@ def _repeats(call: Callable[[], object], warmup: int) -> int:
     """Warm up, and say how many inferences one timing needs to last long enough."""
     for _ in range(warmup):
         call()
-    start = time.perf_counter()
-    call()
-    return max(1, math.ceil(SHORTEST_TIMING / max(time.perf_counter() - start, 1e-9)))
+    fastest = float(take_turns([call], [1], PROBES).min())  # one alone may be held up
+    return max(1, math.ceil(SHORTEST_TIMING / max(fastest, 1e-9)))
 
 
 def take_turns(calls: Sequence[Callable[[], object]], repeats: Sequence[int], runs: int) -> np.ndarray:

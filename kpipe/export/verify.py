@@ -9,11 +9,13 @@ import numpy as np
 
 from kpipe.data import samples
 from kpipe.errors import ExportError
+from kpipe.export.engines import engines_of
 from kpipe.export.file import Agreement, File
 from kpipe.export.formats import format_of
 from kpipe.export.precision import rounded_for
 from kpipe.export.runtime import Runtime
 from kpipe.export.signature import check_exportable
+from kpipe.export.trial import assure
 from kpipe.fake_quant import SCHEMES, FakeQuant
 
 RELATIVE_TOLERANCE = {"float16": 1e-2}
@@ -66,10 +68,11 @@ def verify(file: File | str | Path, model: keras.Model, data: Any = None) -> Agr
         (4, 'data', True)
     """
     path = Path(file.path if isinstance(file, File) else file)
-    _, form = format_of(path)
+    name, form = format_of(path)
     check_exportable(model)
     if not path.is_file():
         raise ExportError(f"There is no file {path}.")
+    assure(path, engines_of(name)[0])
     found = form.inspect(path)
     if found.precision in SCHEMES and SCHEMES[found.precision].activations is None:
         model = rounded_for(model, found.precision)

@@ -2,25 +2,27 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import keras
 
 from kpipe.data import Dataset
+from kpipe.loading import load_model
 from kpipe.pipeline.ledger import Record
 from kpipe.pipeline.progress import Progress, Quiet
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Hold the model that everything is compared with, and that teaches: its entry, and where it lies."""
+    """Hold the model that everything is compared with, and that teaches: its entry, where it lies, how it is loaded."""
 
     entry: dict[str, Any]
     path: Path
+    safe_mode: bool = True
 
     def load(self) -> keras.Model:
         """Load the model."""
-        return load_model(self.path)
+        return load_model(self.path, self.safe_mode)
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,3 @@ class Context:
     steps: tuple[str, ...] = ()
     progress: Progress = field(default_factory=Quiet)
     record: Record = field(default_factory=Record)
-
-
-def load_model(path: Path) -> keras.Model:
-    """Load a `.keras` file as it was saved, not compiled."""
-    return cast(keras.Model, keras.models.load_model(path, compile=False))

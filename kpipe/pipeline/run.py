@@ -14,10 +14,11 @@ from kpipe.atomic import PARTIAL
 from kpipe.data import Dataset
 from kpipe.errors import KpipeError
 from kpipe.export import FORMATS
+from kpipe.loading import load_model
 from kpipe.measure import measure
 from kpipe.pipeline import checkpoint, delivery, examine
 from kpipe.pipeline.artifact import KINDS, Artifact, FloatModel
-from kpipe.pipeline.context import Baseline, Context, load_model
+from kpipe.pipeline.context import Baseline, Context
 from kpipe.pipeline.determinism import deterministic_operations
 from kpipe.pipeline.ledger import Record, noting, plain
 from kpipe.pipeline.progress import Progress, Quiet
@@ -102,6 +103,11 @@ def _has_zeros(model: keras.Model) -> bool:
     return any(0 < np.count_nonzero(kernel.numpy()) < np.size(kernel) for kernel in kernels(model))
 
 
+def _safe_mode(run: _Run) -> bool:
+    """Tell whether functions that are stored as code are refused."""
+    return run.plan.config["model"].get("safe_mode", True)
+
+
 def _take(run: _Run, step: Step, entries: Sequence[dict[str, Any]], start: keras.Model) -> dict[str, Any]:
     began = time.perf_counter()
     before = _model_entry(entries)
@@ -110,9 +116,10 @@ def _take(run: _Run, step: Step, entries: Sequence[dict[str, Any]], start: keras
     baseline = None
     if before is not None:
         artifact = KINDS[before["artifact"]["kind"]](
-            load_model(run.directory / before["name"] / before["artifact"]["path"])
+            load_model(run.directory / before["name"] / before["artifact"]["path"], _safe_mode(run))
         )
-        baseline = Baseline(entries[0], run.directory / entries[0]["name"] / entries[0]["artifact"]["path"])
+        path = run.directory / entries[0]["name"] / entries[0]["artifact"]["path"]
+        baseline = Baseline(entries[0], path, _safe_mode(run))
     for _, labels in (run.data.validation, run.data.test):  # before hours of training, not after
         loss_for(artifact.model, labels, step.loss)
     earlier = run.plan.stages[: step.index][:-1]
@@ -178,7 +185,7 @@ def _complete(run: _Run, entry: dict[str, Any], step: Step) -> dict[str, Any]:
     if list(held) != list(run.plan.formats):
         missing = set(run.plan.formats) - set(held)
         if missing:
-            model = load_model(folder / entry["artifact"]["path"])
+            model = load_model(folder / entry["artifact"]["path"], _safe_mode(run))
             held |= {suffix: _measured_file(run, model, folder, suffix, step.loss) for suffix in sorted(missing)}
         entry = plain({**entry, "files": [held[suffix] for suffix in run.plan.formats]})
         checkpoint.write_json(folder / "entry.json", entry)

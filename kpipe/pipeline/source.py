@@ -15,19 +15,22 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from kpipe.data import Dataset
 from kpipe.errors import KpipeError
+from kpipe.loading import holds_code, load_model
 from kpipe.registry import nearest
 
 
 class ModelSource(BaseModel):
     """Name a model: `{factory: "module:function"}` or `{load: "my.keras"}`.
 
-    A factory is called with `input_shape` and `classes` of the data, each where its signature takes it.
+    A factory is called with `input_shape` and `classes` of the data, each where its signature takes it. With
+    `safe_mode: false`, functions that are stored as code, as those of Lambda layers are, are loaded and so run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     factory: str | None = None
     load: str | None = None
+    safe_mode: bool = True
 
     @model_validator(mode="after")
     def _one(self) -> "ModelSource":
@@ -150,21 +153,23 @@ def make_model(source: ModelSource, data: Dataset, folder: Path) -> keras.Model:
         KpipeError: When the source is not found, fails, or gives no built Keras model that takes the data's samples.
     """
     with importable(folder):
-        model = _built(str(source.factory), data) if source.load is None else _loaded(locate(source.load, folder))
+        if source.load is None:
+            model = _built(str(source.factory), data)
+        else:
+            model = load_model(locate(source.load, folder), source.safe_mode)
     what = source.load or source.factory
     if not isinstance(model, keras.Model):
         raise KpipeError(f"{what} gives {type(model).__name__}; expected a keras.Model")
     if not model.built or not getattr(model, "inputs", None):
         raise KpipeError(f"the model of {what} is not built; give it a keras.Input, or call model.build(shape)")
     _check_shape(f"the model of {what}", model, data)
+    if source.safe_mode and holds_code(model):
+        raise KpipeError(
+            f"the model of {what} holds functions that are saved as code, as those of Lambda layers are: the steps of "
+            "a run load what the ones before saved, and loading runs such code. Say safe_mode: false under model, or "
+            "register the functions with keras.saving.register_keras_serializable"
+        )
     return model
-
-
-def _loaded(path: Path) -> Any:
-    try:
-        return keras.models.load_model(path, compile=False)
-    except Exception as error:  # Keras raises many kinds for a file that is no model
-        raise KpipeError(f"{path} is not a Keras model file that can be loaded: {error}") from error
 
 
 def _built(name: str, data: Dataset) -> Any:

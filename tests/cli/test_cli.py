@@ -75,7 +75,7 @@ def test_run_prints_the_table_and_where_the_delivery_lies():
     for name in ("tiny.tflite", "metrics.json", "report.md", "report.html", "recipe.yaml", "latency.json"):
         assert (delivered / name).is_file()
     trained = json.loads((delivered / "metrics.json").read_text())["stages"][0]
-    shown = re.search(r"01-train ([\d.]+) %.* tflite float32 ([\d.]+) ", output)
+    shown = re.search(r"01-train ([\d.]+) %.*? tflite float32 ([\d.]+) ", output)
     assert shown, output
     assert float(shown[1]) == pytest.approx(100 * trained["files"][0]["accuracy"], abs=0.01)
     assert float(shown[2]) == pytest.approx(trained["files"][0]["bytes"] / 1000, rel=0.01)  # three digits of KB
@@ -213,7 +213,7 @@ def test_ls_operations_says_what_becomes_of_channels():
 
 def test_ls_formats_says_the_precisions_and_the_runtime():
     (row,) = [words for words in lines_of("formats") if words[:1] == ["onnx"]]
-    assert row[1:4] == [".onnx", "float32,", "int8"]
+    assert row[1:3] == [".onnx", "float32,"] and {"int8,", "int8_dynamic,"} & set(row)
     assert "onnxruntime," in row
 
 
@@ -258,7 +258,7 @@ def test_bench(model):
     assert "a.tflite" in output
     assert "b.onnx" in output
     for name in ("a.tflite", "b.onnx"):
-        shown = re.search(rf"{re.escape(name)} ([\d.]+) ", output)
+        shown = re.search(rf"{re.escape(name)} (?:litert|onnxruntime) ([\d.]+) ", output)
         assert shown and float(shown[1]) == pytest.approx(Path(name).stat().st_size / 1000, rel=0.005)
     code, output = call("bench", "absent.tflite")
     assert code == 2
@@ -266,9 +266,9 @@ def test_bench(model):
 
 
 def test_bench_compares_each_file_with_the_first():
-    files = [Path("tiny.yaml"), Path("cli_source.py")]
+    Path("m.tflite").touch()
     timed = [latency(0.5, 0.75), latency(0.125, 0.25)]
-    assert [(row["ms"], row["ms p90"], row["Faster"]) for row in rows(files, timed)] == [
+    assert [(row["ms"], row["ms p90"], row["Faster"]) for row in rows(timed)] == [
         ("0.500", "0.750", "1.00×"),
         ("0.125", "0.250", "4.00×"),
     ]

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "kpipe"
 LEVELS = (
     ("errors", "atomic"),
     ("registry", "checks"),
-    ("layers", "schedules", "patterns", "data", "models", "copies"),
+    ("layers", "schedules", "patterns", "data", "models", "copies", "loading"),
     ("graph", "projections", "targets"),
     ("saliency", "fake_quant", "follow"),
     ("quantize",),
