@@ -1,11 +1,56 @@
-"""The JSON beside a file: what the file says of itself, and what was found when it was written."""
+"""What is written beside a file: what it says of itself as JSON, and its array for microcontrollers."""
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from kpipe.errors import ExportError
+from kpipe.export.c_array import CArray, array_content, array_paths, c_array
 from kpipe.export.file import File
+
+Text = Callable[[File, bytes], str]
+"""From a file and its bytes to the text beside it."""
+
+
+def companions(path: Path, format: str, json_too: bool, array_too: bool) -> dict[Path, Text]:
+    """Say what is to be written beside a file.
+
+    Args:
+        path: The file.
+        format: Its format.
+        json_too: Whether its metadata are written as JSON.
+        array_too: Whether it is written as an array.
+
+    Returns:
+        Path -> what gives the text, in the order in which they are written.
+
+    Raises:
+        ExportError: When an array is asked for a format that TFLite Micro does not read.
+
+    Example:
+        >>> [place.name for place in companions(Path("net.tflite"), "tflite", True, True)]
+        ['net.tflite.json', 'net.cc', 'net.h']
+    """
+    found: dict[Path, Text] = {json_path(path): sidecar} if json_too else {}
+    if not array_too:
+        return found
+    if format != "tflite":
+        raise ExportError(f"c_array=True is for .tflite files, which TFLite Micro runs; {path} is of {format}.")
+    source, header = array_paths(path)
+
+    def array(content: bytes) -> CArray:
+        made = c_array(content, path.stem)
+        if array_content(made.source) != content:
+            raise ExportError(f"The array {source} does not hold the bytes of {path}.")
+        return made
+
+    return {
+        **found,
+        source: lambda _, content: array(content).source,
+        header: lambda _, content: array(content).header,
+    }
 
 
 def json_path(path: Path) -> Path:

@@ -15,7 +15,7 @@ from kpipe.export.file import Agreement, File
 from kpipe.export.formats import FORMATS, format_of
 from kpipe.export.metadata import Given, as_json, describe
 from kpipe.export.precision import rounded_for, settled, wrongly_stored
-from kpipe.export.sidecar import json_path, sidecar
+from kpipe.export.sidecar import companions
 from kpipe.export.signature import check_exportable, output_names
 from kpipe.export.sizes import gzip_size, zstd_size
 from kpipe.export.trial import trust
@@ -29,6 +29,7 @@ def export(
     precision: str | None = None,
     data: Any = None,
     metadata: Given | None = None,
+    c_array: bool = False,
 ) -> File:
     """Write a model as a LiteRT or ONNX file and prove it.
 
@@ -50,14 +51,16 @@ def export(
             names), "normalisation" ({"scale", "offset"} by which the caller turns what is measured into what goes in),
             and whatever else is plain data; or a function that gives these for the path of the written file. All of it
             then stands beside the file too, in `<name>.json`.
+        c_array: Whether to write the file as a C++ array too, for TFLite Micro: `<stem>.cc` and `<stem>.h` beside a
+            .tflite file, with its operators and an estimate of the arena.
 
     Returns:
         The file with its sizes and how it agrees with the model.
 
     Raises:
         ExportError: When the suffix or precision is unknown, the folder cannot be written, the converter refuses the
-            model, an int8 file would hold a float operation, the metadata do not fit, or the file does not agree
-            (see `verify`).
+            model, an int8 file would hold a float operation, the metadata do not fit, TFLite Micro lacks an
+            operator of an array, or the file does not agree (see `verify`).
 
     Example:
         >>> import tempfile
@@ -71,7 +74,9 @@ def export(
     name, form = format_of(path)
     check_exportable(model)
     precision = settled(model, precision, name, form)
-    check_folder(path)
+    beside = companions(path, name, metadata is not None, c_array)
+    for place in (path, *beside):
+        check_folder(place)
     if data is not None:  # read once, before any work: it may be a generator, and it may be wrong
         inputs = samples(data, model, limit=DATA_SAMPLES, what="verification")
         data = inputs[0] if len(inputs) == 1 else inputs
@@ -79,7 +84,6 @@ def export(
     found = {"format": name, "precision": precision, "scheme": scheme_of(model)}
     facts = describe(model, found, None if callable(metadata) else metadata)
     content = form.convert(bake(model) if is_quantized(model) else model, precision, output_names(model))
-    beside = () if metadata is None else (json_path(path),)
     with in_place(path, *beside) as (temporary, *others):
 
         def settle() -> Agreement:
@@ -94,9 +98,9 @@ def export(
             agreement = settle()
         written = temporary.read_bytes()
         sizes = {"bytes": len(written), "gzip_bytes": gzip_size(written), "zstd_bytes": zstd_size(written)}
-        file = File(path, name, precision, agreement=agreement, metadata=facts, beside=beside, **sizes)
-        for other in others:
-            other.write_text(sidecar(file, written), encoding="utf-8")
+        file = File(path, name, precision, agreement=agreement, metadata=facts, beside=tuple(beside), **sizes)
+        for other, text_of in zip(others, beside.values(), strict=True):
+            other.write_text(text_of(file, written), encoding="utf-8")
     return file
 
 

@@ -65,6 +65,7 @@ def export_file(
     precision: str | None = None,
     loss: str = "auto",
     metadata: Mapping[str, Any] | None = None,
+    c_array: bool = False,
 ) -> dict[str, Any]:
     """Export a model, verified on the calibration samples, and measure the file.
 
@@ -76,6 +77,7 @@ def export_file(
         loss: The loss that the model was trained with.
         metadata: What the file is to say of itself, beside the accuracy that is measured on it here. None for a file
             that is not delivered.
+        c_array: Whether it is written as a C++ array too.
 
     Returns:
         The file's entry: path (relative to its folder), format, precision, bytes, gzip_bytes, zstd_bytes,
@@ -88,7 +90,8 @@ def export_file(
         found = {"accuracy": measured[0], "data": data.name, "test_samples": len(data.test[0])}
         return {**found, **(metadata or {})}
 
-    file = export(model, path, precision=precision, data=data.calibration, metadata=None if metadata is None else facts)
+    given = None if metadata is None else facts
+    file = export(model, path, precision, data.calibration, metadata=given, c_array=c_array)
     return {
         "path": path.name,
         "format": file.format,

@@ -25,6 +25,7 @@ class Export(Stage):
         labels: The names of the classes, for the files to say; None for those that the data source tells.
         metadata: What else the files are to say, such as {author: "..."}. Each says besides what it was made of: the
             recipe's steps and key, its accuracy, the scaling of its inputs; and has all of it beside it as JSON.
+        c_array: Whether the .tflite file is written as a C++ array too, with a header, for TFLite Micro.
     """
 
     stage: Literal["export"] = "export"
@@ -35,6 +36,7 @@ class Export(Stage):
     max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] | None = None
     labels: tuple[str, ...] | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
+    c_array: bool = False
 
     @model_validator(mode="after")
     def _written(self) -> Self:
@@ -44,6 +46,8 @@ class Export(Stage):
                 raise KpipeError(
                     f"{name} files are not written in {self.precision}; expected one of {', '.join(known)}"
                 )
+        if self.c_array and "tflite" not in self.formats:
+            raise KpipeError("c_array is made of the tflite file; expected tflite among the formats")
         return self
 
     def run(self, artifact: AnyModel, context: Context) -> AnyModel:
@@ -52,8 +56,8 @@ class Export(Stage):
         for index, suffix in enumerate(self.formats):
             context.progress.tell(f"exporting {suffix}", index / len(self.formats))
             path = context.folder / f"{self.name or context.name}.{suffix}"
-            said = self._metadata(artifact.model, context)
-            file = export_file(artifact.model, path, context.data, self.precision, context.loss, said)
+            said, array = self._metadata(artifact.model, context), self.c_array and suffix == "tflite"
+            file = export_file(artifact.model, path, context.data, self.precision, context.loss, said, array)
             if reference is not None:
                 self._judge(file, reference)
             context.record.files.append(file)

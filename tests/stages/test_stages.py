@@ -7,6 +7,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from kpipe.data import Dataset
 from kpipe.errors import ExportError, KpipeError, NoEffectWarning
@@ -289,6 +290,17 @@ def test_export_tells_the_files_what_they_are_made_of(model, data, tmp_path):
     assert "labels" not in read_metadata(tmp_path / "net.tflite")  # of another number of classes: not this model's
     with pytest.raises(ExportError, match="2 labels"):
         Export(labels=("only", "two")).run(FloatModel(model), context)
+
+
+def test_export_writes_an_array_beside_the_litert_file_alone(model, context):
+    Export(formats=("onnx", "tflite"), c_array=True).run(FloatModel(model), context)
+    names = [[file["path"], *file["beside"]] for file in context.record.files]
+    assert names[0][1:] == [f"{names[0][0]}.json"]
+    stem = names[1][0].removesuffix(".tflite")
+    assert names[1][1:] == [f"{stem}.tflite.json", f"{stem}.cc", f"{stem}.h"]
+    assert {path.name for path in context.folder.iterdir()} >= {name for each in names for name in each}
+    with pytest.raises(ValidationError, match="expected tflite among the formats"):
+        Export(formats=("onnx",), c_array=True)
 
 
 def test_export_refuses_a_file_that_lost_too_much(model, data, tmp_path, baseline):
