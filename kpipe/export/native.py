@@ -21,6 +21,9 @@ import numpy as np
 
 MEMORY_RUNS = 3
 """Inferences in which the greatest use of memory is looked for."""
+EXACT_ON_OLD_PROCESSORS = "session.x64quantprecision"
+"""onnxruntime's setting by which sums of int8 products do not overflow 16 bits on x86 processors that have AVX2 or
+AVX512 but no VNNI; elsewhere it changes nothing."""
 
 
 def litert(path: Path, threads: int = 1, delegates: bool = True) -> Any:
@@ -55,6 +58,7 @@ def onnx_session(path: Path, threads: int = 1, profile: Path | None = None) -> A
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
+    options.add_session_config_entry(EXACT_ON_OLD_PROCESSORS, "1")
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
