@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kpipe.fake_quant import why_float
 from kpipe.fake_quant.bake import foldable
 from kpipe.graph import Flow, Site
 from kpipe.quantize.side_by_side import Pair, side_by_side
@@ -45,18 +46,27 @@ def shift_bias(flow: Flow, site: Site, given: Pair, exact_kernel: Any = None) ->
         exact_kernel: Its kernel in the float model; None where it is as it was.
     """
     wrapper: Any = site.operation
-    layer, norm = wrapper.layer, foldable(flow, site)
-    if getattr(layer, "bias", None) is None and norm is None:
+    layer, variable = wrapper.layer, shifted(flow, site)
+    if variable is None:
         return
+    (kernel,) = (weight.variable for weight in wrapper.kernels())
     with linear(layer):
-        kernel = layer.kernel.value if exact_kernel is None else exact_kernel
-        with keras.StatelessScope(state_mapping=[(layer.kernel, tf.convert_to_tensor(kernel))]):
+        value = kernel.value if exact_kernel is None else exact_kernel
+        with keras.StatelessScope(state_mapping=[(kernel, tf.convert_to_tensor(value))]):
             exact = layer(given.exact)
         rounded = wrapper(given.rounded)
-    variable = norm.operation.moving_mean if norm is not None else layer.bias
-    axes = list(range(len(exact.shape) - len(variable.shape)))
-    shift = tf.reduce_mean(exact - rounded, axes)
-    variable.assign(variable - shift if norm is not None else variable + shift)
+    shift = tf.reduce_mean(exact - rounded, list(range(len(exact.shape) - len(variable.shape))))
+    broadcast = [axis for axis, size in enumerate(variable.shape) if size == 1]
+    shift = tf.reduce_mean(shift, broadcast, keepdims=True)
+    variable.assign(variable + shift if variable is getattr(layer, "bias", None) else variable - shift)
+
+
+def shifted(flow: Flow, site: Site) -> Any | None:
+    """Give what holds a layer's offset: the mean of the batch norm behind it, else its bias; None without either."""
+    norm, layer = foldable(flow, site), site.operation.layer
+    if norm is not None and why_float(norm) is None:
+        return norm.operation.moving_mean
+    return getattr(layer, "bias", None)
 
 
 @contextmanager

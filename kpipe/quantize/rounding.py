@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.graph import Flow, Site
-from kpipe.quantize.bias import shift_bias
+from kpipe.quantize.bias import shift_bias, shifted
 from kpipe.quantize.rows import grouped, rows_of, ungrouped
 from kpipe.quantize.side_by_side import Pair, side_by_side
 
@@ -19,6 +19,9 @@ MOST_INPUTS = 4608
 """Of one output: in a layer with more, each weight goes to the nearest level. The time grows with their square."""
 SWEEPS = 6
 """Times that each weight is looked at; fewer where nothing moves any more."""
+BLOCK = 128
+"""Weights of a channel that move before all others are told: the moves are the same, and most of the work is done by
+products of matrices."""
 SHARES = np.linspace(1.0, 0.5, 11)
 """Shares of the greatest weight of a channel that are tried as the end of its grid."""
 DAMPING = 0.01
@@ -60,16 +63,17 @@ def _adapt(flow: Flow, site: Site, given: Pair) -> None:
         return
     layer = wrapper.layer
     rows: list[Any] = [rows_of(layer, each, MOST_ROWS) for each in (given.exact, given.rounded)]
-    before = tf.identity(layer.kernel.value)
+    (kernel,) = (weight.variable for weight in wrapper.kernels())
+    before = tf.identity(kernel.value)
     if rows[0] is not None and rows[0].shape[-1] <= MOST_INPUTS:
-        found = on_best_levels(grouped(layer, np.asarray(layer.kernel)), Moments.of(*rows), wrapper.bits)
-        layer.kernel.assign(ungrouped(layer, found))
+        moments = Moments.of(*rows, centred=shifted(flow, site) is not None)
+        kernel.assign(ungrouped(layer, on_best_levels(grouped(layer, np.asarray(kernel)), moments, wrapper.bits)))
     shift_bias(flow, site, given, before)
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Hold what the squared error of any rounded weights depends on, without the mean of the inputs.
+    """Hold what the squared error of any rounded weights depends on.
 
     Args:
         gram: E x'ᵢ x'ⱼ of the rounded inputs, (groups, in, in).
@@ -80,8 +84,8 @@ class Moments:
     cross: np.ndarray
 
     @classmethod
-    def of(cls, exact: Any, rounded: Any, damping: float = DAMPING) -> "Moments":
-        """Take them of rows, (rows, groups, in).
+    def of(cls, exact: Any, rounded: Any, damping: float = DAMPING, centred: bool = True) -> "Moments":
+        """Take them of rows, (rows, groups, in); centred, without their means, which a bias makes good.
 
         Example:
             >>> x = np.array([[[1.0, 0.0]], [[-1.0, 0.0]]])
@@ -89,7 +93,8 @@ class Moments:
             [[[1.0, 0.0], [0.0, 0.0]]]
         """
         x, seen = (np.moveaxis(np.asarray(each), 1, 0) for each in (exact, rounded))  # (groups, rows, in)
-        x, seen = (each - each.mean(1, keepdims=True) for each in (x, seen))
+        if centred:
+            x, seen = (each - each.mean(1, keepdims=True) for each in (x, seen))
         gram, cross = (np.swapaxes(seen, 1, 2) @ other / x.shape[1] for other in (seen, x))
         drawn = damping * np.einsum("gii->g", gram)[:, None, None] / x.shape[2] * np.eye(x.shape[2])
         return cls(gram + drawn, cross + drawn)
@@ -122,17 +127,37 @@ def on_best_levels(matrices: np.ndarray, moments: Moments, bits: int) -> np.ndar
     held = greatest | (weights == 0)
     slope = moments.gram @ (levels * step) - moments.cross @ weights
     for _ in range(SWEEPS):
-        moved = False
-        for place in range(weights.shape[1]):
-            ideal = levels[:, place] - slope[:, place] / (importance[:, place] * step[:, 0])
-            best = np.where(held[:, place], levels[:, place], np.clip(np.floor(ideal + 0.5), -end, end))
-            change = (best - levels[:, place]) * step[:, 0]
-            if change.any():
-                slope += moments.gram[:, :, place, None] * change[:, None, :]
-                levels[:, place], moved = best, True
-        if not moved:
+        before = levels.copy()
+        for begin in range(0, weights.shape[1], BLOCK):
+            block = slice(begin, begin + BLOCK)
+            gram, start = moments.gram[:, block, block], levels[:, block].copy()
+            local = (slope[:, block], importance[:, block], step[:, 0], held[:, block])
+            levels[:, block] = _swept(start, gram, *local, end)
+            slope += moments.gram[:, :, block] @ ((levels[:, block] - start) * step)
+        if (levels == before).all():
             break
     return (levels * step).astype(np.float32)
+
+
+def _swept(
+    levels: np.ndarray,
+    gram: np.ndarray,
+    slope: np.ndarray,
+    importance: np.ndarray,
+    step: np.ndarray,
+    held: np.ndarray,
+    end: int,
+) -> np.ndarray:
+    """Move each of some weights, (groups, block, out), to its best level in turn; `slope` is of half the error."""
+    levels, slope = levels.copy(), slope.copy()
+    for place in range(levels.shape[1]):
+        ideal = levels[:, place] - slope[:, place] / (importance[:, place] * step)
+        best = np.where(held[:, place], levels[:, place], np.clip(np.floor(ideal + 0.5), -end, end))
+        change = (best - levels[:, place]) * step
+        if change.any():
+            slope += gram[:, :, place, None] * change[:, None, :]
+            levels[:, place] = best
+    return levels
 
 
 def nearest(weights: np.ndarray, step: np.ndarray, end: int) -> np.ndarray:

@@ -12,8 +12,8 @@ Rows = Callable[[Any, Any], Any]
 """(layer, x) -> (rows, groups, in): what the kernel of each group multiplies."""
 
 
-MOST_BYTES = 2**28
-"""Of the rows of one layer before they are thinned out."""
+MOST_BYTES = 2**27
+"""Of the rows of one layer."""
 
 
 def rows_of(layer: Any, x: Any, most: int) -> np.ndarray | None:
@@ -32,7 +32,10 @@ def rows_of(layer: Any, x: Any, most: int) -> np.ndarray | None:
     overlap = np.prod(getattr(layer, "kernel_size", 1)) / np.prod(getattr(layer, "strides", 1))
     step = int(np.ceil(4 * overlap * np.prod(x.shape) / MOST_BYTES))
     rows = ROWS[type(layer)](layer, x[:: max(1, step)])
-    return None if rows is None else np.asarray(rows[:: max(1, len(rows) // most)], np.float32)
+    if rows is None:
+        return None
+    most = max(1, min(most, MOST_BYTES // (4 * int(np.prod(rows.shape[1:])))))
+    return np.asarray(rows[:: max(1, len(rows) // most)], np.float32)
 
 
 def grouped(layer: Any, kernel: np.ndarray) -> np.ndarray:
