@@ -25,7 +25,7 @@ from kpipe.errors import ExportError, KpipeError, NoEffectWarning, RecipeError, 
 from kpipe.export import benchmark, export, verify
 from kpipe.graph import functionalize
 from kpipe.measure import measure
-from kpipe.quantize import quantize
+from kpipe.quantize import plan_quantization, quantization_sensitivity, quantize
 from kpipe.recipe import load_recipe
 from kpipe.report import report
 from kpipe.saliency import CRITERIA, Evidence
@@ -68,10 +68,12 @@ __all__ = [
     "patterns",
     "plan_filters",
     "plan_heads",
+    "plan_quantization",
     "prune_filters",
     "prune_heads",
     "prune_low_magnitude",
     "prune_weights",
+    "quantization_sensitivity",
     "quantize",
     "reestimate_batch_norm",
     "remove_layers",

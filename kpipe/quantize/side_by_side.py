@@ -46,7 +46,7 @@ def side_by_side(model: keras.Model, inputs: Sequence[np.ndarray], visit: Visit)
         if isinstance(site.operation, QuantizedWeights) and site.call == 0:
             visit(flow, site, Pair(exact[0][0], rounded[0][0]))
         with keras.StatelessScope(state_mapping=before):
-            left = _in_float(site.operation, *exact[0], **exact[1])
+            left = in_float(site.operation, *exact[0], **exact[1])
         right = _called(site.operation, *rounded[0], **rounded[1])
         return [Pair(*both) for both in zip(keras.tree.flatten(left), keras.tree.flatten(right), strict=True)]
 
@@ -77,7 +77,7 @@ def _called(operation: Any, *args: Any, **kwargs: Any) -> Any:
     return operation(*args, **{**kwargs, **told})
 
 
-def _in_float(operation: Any, *args: Any, **kwargs: Any) -> Any:
+def in_float(operation: Any, *args: Any, **kwargs: Any) -> Any:
     """Call what an operation of a quantized model rounds, without the rounding."""
     if isinstance(operation, FakeQuant):
         return args[0]

@@ -1,6 +1,7 @@
 """Better post-training quantization: its parts against naive NumPy, and what it is worth on small nets."""
 
 import itertools
+import sys
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ import tensorflow as tf
 from keras import layers as L
 
 import kpipe
+from kpipe.errors import KpipeError
 from kpipe.export.verify import predict
 from kpipe.fake_quant import QuantizedWeights
 from kpipe.fake_quant.affine import channel_axes, on_grid
@@ -158,6 +160,26 @@ def test_each_way_brings_the_answers_nearer(name):
     assert off(correct_biases(in_four_bits(model, given), x), model, fresh) < 1.02 * plain
 
 
+def test_blocks_change_no_move(monkeypatch):
+    x = np.maximum(np.random.default_rng(0).normal(size=(300, 1, 40)), 0)
+    moments, weights = Moments.of(x, x), np.random.default_rng(1).normal(size=(1, 40, 7))
+    whole = on_best_levels(weights, moments, bits=4)
+    monkeypatch.setattr(sys.modules["kpipe.quantize.rounding"], "BLOCK", 7)
+    np.testing.assert_array_equal(on_best_levels(weights, moments, bits=4), whole)
+
+
+def test_embeddings_and_layers_without_bias_are_taken_as_they_are():
+    keras.utils.set_random_seed(0)
+    layers = [L.Embedding(9, 4, name="words"), L.Dense(5, use_bias=False, name="fc"), L.GlobalAveragePooling1D()]
+    model = keras.Sequential([keras.Input((6,), dtype="int32"), *layers, L.Dense(3, name="logits")])
+    x = np.random.default_rng(0).integers(0, 9, (64, 6)).astype("int32")
+    made = in_four_bits(model, x)
+    plain, table = off(made, model, [x]), made.get_layer("words").get_weights()[0]
+    assert off(adapt_rounding(made, [x]), model, [x]) < plain
+    np.testing.assert_array_equal(made.get_layer("words").get_weights()[0], table)
+    assert made.get_layer("fc").layer.bias is None
+
+
 def test_adapted_kernels_keep_their_zeros_and_lie_on_the_grid_that_files_find():
     model = build("depthwise")
     rng = np.random.default_rng(0)
@@ -177,3 +199,55 @@ def test_adapted_kernels_keep_their_zeros_and_lie_on_the_grid_that_files_find():
             again = on_grid(value, channel_axes(kernel.layout, value.ndim), 4)
             np.testing.assert_allclose(again, value, atol=1e-6 * np.abs(value).max())
     assert held > 100
+
+
+def levels_of(kernel: np.ndarray, axes: tuple[int, ...], bits: int) -> np.ndarray:
+    """Give how often each level stands in a kernel, without its sign: folding a norm may turn a channel."""
+    rest = tuple(axis for axis in range(kernel.ndim) if axis not in axes)
+    step = np.abs(kernel).max(rest, keepdims=True) / (2 ** (bits - 1) - 1)
+    return np.bincount(np.abs(np.round(kernel / step)).astype(int).ravel(), minlength=128)
+
+
+def stored(path: Any) -> list[np.ndarray]:
+    """Give the 8-bit arrays of several axes that a file holds."""
+    if path.suffix == ".onnx":
+        import onnx
+        from onnx import numpy_helper
+
+        arrays = [numpy_helper.to_array(one) for one in onnx.load(str(path)).graph.initializer]
+        return [array for array in arrays if array.dtype == np.int8 and array.ndim > 1]
+    from ai_edge_litert import schema_py_generated as schema
+
+    model: Any = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    tensors = [one for one in model.subgraphs[0].tensors if one.type == schema.TensorType.INT8 and len(one.shape) > 1]
+    data = [(one, model.buffers[one.buffer].data) for one in tensors]
+    return [np.asarray(held, np.uint8).view(np.int8).reshape(one.shape) for one, held in data if held is not None]
+
+
+def test_what_was_chosen_is_what_the_files_hold_bit_for_bit(tmp_path):
+    model = build("conv_bn")
+    x = samples(model, 64)[0]
+    made: Any = kpipe.quantize(model, calibration=x, improve="adaptive_rounding")
+    layer = made.get_layer("conv2")
+    chosen = levels_of(np.asarray(layer.layer.kernel), (3,), 8)
+    assert (chosen != levels_of(np.asarray(model.get_layer("conv2").kernel), (3,), 8)).any()
+    for suffix in ("tflite", "onnx"):
+        file = kpipe.export(made, tmp_path / f"m.{suffix}", data=x)
+        (held,) = [array for array in stored(file.path) if array.size == layer.layer.kernel.numpy().size]
+        np.testing.assert_array_equal(np.bincount(np.abs(held.astype(int)).ravel(), minlength=128), chosen)
+
+
+def test_quantize_improves_by_name_and_says_what_it_cannot():
+    model = build("dense")
+    x = samples(model, 64)[0]
+    plain, better = (kpipe.quantize(model, "int4", x if improve else None, improve=improve) for improve in NAMES)
+    assert off(better, model, [x]) < 0.7 * off(plain, model, [x])
+    with pytest.raises(KpipeError, match=r"Unknown improvement 'adaround'.*adaptive_rounding, bias_correction"):
+        kpipe.quantize(model, calibration=x, improve="adaround")
+    with pytest.raises(KpipeError, match="needs calibration data"):
+        kpipe.quantize(model, "int4", improve="adaptive_rounding")
+    with pytest.raises(KpipeError, match="those of float16 are floats"):
+        kpipe.quantize(model, "float16", x, improve="bias_correction")
+
+
+NAMES = (None, "adaptive_rounding")
