@@ -45,6 +45,40 @@ def fashion_cnn(input_shape: tuple[int, ...] = (28, 28, 1), classes: int = 10) -
     return keras.Model(image, L.Dense(classes, name="logits")(x), name="fashion_cnn")
 
 
+def lenet_300_100(input_shape: tuple[int, ...] = (28, 28, 1), classes: int = 10) -> keras.Model:
+    """Make the network of two hidden dense layers for 28x28 images: 266,610 parameters, logits out.
+
+    Example:
+        >>> lenet_300_100().count_params()
+        266610
+
+    References:
+        LeCun et al., Gradient-based learning applied to document recognition (1998).
+    """
+    image = keras.Input(input_shape, name="image")
+    x = L.Flatten(name="flat")(image)
+    x = L.Dense(300, activation="relu", name="fc1")(x)
+    x = L.Dense(100, activation="relu", name="fc2")(x)
+    return keras.Model(image, L.Dense(classes, name="logits")(x), name="lenet_300_100")
+
+
+def lenet_5(input_shape: tuple[int, ...] = (28, 28, 1), classes: int = 10) -> keras.Model:
+    """Make LeNet-5 in the size that Caffe gave it, which papers on pruning take: 431,080 parameters, logits out.
+
+    Example:
+        >>> lenet_5().count_params()
+        431080
+
+    References:
+        LeCun et al., Gradient-based learning applied to document recognition (1998).
+    """
+    image = keras.Input(input_shape, name="image")
+    x = L.MaxPooling2D(name="pool1")(L.Conv2D(20, 5, activation="relu", name="conv1")(image))
+    x = L.MaxPooling2D(name="pool2")(L.Conv2D(50, 5, activation="relu", name="conv2")(x))
+    x = L.Dense(500, activation="relu", name="fc1")(L.Flatten(name="flat")(x))
+    return keras.Model(image, L.Dense(classes, name="logits")(x), name="lenet_5")
+
+
 def resnet(
     input_shape: tuple[int, ...] = (32, 32, 3), classes: int = 10, depth: int = 20, filters: int = 16
 ) -> keras.Model:
