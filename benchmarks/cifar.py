@@ -7,7 +7,8 @@ as long, by the recipe's second stage, and rounds it to int8 by the third:
 - l1: each layer loses the same share of its channels, those of lowest L1 norm, in one shot, without a teacher;
 - random: half of the channels of each layer, at random, without a teacher.
 
-Accuracy and latency are those of the exported files, in LiteRT. The anchor is Torch-Pruning's ResNet-56 on the whole of
+Accuracy is that of the exported files, in LiteRT. Their latency is taken at the end, of networks with the same channels,
+in turns: it does not depend on the weights, and rows that were made on different days compare. The anchor is Torch-Pruning's ResNet-56 on the whole of
 CIFAR-10: 0.11 points better at 2.57 times fewer MACs (Fang et al., DepGraph, 2023).
 
     KPIPE_DATA=folder-of-cifar10.npz python benchmarks/cifar.py --seeds 2     # hours on 2 cores
@@ -19,8 +20,10 @@ what is finished are kept in benchmarks/records/.
 
 import argparse
 import copy
+import dataclasses
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import papers
@@ -60,7 +63,7 @@ def of_seed(document, seed, folder, record):
 
     A network that was trained anew has to be the one that the rows of the record came from.
     """
-    rows = {} if record is None or not record.exists() else json.loads(record.read_text())
+    rows = json.loads(record.read_text()) if record is not None and record.exists() else {}
     if set(rows) == {"trained", *WAYS}:
         return rows
     train, prune, *further = copy.deepcopy(document["stages"])
@@ -86,18 +89,47 @@ def of_seed(document, seed, folder, record):
 
 def row(base, cut, quantized):
     """Read the figures of one way."""
+    plan = cut["details"].get("plan", {"groups": ()})
     return {
         "times fewer MACs": base["measure"]["macs"] / cut["measure"]["macs"],
         "params": cut["measure"]["params"],
-        "float": figures(cut),
-        "int8": None if quantized is None else figures(quantized),
+        "kept": {group["name"]: group["channels"] - len(group["removed"]) for group in plan["groups"]},
+        "float": accuracy(cut),
+        "int8": None if quantized is None else accuracy(quantized),
     }
 
 
-def figures(stage):
-    """Read accuracy and latency of a stage's file."""
+def accuracy(stage):
+    """Read the accuracy of a stage's file, in per cent."""
     (file,) = [file for file in stage["files"] if file["format"] == "tflite"]
-    return {"accuracy": 100 * file["accuracy"], "milliseconds": file["latency"]["median_ms"]}
+    return 100 * file["accuracy"]
+
+
+def timed(rows):
+    """Time a float and an int8 network with the channels of each row, all in turns: way -> their milliseconds."""
+    import numpy as np
+
+    import kpipe
+    from kpipe.models import resnet
+
+    images = np.random.default_rng(0).normal(size=(64, 32, 32, 3)).astype("float32")
+    files = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, one in enumerate(rows.values()):
+            model = narrowed(kpipe, resnet((32, 32, 3), 10), one["kept"])
+            for kind, network in (("float", model), ("int8", kpipe.quantize(model, calibration=images))):
+                files.append(kpipe.export(network, Path(folder) / f"{number}_{kind}.tflite"))
+        medians = [found.median_ms for found in kpipe.benchmark(files, runs=200)]
+    return dict(zip(rows, zip(medians[::2], medians[1::2], strict=True), strict=True))
+
+
+def narrowed(kpipe, model, kept):
+    """Cut a network to so many channels a group, whichever they are."""
+    if not kept:
+        return model
+    plan = kpipe.plan_filters(model, ratio=0.5, criterion="random")
+    groups = [dataclasses.replace(one, removed=tuple(range(one.channels - kept[one.name]))) for one in plan.groups]
+    return kpipe.prune_filters(model, dataclasses.replace(plan, groups=tuple(groups)))
 
 
 def show(results):
@@ -109,23 +141,18 @@ def show(results):
     columns = ("", "times fewer MACs", "params", "float", "points lost", "ms", "int8", "points lost", "ms")
     for column in columns:
         table.add_column(column, justify="right" if column else "left")
+    milliseconds = [timed(rows) for rows in results]
     for way in results[0]:
         rows = [rows[way] for rows in results]
         cells = [way, papers.spread([one["times fewer MACs"] for one in rows])]
         cells.append(f"{sum(one['params'] for one in rows) / len(rows):,.0f}")
-        for kind in ("float", "int8"):
+        for place, kind in enumerate(("float", "int8")):
             if rows[0][kind] is None:
+                cells += ["", "", ""]
                 continue
-            lost = [
-                before["trained"]["float"]["accuracy"] - one[kind]["accuracy"]
-                for before, one in zip(results, rows, strict=True)
-            ]
-            milliseconds = sum(one[kind]["milliseconds"] for one in rows) / len(rows)
-            cells += [
-                papers.spread([one[kind]["accuracy"] for one in rows]),
-                papers.spread(lost),
-                f"{milliseconds:.3f}",
-            ]
+            lost = [before["trained"]["float"] - one[kind] for before, one in zip(results, rows, strict=True)]
+            mean = sum(times[way][place] for times in milliseconds) / len(rows)
+            cells += [papers.spread([one[kind] for one in rows]), papers.spread(lost), f"{mean:.3f}"]
         table.add_row(*cells)
     Console(width=140).print(table)
 
