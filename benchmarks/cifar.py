@@ -7,9 +7,10 @@ as long, by the recipe's second stage, and rounds it to int8 by the third:
 - l1: each layer loses the same share of its channels, those of lowest L1 norm, in one shot, without a teacher;
 - random: half of the channels of each layer, at random, without a teacher.
 
-Accuracy is that of the exported files, in LiteRT. Their latency is taken at the end, of networks with the same channels,
-in turns: it does not depend on the weights, and rows that were made on different days compare. The anchor is Torch-Pruning's ResNet-56 on the whole of
-CIFAR-10: 0.11 points better at 2.57 times fewer MACs (Fang et al., DepGraph, 2023).
+Accuracy is that of the exported files, in LiteRT. Their latency is taken at the end, of networks with as many
+channels, in turns: it does not depend on the weights, and rows that were made on different days compare. The anchor is
+Torch-Pruning's ResNet-56 on the whole of CIFAR-10: 0.11 points better at 2.57 times fewer MACs (Fang et al., DepGraph,
+2023).
 
     KPIPE_DATA=folder-of-cifar10.npz python benchmarks/cifar.py --seeds 2     # hours on 2 cores
     KPIPE_DATA=folder-of-cifar10.npz python benchmarks/cifar.py --quick       # minutes; its figures mean nothing
