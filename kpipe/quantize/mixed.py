@@ -45,6 +45,15 @@ class QuantizationPlan:
     max_drop: float
     tried: tuple[tuple[int, str, float], ...] = field(default=())
 
+    @property
+    def sentence(self) -> str:
+        """What was found, in a sentence."""
+        kept = ", ".join(f"{path} {width_name(width)}" for path, width in self.bits.items())
+        return (
+            f"{self.scheme} has {self.metric} {self.value:.5g}, {self.baseline:.5g} in float, and may lose "
+            f"{self.max_drop:g}: {f'other bits are needed in {kept}' if kept else 'no layer needs other bits'}."
+        )
+
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON.
 
@@ -54,14 +63,9 @@ class QuantizationPlan:
         write_json(path, asdict(self))
 
     def __str__(self) -> str:
-        head = (
-            f"{self.scheme}: {self.metric} {self.value:.5g}, {self.baseline:.5g} in float; a drop of {self.max_drop:g} "
-            "is allowed"
-        )
-        kept = [f"{path}: {width_name(width)}" for path, width in self.bits.items()]
         rows = [("layers with more", "bits", self.metric)]
         rows += [(str(count), width, f"{value:.5g}") for count, width, value in self.tried]
-        return "\n".join([head, *(kept or ["no layer needs more bits"]), "", *table(rows)])
+        return "\n".join([self.sentence, *table(rows)])
 
 
 def plan_quantization(
