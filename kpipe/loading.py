@@ -108,11 +108,14 @@ def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 def first_lines(error: Exception) -> str:
-    """Give the kind of an error and the beginning of what it says.
+    """Give the kind of an error and the beginning of what it says; of Keras's, what it met behind all the rest.
 
     Example:
         >>> first_lines(KeyError("name"))
         "KeyError: 'name'"
+        >>> first_lines(TypeError("Could not make x={...}. Exception encountered: no such layer"))
+        'TypeError: no such layer'
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = str(error).rpartition("Exception encountered:")[2]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:3])[:500]}"

@@ -58,7 +58,9 @@ class Helper:
         return ""
 
     def _started(self) -> subprocess.Popen[str]:
-        if self.process is None or self.process.poll() is not None or self.owner != os.getpid():
+        if self.process is not None and (self.process.poll() is not None or self.owner != os.getpid()):
+            self.stop()
+        if self.process is None:
             quiet = {"OPENBLAS_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": os.pathsep.join(sys.path)}
             self.process = subprocess.Popen(
                 [sys.executable, "-P", str(PROGRAM)],  # -P: its folder holds an onnx.py

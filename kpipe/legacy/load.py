@@ -15,6 +15,7 @@ from kpipe.legacy.compare import check_equal
 from kpipe.legacy.reading import Reading, Request, read_files
 from kpipe.legacy.rebuild import rebuild
 from kpipe.legacy.source import OldFile, look_at
+from kpipe.loading import load_model
 
 TOLERANCE = 1e-5
 STAND_INS = {"MultiHeadAttention": Keras2MultiHeadAttention}
@@ -136,6 +137,8 @@ _ATTENTION = (
 
 def _loaded_by_keras_3(file: OldFile, safe_mode: bool) -> keras.Model:
     try:
+        if file.kind == "keras":
+            return load_model(file.path, safe_mode)
         model: Any = keras.models.load_model(file.path, compile=False, safe_mode=safe_mode)
     except Exception as error:  # Keras raises many kinds for a file that it does not take
         raise KpipeError(f"{file.path} was written by Keras {file.version} and cannot be loaded: {error}") from error
