@@ -19,20 +19,22 @@ class Format:
     Args:
         suffix: With its dot.
         precisions: What `convert` can write.
-        convert: `(model, precision, output names) -> content`; an int8 model comes baked.
+        convert: `(model, precision, output names, batch) -> content`; a quantized model comes baked.
         runtime: Runs a file: `runtime(path, threads)`.
         inspect: `(path) -> Inspection`.
         embed: `(content, text) -> content` with a text in it that no runtime reads.
         extract: `(content) -> text`, what `embed` put there; None where there is none.
+        batch: The size of a batch where none is asked for; None leaves it open.
     """
 
     suffix: str
     precisions: tuple[str, ...]
-    convert: Callable[[keras.Model, str, list[str]], bytes]
+    convert: Callable[[keras.Model, str, list[str], int | None], bytes]
     runtime: type[Runtime]
     inspect: Callable[[Path], Inspection]
     embed: Callable[[bytes, str], bytes]
     extract: Callable[[bytes], str | None]
+    batch: int | None
 
 
 FORMATS: Registry[Format] = Registry("file format")

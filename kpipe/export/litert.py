@@ -19,8 +19,8 @@ from kpipe.export.signature import input_names, serving
 from kpipe.fake_quant import SCHEMES
 
 
-def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
-    """Write a model as a LiteRT file for one sample at a time.
+def convert(model: keras.Model, precision: str, names: list[str], batch: int | None = 1) -> bytes:
+    """Write a model as a LiteRT file for batches of one size.
 
     Args:
         model: The model; of a scheme's precision one that was baked.
@@ -28,6 +28,7 @@ def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
             outputs too) or "int8_dynamic" (weights are stored so; the kernels of dense layers and convolutions round
             what comes in to 8 bits, and give floats).
         names: Names of the outputs, in the order of `model.outputs`.
+        batch: The size; None leaves it open.
 
     Returns:
         The file's content; its inputs and outputs are in the Keras order.
@@ -36,7 +37,7 @@ def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
         ExportError: When the converter refuses the model.
     """
     whole_numbers = precision in SCHEMES and SCHEMES[precision].activations is not None
-    serve, specs = serving(model, names)
+    serve, specs = serving(model, names, batch)
     with tempfile.TemporaryDirectory() as folder, quiet():
         archive = keras.export.ExportArchive()
         archive.track(model)
@@ -52,7 +53,8 @@ def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
         try:
             content = converter.convert()
         except Exception as error:
-            raise ExportError(f"LiteRT's converter refuses model {model.name!r}: {first_lines(error)}") from error
+            how = "" if batch else " with an open batch"
+            raise ExportError(f"LiteRT's converter refuses model {model.name!r}{how}: {first_lines(error)}") from error
     if precision == "int8_dynamic":
         content = store_weights(content)
     return in_order(content, input_names(model), names)
@@ -74,5 +76,5 @@ def in_order(content: bytes, inputs: list[str], outputs: list[str]) -> bytes:
 
 
 FORMATS("tflite")(
-    Format(".tflite", ("float32", "float16", "int8", "int8_dynamic"), convert, LiteRTRuntime, inspect, embed, extract)
+    Format(".tflite", ("float32", "float16", "int8", "int8_dynamic"), convert, LiteRTRuntime, inspect, embed, extract, 1)
 )

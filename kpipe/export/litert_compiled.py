@@ -14,7 +14,7 @@ from kpipe.export.file import Port
 from kpipe.export.litert_content import check_content, first_lines, ports
 from kpipe.export.litert_profile import by_prefixes
 from kpipe.export.quiet import quiet_native
-from kpipe.export.runtime import Runtime, from_port, to_port
+from kpipe.export.runtime import Runtime, batches_of, filled, from_port, to_port
 
 
 class CompiledRuntime(Runtime):
@@ -40,9 +40,10 @@ class CompiledRuntime(Runtime):
             self._write([np.zeros([size or 1 for size in port.shape], port.dtype) for port in self.inputs])
 
     def invocation(self, inputs: Sequence[np.ndarray]) -> Callable[[], object]:
-        """Write one sample into the model's buffers and give what runs it."""
+        """Write one batch of the file's own size into the model's buffers and give what runs it."""
         self.check(inputs)
-        self._write([to_port(array[:1], port) for port, array in zip(self.inputs, inputs, strict=True)])
+        size = self.inputs[0].shape[0] or 1
+        self._write([to_port(filled(array, size), port) for port, array in zip(self.inputs, inputs, strict=True)])
         return self._invoke
 
     def _invoke(self) -> None:
@@ -53,17 +54,17 @@ class CompiledRuntime(Runtime):
             self._buffers[port.name].write(np.ascontiguousarray(array))
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Run sample by sample."""
+        """Run batch by batch of the file's own size; where it is open, sample by sample."""
         self.check(inputs)
         rows: list[list[np.ndarray]] = [[] for _ in self.outputs]
         ready = [to_port(array, port) for array, port in zip(inputs, self.inputs, strict=True)]
-        for n in range(len(inputs[0])):
-            self._write([array[n : n + 1] for array in ready])
+        for batch, count in batches_of(ready, self.inputs[0].shape[0] or 1):
+            self._write(batch)
             self._invoke()
             for row, port in zip(rows, self.outputs, strict=True):
                 shape = [size or 1 for size in port.shape]
                 found = self._results[port.name].read(int(np.prod(shape)), np.dtype(port.dtype).type)
-                row.append(from_port(np.asarray(found).reshape(shape), port))
+                row.append(from_port(np.asarray(found).reshape(shape), port)[:count])
         return [np.concatenate(row) for row in rows]
 
     def close(self) -> None:

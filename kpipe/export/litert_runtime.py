@@ -14,7 +14,7 @@ from kpipe.export.file import Port
 from kpipe.export.litert_content import check_content, first_lines
 from kpipe.export.litert_profile import by_prefixes
 from kpipe.export.quiet import quiet_native
-from kpipe.export.runtime import Runtime, from_port, to_port
+from kpipe.export.runtime import Runtime, batches_of, filled, from_port, to_port
 
 
 class LiteRTRuntime(Runtime):
@@ -33,6 +33,7 @@ class LiteRTRuntime(Runtime):
         self.outputs = tuple(_port(detail, names_out) for detail in self.interpreter.get_output_details())
         self._places = [detail["index"] for detail in self.interpreter.get_input_details()]
         self._results = [detail["index"] for detail in self.interpreter.get_output_details()]
+        self._laid_out: list[tuple[int, ...]] = []
 
     def _names(self) -> tuple[dict[int, str], dict[int, str]]:
         """Map tensor indices to the names of the file's one signature."""
@@ -44,24 +45,49 @@ class LiteRTRuntime(Runtime):
         return names_in, names_out
 
     def invocation(self, inputs: Sequence[np.ndarray]) -> Callable[[], object]:
-        """Set one sample and give the interpreter's own `invoke`."""
+        """Set one batch of the file's own size, one sample where it is open; give the interpreter's own `invoke`."""
         self.check(inputs)
-        for place, port, array in zip(self._places, self.inputs, inputs, strict=True):
-            self.interpreter.set_tensor(place, to_port(array[:1], port))
+        size = self.inputs[0].shape[0] or 1
+        self._set([to_port(filled(array, size), port) for array, port in zip(inputs, self.inputs, strict=True)])
         return self.interpreter.invoke
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Run sample by sample."""
+        """Run batch by batch of the file's own size; where it is open, all samples at once."""
         self.check(inputs)
         rows: list[list[np.ndarray]] = [[] for _ in self.outputs]
         ready = [to_port(array, port) for array, port in zip(inputs, self.inputs, strict=True)]
-        for n in range(len(inputs[0])):
-            for place, array in zip(self._places, ready, strict=True):
-                self.interpreter.set_tensor(place, array[n : n + 1])
-            self.interpreter.invoke()
+        for batch, count in batches_of(ready, self.inputs[0].shape[0] or len(inputs[0])):
+            self._set(batch)
+            self._invoke(count)
             for row, place, port in zip(rows, self._results, self.outputs, strict=True):
-                row.append(from_port(self.interpreter.get_tensor(place), port))
+                row.append(from_port(self.interpreter.get_tensor(place), port)[:count])
         return [np.concatenate(row) for row in rows]
+
+    def _invoke(self, count: int) -> None:
+        try:
+            self.interpreter.invoke()
+        except (ValueError, RuntimeError) as error:
+            raise ExportError(
+                f"ai-edge-litert fails to run {self.path} on {count} samples: {first_lines(error)}"
+            ) from error
+
+    def _set(self, arrays: Sequence[np.ndarray]) -> None:
+        """Set the inputs; a file whose batch is open is laid out anew when their size is another."""
+        shapes = [tuple(array.shape) for array in arrays]
+        if self.inputs[0].shape[0] is None and shapes != self._laid_out:
+            for place, shape in zip(self._places, shapes, strict=True):
+                self.interpreter.resize_tensor_input(place, shape)
+            try:
+                with quiet_native():
+                    self.interpreter.allocate_tensors()
+            except (ValueError, RuntimeError) as error:
+                raise ExportError(
+                    f"{self.path} has an open batch, and ai-edge-litert does not take one of {shapes[0][0]}: "
+                    f"{first_lines(error)}"
+                ) from error
+            self._laid_out = shapes
+        for place, array in zip(self._places, arrays, strict=True):
+            self.interpreter.set_tensor(place, array)
 
     def close(self) -> None:
         """Drop the interpreter."""
@@ -72,7 +98,7 @@ def _port(detail: dict[str, Any], names: dict[int, str]) -> Port:
     scale, zero_point = detail["quantization"]
     return Port(
         name=names.get(detail["index"], str(detail["name"])),
-        shape=tuple(int(size) for size in detail["shape"]),
+        shape=tuple(None if size < 0 else int(size) for size in detail["shape_signature"]),
         dtype=np.dtype(detail["dtype"]).name,
         scale=float(scale) or None,
         zero_point=int(zero_point),

@@ -12,7 +12,7 @@ import numpy as np
 from kpipe.errors import ExportError
 from kpipe.export.formats import format_of
 from kpipe.export.normalisation import normalisations
-from kpipe.export.signature import output_names
+from kpipe.export.signature import input_names, output_names
 
 Given = Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]
 """Metadata of a caller; or a function that gives them for a file that is written, such as what is measured on it."""
@@ -90,7 +90,7 @@ def given_normalisation(model: keras.Model, given: Any) -> list[dict[str, Any]]:
     """Check a caller's normalisation, and give one entry for each input that it names."""
     if given is None:
         return []
-    names = [tensor.name for tensor in model.inputs]
+    names = input_names(model)
     by_input = given
     if isinstance(given, Mapping) and set(given) <= {"scale", "offset"}:
         by_input = dict.fromkeys(names, given)

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kpipe.export.signature import input_names
 from kpipe.fake_quant import FakeQuant
 from kpipe.layers.preprocessing import scale_and_offset
 
@@ -30,7 +31,7 @@ def normalisations(model: keras.Model) -> list[dict[str, Any]]:
         [{'input': 'x', 'by': 'file', 'scale': 0.5, 'offset': -1.0}]
     """
     found = []
-    for tensor in model.inputs:
+    for name, tensor in zip(input_names(model), model.inputs, strict=True):
         scale, offset, scaled = np.ones(()), np.zeros(()), False
         layer, after = _alone_behind(model, tensor)
         while isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization | FakeQuant):
@@ -39,7 +40,7 @@ def normalisations(model: keras.Model) -> list[dict[str, Any]]:
                 scale, offset, scaled = scale * own_scale, offset * own_scale + own_offset, True
             layer, after = _alone_behind(model, after)
         if scaled:
-            found.append({"input": tensor.name, "by": "file", "scale": _written(scale), "offset": _written(offset)})
+            found.append({"input": name, "by": "file", "scale": _written(scale), "offset": _written(offset)})
     return found
 
 

@@ -25,8 +25,8 @@ from kpipe.layers.preprocessing import scale_and_offset
 OPSET = 18
 
 
-def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
-    """Write a model as an ONNX file for batches of any size.
+def convert(model: keras.Model, precision: str, names: list[str], batch: int | None = None) -> bytes:
+    """Write a model as an ONNX file for batches of any size, or of one.
 
     Args:
         model: The model; of a scheme's precision one that was baked.
@@ -34,6 +34,7 @@ def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
             and multiplied by their scales; or "int8": QuantizeLinear and DequantizeLinear round the activations, the
             weights of convolutions and dense layers are stored as int8. Inputs and outputs are float32 always.
         names: Names of the outputs, in the order of `model.outputs`.
+        batch: The size; None leaves it open.
 
     Returns:
         The file's content; its inputs and outputs are in the Keras order.
@@ -46,7 +47,7 @@ def convert(model: keras.Model, precision: str, names: list[str]) -> bytes:
     with quiet():
         import tf2onnx
 
-        serve, specs = serving(_readable(model), names, batch=None)
+        serve, specs = serving(_readable(model), names, batch)
         try:
             function = tf.function(serve, input_signature=specs)
             proto, _ = tf2onnx.convert.from_function(
@@ -139,5 +140,5 @@ def _is_grouped(layer: Any) -> bool:
 
 
 FORMATS("onnx")(
-    Format(".onnx", ("float32", "float16", "int8", "int8_dynamic"), convert, OnnxRuntime, inspect, embed, extract)
+    Format(".onnx", ("float32", "float16", "int8", "int8_dynamic"), convert, OnnxRuntime, inspect, embed, extract, None)
 )

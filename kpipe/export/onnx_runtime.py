@@ -13,7 +13,7 @@ from kpipe.export.file import Port
 from kpipe.export.onnx_content import first_line, load
 from kpipe.export.onnx_int8 import scale_behind
 from kpipe.export.onnx_profile import by_profiler
-from kpipe.export.runtime import Runtime
+from kpipe.export.runtime import Runtime, batches_of, filled
 
 
 class OnnxRuntime(Runtime):
@@ -36,13 +36,17 @@ class OnnxRuntime(Runtime):
         }
 
     def invocation(self, inputs: Sequence[np.ndarray]) -> Callable[[], object]:
-        """Take the first sample and give a function that runs it."""
-        feed = self._feed([array[:1] for array in inputs])
+        """Take one batch of the file's own size, one sample where it is open, and give a function that runs it."""
+        feed = self._feed([filled(array, self.inputs[0].shape[0] or 1) for array in inputs])
         return lambda: self.session.run(None, feed)
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Run all samples at once."""
-        return [np.asarray(output) for output in self.session.run(None, self._feed(inputs))]
+        """Run batch by batch of the file's own size; where it is open, all samples at once."""
+        rows: list[list[np.ndarray]] = [[] for _ in self.outputs]
+        for batch, count in batches_of(inputs, self.inputs[0].shape[0] or len(inputs[0])):
+            for row, output in zip(rows, self.session.run(None, self._feed(batch)), strict=True):
+                row.append(np.asarray(output)[:count])
+        return [np.concatenate(row) for row in rows]
 
     def close(self) -> None:
         """Drop the session."""

@@ -1,7 +1,7 @@
 """Runtimes that run a file, behind one face."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,26 @@ class Runtime(ABC):
             if tuple(array.shape[1:]) != tuple(port.shape[1:]):
                 expected = (None, *port.shape[1:])
                 raise ExportError(f"{self.path}: input {port.name!r} has the shape {array.shape}; expected {expected}.")
+
+
+def batches_of(arrays: Sequence[np.ndarray], size: int) -> Iterator[tuple[list[np.ndarray], int]]:
+    """Cut arrays into batches of one size; the last is filled up with its own rows, over again.
+
+    Yields:
+        The batch of each array, and how many of its rows count.
+
+    Example:
+        >>> [(batch[0].tolist(), rows) for batch, rows in batches_of([np.arange(3)], 2)]
+        [([0, 1], 2), ([2, 2], 1)]
+    """
+    for start in range(0, len(arrays[0]), size):
+        batch = [array[start : start + size] for array in arrays]
+        yield [filled(array, size) for array in batch], len(batch[0])
+
+
+def filled(array: np.ndarray, size: int) -> np.ndarray:
+    """Give an array of `size` rows: the first of the given ones, over again where there are fewer."""
+    return array[np.arange(size) % len(array)]
 
 
 def to_port(values: np.ndarray, port: Port) -> np.ndarray:

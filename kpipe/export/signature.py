@@ -47,14 +47,40 @@ def check_exportable(model: Any) -> None:
             )
 
 
+def checked_batch(batch: Any) -> int | None:
+    """Give the size of a batch, or raise an `ExportError` unless it is None or a whole number of at least 1."""
+    if batch is None or (isinstance(batch, int) and not isinstance(batch, bool) and batch > 0):
+        return batch
+    raise ExportError(f"Received batch={batch!r}; expected None for any size, or a whole number of at least 1.")
+
+
 def input_names(model: keras.Model) -> list[str]:
-    """Name the inputs of a file, in the order of `model.inputs`."""
-    return sanitised([tensor.name for tensor in model.inputs])
+    """Name the inputs of a file, in the order of `model.inputs`: by the keys of a dict of them, else by themselves.
+
+    Example:
+        >>> inputs = {name: keras.Input((3,), name=name) for name in ("wide", "deep")}
+        >>> model = keras.Model(inputs, {"sum": keras.layers.Add()([inputs["wide"], inputs["deep"]])})
+        >>> input_names(model), output_names(model)
+        (['deep', 'wide'], ['sum'])
+    """
+    return sanitised(_keyed(model, "input", lambda tensor: tensor.name))
 
 
 def output_names(model: keras.Model) -> list[str]:
-    """Name the outputs of a file after the layers that make them, in the order of `model.outputs`."""
-    return sanitised([_maker(tensor).name for tensor in model.outputs])
+    """Name the outputs of a file, in the order of `model.outputs`: by the keys of a dict, else by what makes them."""
+    return sanitised(_keyed(model, "output", lambda tensor: _maker(tensor).name))
+
+
+def _keyed(model: keras.Model, end: str, otherwise: Callable[[Any], str]) -> list[str]:
+    """Name the tensors at one end of a model by their way through dicts, or otherwise where there is none."""
+    tensors = getattr(model, f"{end}s")
+    if isinstance(model, keras.Sequential):
+        return [otherwise(tensor) for tensor in tensors]
+    names = []
+    for path, tensor in keras.tree.flatten_with_path(getattr(model, end)):
+        keyed = any(isinstance(step, str) for step in path)
+        names.append("_".join(map(str, path)) if keyed else otherwise(tensor))
+    return names
 
 
 def _maker(tensor: Any) -> Any:

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
@@ -15,11 +15,12 @@ from kpipe.export.file import Agreement, File
 from kpipe.export.formats import FORMATS, format_of
 from kpipe.export.metadata import Given, as_json, describe
 from kpipe.export.precision import rounded_for, settled, wrongly_stored
+from kpipe.export.recurrent import recurrence, unrolled
 from kpipe.export.sidecar import companions
-from kpipe.export.signature import check_exportable, output_names
+from kpipe.export.signature import check_exportable, checked_batch, output_names
 from kpipe.export.sizes import gzip_size, zstd_size
 from kpipe.export.trial import trust
-from kpipe.export.verify import DATA_SAMPLES, check, compare
+from kpipe.export.verify import DATA_SAMPLES, check, check_batches, compare
 from kpipe.fake_quant import bake, float_layers, is_quantized, rounded_layers, scheme_of
 
 
@@ -30,6 +31,8 @@ def export(
     data: Any = None,
     metadata: Given | None = None,
     c_array: bool = False,
+    batch: int | Literal["own"] | None = "own",
+    unroll: bool = False,
 ) -> File:
     """Write a model as a LiteRT or ONNX file and prove it.
 
@@ -53,6 +56,11 @@ def export(
             then stands beside the file too, in `<name>.json`.
         c_array: Whether to write the file as a C++ array too, for TFLite Micro: `<stem>.cc` and `<stem>.h` beside a
             .tflite file, with its operators and an estimate of the arena.
+        batch: How many samples the file takes at once; None for any number. "own" is the format's: one for LiteRT, any
+            for ONNX.
+        unroll: Whether to write recurrent layers out step by step, and no loop. For LiteRT that is faster on short
+            sequences, takes more room, and serves an open batch, which a loop does not. ONNX has operators of its own
+            for LSTM layers in batches of any size, which are smaller and faster than either.
 
     Returns:
         The file with its sizes and how it agrees with the model.
@@ -73,6 +81,7 @@ def export(
     path = Path(path)
     name, form = format_of(path)
     check_exportable(model)
+    names = output_names(model)
     precision = settled(model, precision, name, form)
     beside = companions(path, name, metadata is not None, c_array)
     for place in (path, *beside):
@@ -80,10 +89,12 @@ def export(
     if data is not None:  # read once, before any work: it may be a generator, and it may be wrong
         inputs = samples(data, model, limit=DATA_SAMPLES, what="verification")
         data = inputs[0] if len(inputs) == 1 else inputs
-    model = rounded_for(model, precision)
-    found = {"format": name, "precision": precision, "scheme": scheme_of(model)}
+    batch = form.batch if batch == "own" else checked_batch(batch)
+    model = unrolled(rounded_for(model, precision)) if unroll else rounded_for(model, precision)
+    found = {"format": name, "precision": precision, "scheme": scheme_of(model), "batch": batch}
+    found["recurrent"] = recurrence(model, unroll)
     facts = describe(model, found, None if callable(metadata) else metadata)
-    content = form.convert(bake(model) if is_quantized(model) else model, precision, output_names(model))
+    content = form.convert(bake(model) if is_quantized(model) else model, precision, names, batch)
     with in_place(path, *beside) as (temporary, *others):
 
         def settle() -> Agreement:
@@ -121,6 +132,7 @@ def prove(path: Path, name: str, precision: str, model: keras.Model, data: Any) 
         )
     with form.runtime(path) as runtime:
         agreement = compare(runtime, model, data)
+        check_batches(runtime, model)
     check(agreement, precision, f"The {name} file of model {model.name!r}", found.hybrids)
     return agreement
 

@@ -65,7 +65,7 @@ def export_file(
     precision: str | None = None,
     loss: str = "auto",
     metadata: Mapping[str, Any] | None = None,
-    c_array: bool = False,
+    **written: Any,
 ) -> dict[str, Any]:
     """Export a model, verified on the calibration samples, and measure the file.
 
@@ -77,11 +77,12 @@ def export_file(
         loss: The loss that the model was trained with.
         metadata: What the file is to say of itself, beside the accuracy that is measured on it here. None for a file
             that is not delivered.
-        c_array: Whether it is written as a C++ array too.
+        written: How it is written: other arguments of `kpipe.export`, such as `batch`.
 
     Returns:
         The file's entry: path (relative to its folder), format, precision, bytes, gzip_bytes, zstd_bytes,
-            accuracy, agreement, beside (what was written beside it).
+            accuracy, agreement, batch, recurrent ("loop" or "unrolled", where layers are), beside (what was written
+            beside it).
     """
     measured: list[float | None] = []
 
@@ -91,7 +92,7 @@ def export_file(
         return {**found, **(metadata or {})}
 
     given = None if metadata is None else facts
-    file = export(model, path, precision, data.calibration, metadata=given, c_array=c_array)
+    file = export(model, path, precision, data.calibration, metadata=given, **written)
     return {
         "path": path.name,
         "format": file.format,
@@ -101,6 +102,8 @@ def export_file(
         "zstd_bytes": file.zstd_bytes,
         "accuracy": measured[0] if measured else file_accuracy(path, model, data, loss),
         "agreement": None if file.agreement is None else plain(file.agreement.to_dict()),
+        "batch": file.metadata["batch"],
+        "recurrent": file.metadata["recurrent"],
         "beside": [beside.name for beside in file.beside],
     }
 

@@ -26,6 +26,8 @@ class Export(Stage):
         metadata: What else the files are to say, such as {author: "..."}. Each says besides what it was made of: the
             recipe's steps and key, its accuracy, the scaling of its inputs; and has all of it beside it as JSON.
         c_array: Whether the .tflite file is written as a C++ array too, with a header, for TFLite Micro.
+        batch: How many samples the files take at once; None for any number; "own" for one in LiteRT and any in ONNX.
+        unroll: Whether recurrent layers are written out step by step, without a loop.
     """
 
     stage: Literal["export"] = "export"
@@ -37,6 +39,8 @@ class Export(Stage):
     labels: tuple[str, ...] | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
     c_array: bool = False
+    batch: Annotated[int, Field(ge=1)] | Literal["own"] | None = "own"
+    unroll: bool = False
 
     @model_validator(mode="after")
     def _written(self) -> Self:
@@ -56,8 +60,17 @@ class Export(Stage):
         for index, suffix in enumerate(self.formats):
             context.progress.tell(f"exporting {suffix}", index / len(self.formats))
             path = context.folder / f"{self.name or context.name}.{suffix}"
-            said, array = self._metadata(artifact.model, context), self.c_array and suffix == "tflite"
-            file = export_file(artifact.model, path, context.data, self.precision, context.loss, said, array)
+            file = export_file(
+                artifact.model,
+                path,
+                context.data,
+                self.precision,
+                context.loss,
+                metadata=self._metadata(artifact.model, context),
+                c_array=self.c_array and suffix == "tflite",
+                batch=self.batch,
+                unroll=self.unroll,
+            )
             if reference is not None:
                 self._judge(file, reference)
             context.record.files.append(file)

@@ -177,7 +177,7 @@ def test_files_from_elsewhere_and_broken_ones(suffix, tmp_path):
 
     model = build("dense")
     plain = tmp_path / f"plain.{suffix}"
-    plain.write_bytes(form.convert(model, "float32", output_names(model)))
+    plain.write_bytes(form.convert(model, "float32", output_names(model), 1))
     assert read_metadata(plain) == {}
     for words, why in (("no json", "cannot be read"), ("[]", "expected a mapping")):
         plain.write_bytes(form.embed(plain.read_bytes(), words))
