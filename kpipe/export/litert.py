@@ -13,10 +13,11 @@ from kpipe.export.litert_content import first_lines, text
 from kpipe.export.litert_inspect import inspect
 from kpipe.export.litert_metadata import embed, extract
 from kpipe.export.litert_runtime import LiteRTRuntime
-from kpipe.export.litert_weights import store_weights
+from kpipe.export.litert_weights import narrow_weights, store_weights
 from kpipe.export.quiet import quiet
 from kpipe.export.signature import input_names, serving
 from kpipe.fake_quant import SCHEMES
+from kpipe.fake_quant.affine import HALF
 
 
 def convert(model: keras.Model, precision: str, names: list[str], batch: int | None = 1) -> bytes:
@@ -25,8 +26,8 @@ def convert(model: keras.Model, precision: str, names: list[str], batch: int | N
     Args:
         model: The model; of a scheme's precision one that was baked.
         precision: "float32", "float16" (weights are stored so, computation stays in float32), "int8" (inputs and
-            outputs too) or "int8_dynamic" (weights are stored so; the kernels of dense layers and convolutions round
-            what comes in to 8 bits, and give floats).
+            outputs too), "w4a8" (the same with weights of 4 bits), or "int8_dynamic" and "int4" (weights are stored so;
+            the kernels of dense layers and convolutions round what comes in to 8 bits, and give floats).
         names: Names of the outputs, in the order of `model.outputs`.
         batch: The size; None leaves it open.
 
@@ -55,8 +56,11 @@ def convert(model: keras.Model, precision: str, names: list[str], batch: int | N
         except Exception as error:
             how = "" if batch else " with an open batch"
             raise ExportError(f"LiteRT's converter refuses model {model.name!r}{how}: {first_lines(error)}") from error
-    if precision == "int8_dynamic":
-        content = store_weights(content)
+    if precision in SCHEMES and SCHEMES[precision].weights < HALF:
+        if not whole_numbers:
+            content = store_weights(content)
+        elif SCHEMES[precision].weights < 8:
+            content = narrow_weights(content)
     return in_order(content, input_names(model), names)
 
 
@@ -75,6 +79,4 @@ def in_order(content: bytes, inputs: list[str], outputs: list[str]) -> bytes:
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
-FORMATS("tflite")(
-    Format(".tflite", ("float32", "float16", "int8", "int8_dynamic"), convert, LiteRTRuntime, inspect, embed, extract, 1)
-)
+FORMATS("tflite")(Format(".tflite", ("float32", *SCHEMES), convert, LiteRTRuntime, inspect, embed, extract, 1))

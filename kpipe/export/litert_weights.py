@@ -22,6 +22,10 @@ KERNELS = {
 """Operation -> the place of its kernel among the inputs, and the axes that may be its channels."""
 HYBRID = {"CONV_2D": {8: 5, 4: 7}, "FULLY_CONNECTED": {8: 12, 4: 12}}
 """Operations with fast kernels of float values and whole weights -> bits -> the least version that has them."""
+NARROW = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 12}
+"""Operations with integer kernels of 4-bit weights, and the least version that has them."""
+WIDE_LEVELS = np.round(np.arange(-7, 8) * 127 / 7)
+"""What the converter writes for levels of 4 bits."""
 DEQUANTIZE = {8: 5, 4: 6}
 """Bits -> the least version that has a scale for each channel."""
 
@@ -44,6 +48,64 @@ def store_weights(content: bytes) -> bytes:
     for graph in model.subgraphs:
         _Floats(model, graph).store()
     return packed(model)
+
+
+def narrow_weights(content: bytes) -> bytes:
+    """Store the kernels of a file in whole numbers that lie on a grid of 4 bits so, two in a byte.
+
+    The converter knows 8 bits alone, and gives a level k of -7 to 7 as round(127 k / 7). Scales grow by 127 / 7, and
+    the whole numbers of biases shrink by it. Kernels of greatest entries and zeros alone stay as they are.
+
+    Args:
+        content: A LiteRT file in whole numbers.
+
+    Returns:
+        The new content.
+    """
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model: Any = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    names = operator_names(model)
+    for graph in model.subgraphs:
+        narrow: set[int] = set()
+        for operator in graph.operators:
+            name = names[operator.opcodeIndex]
+            if name in NARROW and _narrow(model, graph, int(operator.inputs[1]), narrow):
+                code = model.operatorCodes[operator.opcodeIndex]
+                code.version = max(code.version, NARROW[name])
+                bias = int(operator.inputs[2]) if len(operator.inputs) > 2 else -1
+                if bias >= 0 and bias not in narrow:
+                    _rescale(model, graph.tensors[bias], np.int32)
+                    narrow.add(bias)
+    return packed(model)
+
+
+def _narrow(model: Any, graph: Any, index: int, narrow: set[int]) -> bool:
+    """Store a kernel in 4 bits, once; say whether it is so."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    tensor = graph.tensors[index]
+    data = model.buffers[tensor.buffer].data
+    if index not in narrow and data is not None and tensor.type == schema.TensorType.INT8:
+        found = np.unique(np.frombuffer(bytes(data), np.int8))
+        if np.isin(found, WIDE_LEVELS).all() and not np.isin(found, WIDE_LEVELS[[0, 7, 14]]).all():
+            _rescale(model, tensor, np.int8)
+            tensor.type = schema.TensorType.INT4
+            narrow.add(index)
+    return index in narrow
+
+
+def _rescale(model: Any, tensor: Any, dtype: type) -> None:
+    """Give a constant scales 127 / 7 times as great, and a buffer of its own with whole numbers as much smaller."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    levels = np.frombuffer(bytes(model.buffers[tensor.buffer].data), dtype)
+    smaller = np.round(levels.astype(np.float64) * 7 / 127).astype(dtype)
+    buffer: Any = schema.BufferT()
+    buffer.data = in_bytes(smaller, 4) if dtype is np.int8 else smaller.view(np.uint8)
+    model.buffers.append(buffer)
+    tensor.buffer = len(model.buffers) - 1
+    tensor.quantization.scale = np.asarray(tensor.quantization.scale, np.float32) * np.float32(127 / 7)
 
 
 class _Floats:

@@ -10,7 +10,7 @@ from kpipe.errors import ExportError
 from kpipe.export.formats import FORMATS, Format
 from kpipe.export.onnx_content import first_line
 from kpipe.export.onnx_inspect import inspect
-from kpipe.export.onnx_int8 import store_int8
+from kpipe.export.onnx_int8 import store_levels
 from kpipe.export.onnx_metadata import embed, extract
 from kpipe.export.onnx_names import rename
 from kpipe.export.onnx_runtime import OnnxRuntime
@@ -18,11 +18,13 @@ from kpipe.export.onnx_shapes import known_reshapes
 from kpipe.export.onnx_weights import in_halves, store_weights
 from kpipe.export.quiet import quiet
 from kpipe.export.signature import input_names, serving
-from kpipe.fake_quant import float_layers, rounded_layers
+from kpipe.fake_quant import SCHEMES, float_layers, rounded_layers
+from kpipe.fake_quant.affine import HALF
 from kpipe.graph import replay
 from kpipe.layers.preprocessing import scale_and_offset
 
 OPSET = 18
+OPSET_OF_FOUR_BITS = 21
 
 
 def convert(model: keras.Model, precision: str, names: list[str], batch: int | None = None) -> bytes:
@@ -30,9 +32,10 @@ def convert(model: keras.Model, precision: str, names: list[str], batch: int | N
 
     Args:
         model: The model; of a scheme's precision one that was baked.
-        precision: "float32"; "float16": weights are stored and computed with so; "int8_dynamic": weights are stored so
-            and multiplied by their scales; or "int8": QuantizeLinear and DequantizeLinear round the activations, the
-            weights of convolutions and dense layers are stored as int8. Inputs and outputs are float32 always.
+        precision: "float32"; "float16": weights are stored and computed with so; "int8_dynamic", "int4": weights are
+            stored so and multiplied by their scales; or "int8", "w4a8": QuantizeLinear and DequantizeLinear round the
+            activations, the weights of convolutions and dense layers are stored as whole numbers. Inputs and outputs
+            are float32 always.
         names: Names of the outputs, in the order of `model.outputs`.
         batch: The size; None leaves it open.
 
@@ -55,13 +58,8 @@ def convert(model: keras.Model, precision: str, names: list[str], batch: int | N
             )
             _order(proto.graph.input, input_names(model))
             _order(proto.graph.output, names)
-            if precision == "int8":
-                store_int8(proto)
-            if precision == "int8_dynamic":
-                store_weights(proto)
+            proto = _stored(proto, precision)
             known_reshapes(proto)
-            if precision == "float16":
-                proto = in_halves(proto)
             rename(proto.graph, *_islands(model, precision))
             onnx.checker.check_model(proto, full_check=True)
         except Exception as error:
@@ -69,9 +67,23 @@ def convert(model: keras.Model, precision: str, names: list[str], batch: int | N
     return proto.SerializeToString()
 
 
+def _stored(proto: Any, precision: str) -> Any:
+    """Give a graph with its weights stored in a precision."""
+    import onnx
+
+    if precision not in SCHEMES:
+        return proto
+    scheme = SCHEMES[precision]
+    if scheme.weights == HALF:
+        return in_halves(proto)
+    (store_weights if scheme.activations is None else store_levels)(proto)
+    return proto if scheme.weights == 8 else onnx.version_converter.convert_version(proto, OPSET_OF_FOUR_BITS)
+
+
 def _islands(model: keras.Model, precision: str) -> tuple[list[str], set[str] | None]:
-    """Name the layers that compute in float although the file is int8; and the others, where operations do so too."""
-    return (list(float_layers(model)), rounded_layers(model)) if precision == "int8" else ([], None)
+    """Name the layers that compute in float in a file of whole numbers; and the others, where operations do so too."""
+    whole_numbers = precision in SCHEMES and SCHEMES[precision].activations is not None
+    return (list(float_layers(model)), rounded_layers(model)) if whole_numbers else ([], None)
 
 
 def _write_erfc(context: Any, node: Any, name: str, args: Any) -> None:
@@ -139,6 +151,4 @@ def _is_grouped(layer: Any) -> bool:
     return type(layer) is keras.layers.Conv2D and layer.groups > 1
 
 
-FORMATS("onnx")(
-    Format(".onnx", ("float32", "float16", "int8", "int8_dynamic"), convert, OnnxRuntime, inspect, embed, extract, None)
-)
+FORMATS("onnx")(Format(".onnx", ("float32", *SCHEMES), convert, OnnxRuntime, inspect, embed, extract, None))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kpipe.fake_quant.affine import channel_scales, on_grid, to_levels
+from kpipe.fake_quant.affine import channel_scales, grid_of, to_levels
 
 WITH_WEIGHTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 MOVES = (
@@ -58,16 +58,30 @@ class Graph:
         return (float(scale), int(zero_point)) if scale.ndim == 0 else None
 
     def dequantized(
-        self, name: str, levels: np.ndarray, scales: np.ndarray, axis: int | None, zero_point: Any = None
+        self,
+        name: str,
+        levels: np.ndarray,
+        scales: np.ndarray,
+        axis: int | None,
+        zero_point: Any = None,
+        bits: int = 8,
     ) -> str:
-        """Add whole numbers with their scales, once, and give the name of the tensor they stand for."""
-        from onnx import helper
+        """Add whole numbers with their scales, once, and give the name of the tensor they stand for.
+
+        Those of 4 bits are made 8 bits wide first, which onnxruntime does once when it loads a file: it has no integer
+        kernels that take 4 bits.
+        """
+        from onnx import TensorProto, helper
 
         output = f"{name}_dequantized"
         if output not in self.maker:
             ends = {f"{name}_levels": levels, f"{name}_scale": scales.astype(np.float32)}
             ends[f"{name}_zero_point"] = np.zeros(scales.shape, levels.dtype) if zero_point is None else zero_point
             self.new_constants |= ends
+            if bits < 8:
+                self.new_constants[f"{name}_narrow"] = of_bits(self.new_constants.pop(f"{name}_levels"), bits)
+                cast = helper.make_node("Cast", [f"{name}_narrow"], [f"{name}_levels"], to=TensorProto.INT8)
+                self.added.append(cast)
             node = helper.make_node("DequantizeLinear", list(ends), [output], name=output)
             if axis is not None:
                 node.attribute.append(helper.make_attribute("axis", axis))
@@ -134,8 +148,15 @@ def _rename_taken(graph: Any, old: str, new: str) -> None:
             _rename_taken(inner, old, new)
 
 
-def store_int8(proto: Any) -> None:
-    """Store the weights of convolutions and dense layers as int8 and their biases as int32, in place.
+def of_bits(levels: np.ndarray, bits: int) -> np.ndarray:
+    """Give whole numbers of 8 bits as those of 4, where they are, of which ONNX stores two in a byte."""
+    import ml_dtypes
+
+    return levels.astype(ml_dtypes.int4) if bits == 4 else levels
+
+
+def store_levels(proto: Any) -> None:
+    """Store the weights of convolutions and dense layers as whole numbers and their biases as int32, in place.
 
     The weights must lie on their per-channel grids (`kpipe.fake_quant.bake` puts them there), so nothing is lost. A
     DequantizeLinear stands between each and its operation, the form that runtimes fuse into integer kernels. A bias
@@ -155,15 +176,17 @@ def store_int8(proto: Any) -> None:
             by_weight.setdefault(node.input[1], []).append(node)
     for name, nodes in by_weight.items():
         value, axis = graph.constants[name], channel_axis(nodes[0], graph.constants[name])
-        if not np.allclose(on_grid(value, (axis,)), value, rtol=0, atol=1e-5 * np.abs(value).max()):
+        bits = grid_of(value, axis)
+        if bits is None:
             continue  # it was left in float
-        scales = channel_scales(value, (axis,))
+        scales = channel_scales(value, (axis,), bits)
         for node in nodes:
             scales = np.maximum(
                 scales, _least_scales(graph, node).reshape([-1 if n == axis else 1 for n in range(value.ndim)])
             )
         for node in nodes:
-            node.input[1] = graph.dequantized(name, to_levels(value, scales), scales.reshape(-1), axis)
+            levels = to_levels(value, scales, bits)
+            node.input[1] = graph.dequantized(name, levels, scales.reshape(-1), axis, bits=bits)
             if len(node.input) > 2 and node.input[2] in graph.constants:
                 node.input[2] = _bias(graph, node, scales.reshape(-1))
     graph.write()

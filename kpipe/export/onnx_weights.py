@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from kpipe.export.onnx_int8 import WITH_WEIGHTS, Graph, channel_axis
+from kpipe.export.onnx_int8 import WITH_WEIGHTS, Graph, channel_axis, of_bits
 from kpipe.fake_quant.affine import channel_scales, grid_of, to_levels
 
 
@@ -33,7 +33,7 @@ def store_weights(proto: Any) -> None:
             continue
         if f"{name}_levels" not in graph.new_constants:
             scales = channel_scales(value, (axis,), bits)
-            levels = to_levels(value, scales, bits)
+            levels = of_bits(to_levels(value, scales, bits), bits)
             graph.new_constants |= {f"{name}_levels": levels, f"{name}_scale": scales.astype(np.float32)}
             graph.added += [
                 helper.make_node("Cast", [f"{name}_levels"], [f"{name}_cast"], to=TensorProto.FLOAT),

@@ -12,6 +12,7 @@ from kpipe.fake_quant.support import (
     rounded_layers,
     rounds_activations,
     why_float,
+    wider_layers,
 )
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "scheme_of",
     "whole_windows",
     "why_float",
+    "wider_layers",
 ]

@@ -78,7 +78,9 @@ def on_grid(kernel: np.ndarray, axes: tuple[int, ...], bits: int = 8) -> np.ndar
 
 
 def grid_of(kernel: np.ndarray, axis: int) -> int | None:
-    """Find the bits of the coarsest grid on which a kernel lies; None when it is on none that files know.
+    """Find the bits of the grid of whole numbers on which a kernel lies; None when it is on none that files know.
+
+    No kernel lies on both that of 8 bits and that of 4, but one of greatest entries and zeros alone, which counts as 8.
 
     Args:
         kernel: A float kernel.
@@ -90,7 +92,7 @@ def grid_of(kernel: np.ndarray, axis: int) -> int | None:
         ([4, 8], None)
     """
     largest = np.abs(kernel).max()
-    for bits in (4, 8):
+    for bits in (8, 4):
         if np.abs(on_grid(kernel, (axis,), bits) - kernel).max() <= ACCURACY * largest:
             return bits
     return None

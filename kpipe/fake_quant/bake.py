@@ -226,7 +226,8 @@ def plain_layer(layer: Any, norm: L.BatchNormalization | None, input_shape: tupl
     (kernel,) = (weight for weight in weights(inner) if weight.role in KERNEL_ROLES)
     axes = channel_axes(kernel.layout, len(kernel.variable.shape))
     value = np.asarray(kernel.variable)
-    value = on_grid(value, axes, layer.bits) if rounded else value
+    if rounded:  # by the layer itself, which settles what lies between two levels, and then exactly
+        value = on_grid(np.asarray(layer.rounded(kernel)), axes, layer.bits)
     bias = None if inner.bias is None else np.asarray(inner.bias)
     if norm is not None:
         value, bias = fold(value, bias, *multiplier_and_offset(norm), axes)

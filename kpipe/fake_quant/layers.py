@@ -164,11 +164,11 @@ class QuantizedWeights(keras.layers.Wrapper):
         mapping = []
         for variable in self.layer.variables:
             kernel = kernels.get(id(variable))
-            mapping.append((variable, variable.value if kernel is None else self._rounded(kernel)))
+            mapping.append((variable, variable.value if kernel is None else self.rounded(kernel)))
         with keras.StatelessScope(state_mapping=mapping):
             return self.layer(x)
 
-    def _rounded(self, kernel: Weight) -> Any:
+    def rounded(self, kernel: Weight) -> Any:
         """Give a kernel on its grid; the gradient passes to all entries, the greatest ones too."""
         if self.bits == HALF:
             halves = tf.grad_pass_through(lambda value: tf.cast(tf.cast(value, tf.float16), value.dtype))

@@ -10,7 +10,7 @@ from kpipe.errors import KpipeError
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
 from kpipe.registry import Registry
 
-STORAGE = {16: "float16", 8: "int8"}
+STORAGE = {16: "float16", 8: "int8", 4: "int4"}
 """Bits of a kernel -> the type that files store it in."""
 
 
@@ -38,6 +38,8 @@ SCHEMES: Registry[Scheme] = Registry("scheme")
 SCHEMES("int8")(Scheme(8, 8, "Whole numbers of 8 bits, computed with in whole numbers."))
 SCHEMES("int8_dynamic")(Scheme(8, None, "Weights of 8 bits; what flows between layers stays in float."))
 SCHEMES("float16")(Scheme(16, None, "Weights of half the size, as floats; what flows between layers stays in float."))
+SCHEMES("w4a8")(Scheme(4, 8, "Weights of 4 bits, activations of 8, computed with in whole numbers."))
+SCHEMES("int4")(Scheme(4, None, "Weights of 4 bits; what flows between layers stays in float."))
 
 
 def scheme_of(model: Any) -> str | None:

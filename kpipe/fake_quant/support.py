@@ -17,6 +17,10 @@ from kpipe.layers.preprocessing import scale_and_offset
 (SOFTMAX,) = classes("nn", "Softmax")
 MOST_AXES = 4
 """Batch, height, width, channels."""
+EIGHT_BITS = (L.Conv1DTranspose, L.Conv2DTranspose, L.Embedding)
+"""Layers of which no runtime has an integer kernel that takes weights of fewer bits."""
+
+WIDER = "no runtime has an integer kernel for it that takes weights of {} bits"
 
 
 def refuse_unsupported(flow: Flow) -> None:
@@ -82,6 +86,22 @@ def holds_kernels(site: Site) -> bool:
 def rounds_activations(flow: Flow) -> bool:
     """Say whether a quantized model rounds what flows between its layers."""
     return any(isinstance(site.operation, FakeQuant) for site in flow.sites)
+
+
+def wider_layers(model: keras.Model) -> dict[str, str]:
+    """Name the layers of a quantized model whose weights have more bits than its scheme says, for want of a kernel.
+
+    Args:
+        model: A model made by `kpipe.quantize`.
+
+    Returns:
+        Name of a layer -> the reason.
+    """
+    flow = sites(model)
+    wrapped = [site.operation for site in flow.sites if isinstance(site.operation, QuantizedWeights)]
+    least = min((layer.bits for layer in wrapped), default=8)
+    meant = [layer for layer in wrapped if rounds_activations(flow) and least < 8 == layer.bits]
+    return {layer.name: WIDER.format(least) for layer in meant if isinstance(layer.layer, EIGHT_BITS)}
 
 
 def float_layers(model: keras.Model) -> dict[str, str]:

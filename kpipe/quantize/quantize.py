@@ -1,6 +1,5 @@
 """Quantize a model in the graph: fake quantization that trains on, or ships as it is."""
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,13 +8,14 @@ import keras
 
 from kpipe.data import samples
 from kpipe.errors import KpipeError, NoEffectWarning
-from kpipe.fake_quant import SCHEMES, Scheme, is_quantized, kind_of, reasons_against, refuse_unsupported
-from kpipe.graph import Flow, sites
+from kpipe.fake_quant import SCHEMES, Scheme, is_quantized, reasons_against, refuse_unsupported, wider_layers
+from kpipe.graph import sites
+from kpipe.quantize.bits import bits_of
 from kpipe.quantize.calibrate import calibrate
 from kpipe.quantize.improve import IMPROVEMENTS
 from kpipe.quantize.observers import Observe, observer_of
 from kpipe.quantize.rewrite import rewrite
-from kpipe.quantize.split import Split, split
+from kpipe.quantize.split import split
 
 ISLANDS = ("warn", "refuse")
 
@@ -27,6 +27,7 @@ def quantize(
     *,
     islands: str = "warn",
     exclude: str | Sequence[str] | None = None,
+    bits: Mapping[str, int | None] | None = None,
     observer: str | Mapping[str, Any] | Observe = "minmax",
     momentum: float | None = None,
     improve: str | None = None,
@@ -48,11 +49,15 @@ def quantize(
 
     Args:
         model: A built Functional or Sequential float32 model; it is left untouched.
-        scheme: "int8": weights and activations of 8 bits. "int8_dynamic": weights of 8 bits, activations in float.
+        scheme: "int8": weights and activations of 8 bits. "w4a8": weights of 4 bits, activations of 8; transposed
+            convolutions and embeddings keep 8, and are named in a warning. "int8_dynamic", "int4", "float16": weights
+            of 8 or 4 bits, or floats of half the size; activations in float.
         calibration: Inputs like those the model will see; anything that `model.fit` takes. Labels are not used. A
             scheme that leaves activations in float needs none, and warns of what it does not use.
         islands: "warn" lets layers without an integer kernel compute in float, and names them; "refuse" raises.
         exclude: Paths of layers whose weights stay in float: a regular expression searched in the path, or several.
+        bits: Expressions like those of `exclude`, with the bits of these layers' weights each: 4, 8, or None for float.
+            Of several kinds, the fewest bits name the scheme of the model: "int8" with a layer of 4 bits is "w4a8".
         observer: What makes a range of the values that a tensor takes on the calibration data: "minmax", "percentile",
             "mse", "moving_average", with arguments as {"percentile": {"fraction": 0.999}}, or a function of what was
             seen and the bits to (low, high).
@@ -69,7 +74,7 @@ def quantize(
 
     Raises:
         KpipeError: When the scheme is unknown, the calibration data is missing, empty, of another shape or not finite,
-            a layer cannot be quantized, `exclude` means no layer with weights, the observer or improvement is
+            a layer cannot be quantized, `exclude` or `bits` mean no layer with weights, the observer or improvement is
             unknown, an observer gives no range, or there are islands and they are refused.
         SurgeryError: When the model's graph cannot be read.
 
@@ -100,7 +105,7 @@ def quantize(
     if found and islands == "refuse":
         raise KpipeError(f"No integer kernels for {_listed(found)} of {model.name!r}.")
     plain = split(model)
-    quantized = rewrite(plain, momentum, bits_of(flow, plain, plan, exclude), whole_numbers)
+    quantized = rewrite(plain, momentum, bits_of(flow, plain, scheme, exclude, bits), whole_numbers)
     if not whole_numbers and not is_quantized(quantized):
         raise KpipeError(f"Model {model.name!r} has no layer whose weights {scheme} could round.")
     if whole_numbers or better is not None:
@@ -111,6 +116,8 @@ def quantize(
     if found:
         what = "computes in float" if whole_numbers else "keeps weights in float"
         warnings.warn(f"{model.name!r} {what} in {_listed(found)}.", UserWarning, stacklevel=2)
+    if wider := wider_layers(quantized):
+        warnings.warn(f"{model.name!r} keeps weights of 8 bits in {_listed(wider)}.", UserWarning, stacklevel=2)
     return quantized
 
 
@@ -130,34 +137,3 @@ def _check_use(scheme: str, plan: Scheme, improve: str | None, given: Mapping[st
 
 def _listed(found: Mapping[str, str]) -> str:
     return "; ".join(f"{path!r}: {reason}" for path, reason in found.items())
-
-
-def bits_of(flow: Flow, plain: Split, plan: Scheme, exclude: str | Sequence[str] | None) -> dict[str, int | None]:
-    """Say how many bits the weights of each part have.
-
-    Args:
-        flow: Of the model as it came.
-        plain: The model that was taken apart.
-        plan: The scheme.
-        exclude: Regular expressions searched in the paths of layers, whose weights stay in float.
-
-    Returns:
-        Name of a part -> bits; None for float.
-
-    Raises:
-        KpipeError: When one is no regular expression, or means no layer whose weights would be rounded.
-    """
-    rounded = {site.path for site in flow.sites if kind_of(site) in ("weights", "split")}
-    chosen: set[str] = set()
-    for expression in [exclude] if isinstance(exclude, str) else exclude or ():
-        try:
-            meant = {path for path in rounded if re.search(expression, path)}
-        except re.error as error:
-            raise KpipeError(f"exclude is {expression!r}, which is no regular expression: {error}.") from error
-        if not meant:
-            raise KpipeError(
-                f"exclude={expression!r} means no layer whose weights would be rounded; those are: "
-                f"{', '.join(sorted(rounded))}."
-            )
-        chosen |= meant
-    return {name: None if path in chosen else plan.weights for name, path in plain.origins.items()}

@@ -12,6 +12,7 @@ from kpipe.fake_quant import SCHEMES
 from kpipe.layers import KERNEL_ROLES
 from kpipe.patterns import pattern_of, scope_of
 from kpipe.pipeline.task import LOSSES
+from kpipe.quantize.bits import check_bits
 from kpipe.quantize.improve import IMPROVEMENTS
 from kpipe.quantize.observers import observer_of
 from kpipe.registry import nearest
@@ -119,6 +120,9 @@ Ratios = Annotated[float | dict[str, float], _taken_by(check_ratio, (int, float,
 Reduction = Annotated[str, _one_of("reduction", REDUCTIONS)]
 Normalisation = Annotated[str, _one_of("normalisation", NORMALISATIONS)]
 ChannelCriterionName = Annotated[str, _taken_by(channel_criterion_of, str, "a criterion's name")]
+BitsSpec = Annotated[
+    dict[str, int | None], _taken_by(check_bits, dict, "patterns with 4, 8 or null, such as {logits: 8}")
+]
 Expression = Annotated[str, AfterValidator(_expression)]
 
 

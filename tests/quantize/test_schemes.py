@@ -11,14 +11,14 @@ import kpipe
 from kpipe.errors import ExportError, KpipeError, NoEffectWarning
 from kpipe.export import FORMATS, inspect, load_runtime, write
 from kpipe.export.verify import predict
-from kpipe.fake_quant import SCHEMES, FakeQuant, QuantizedWeights, bake, float_layers, scheme_of
+from kpipe.fake_quant import SCHEMES, FakeQuant, QuantizedWeights, bake, float_layers, scheme_of, wider_layers
 from tests.models import build, samples
 
 SUFFIXES = [FORMATS[name].suffix[1:] for name in FORMATS]
 WEIGHTS_ONLY = [name for name in SCHEMES if SCHEMES[name].activations is None]
-LEVELS = {"int8": 127, "int8_dynamic": 127}
+LEVELS = {"int8": 127, "int8_dynamic": 127, "w4a8": 7, "int4": 7}
 """Greatest level of a kernel."""
-WORDS = {8: "int8", 16: "float16"}
+WORDS = {4: "int4", 8: "int8", 16: "float16"}
 
 
 def rounded(model: keras.Model, scheme: str, **kwargs: Any) -> Any:
@@ -147,6 +147,101 @@ def test_what_does_nothing_is_said():
         kpipe.quantize(model, "int8_dynamic", calibration=samples(model)[0])
     with pytest.raises(KpipeError, match="no layer whose weights int8_dynamic could round"):
         kpipe.quantize(keras.Sequential([keras.Input((3,)), L.ReLU()]), "int8_dynamic")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_levels_of_four_bits_are_stored_as_they_are(suffix, tmp_path):
+    """Read the file without kpipe: two numbers a byte, -7 to 7, and scales of max|w| / 7."""
+    model = keras.Sequential([keras.Input((9,)), L.Dense(5, name="fc")])
+    kernel = model.get_layer("fc").kernel.numpy()
+    for scheme in ("w4a8", "int4"):
+        file = kpipe.export(rounded(model, scheme), tmp_path / f"{scheme}.{suffix}")
+        levels, scales = four_bits(file.path)
+        expected = np.abs(kernel).max(0) / 7
+        np.testing.assert_allclose(scales, expected, rtol=1e-5)
+        np.testing.assert_array_equal(levels, np.round(kernel / expected))
+
+
+def four_bits(path) -> tuple[np.ndarray, np.ndarray]:
+    """Give the 4-bit numbers (in, out) of a file's one kernel, and its scales."""
+    if path.suffix == ".onnx":
+        import onnx
+
+        arrays = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(str(path)).graph.initializer]
+        (levels,) = [array for array in arrays if array.dtype.name == "int4"]
+        (scales,) = [array for array in arrays if array.dtype == np.float32 and array.size == levels.shape[1]][:1]
+        return levels.astype(int), scales.reshape(-1)
+    from ai_edge_litert import schema_py_generated as schema
+
+    model: Any = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    (tensor,) = [one for one in model.subgraphs[0].tensors if one.type == schema.TensorType.INT4]
+    data = np.frombuffer(bytes(model.buffers[tensor.buffer].data), np.uint8)
+    halves = np.stack([data & 15, data >> 4], 1).reshape(-1)[: int(np.prod(tensor.shape))].astype(int)
+    return np.where(halves > 7, halves - 16, halves).reshape(tensor.shape).T, np.asarray(tensor.quantization.scale)
+
+
+def test_four_bits_take_half_the_room_of_eight(tmp_path):
+    model = keras.Sequential([keras.Input((200,)), L.Dense(300, name="fc")])
+    for suffix in SUFFIXES:
+        sizes = {
+            scheme: kpipe.export(rounded(model, scheme), tmp_path / f"{scheme}.{suffix}").bytes
+            for scheme in ("int8", "w4a8", "int8_dynamic", "int4")
+        }
+        for eight, four in (("int8", "w4a8"), ("int8_dynamic", "int4")):
+            assert abs(sizes[eight] - sizes[four] - 200 * 300 / 2) < 600
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("scheme", ["w4a8", "int4"])
+def test_each_layer_may_have_bits_of_its_own(scheme, suffix, tmp_path):
+    made = rounded(build("conv_bn"), scheme, bits={"conv2": 8, "logits": None}, exclude="conv1")
+    found = {layer.name: layer.bits for layer in made.layers if isinstance(layer, QuantizedWeights)}
+    assert found == {"conv2": 8, "fc": 4} and scheme_of(made) == scheme
+    assert set(float_layers(made)) == {"conv1", "logits"}
+    file = kpipe.export(made, tmp_path / f"m.{suffix}", data=samples(made, 64)[0])
+    kinds = {size: dtype for dtype, size in inspect(file.path).stored}
+    # conv1 has 3·3·3·8 weights, conv2 3·3·8·12, fc 4·4·12·14, logits 14·5
+    assert [kinds[size] for size in (216, 864, 2688, 70)] == ["float32", "int8", "int4", "float32"]
+
+
+def test_the_fewest_bits_name_the_scheme():
+    assert scheme_of(rounded(build("dense"), "int8", bits={"hidden2": 4})) == "w4a8"
+    assert scheme_of(rounded(build("dense"), "int8_dynamic", bits={"hidden2": 4})) == "int4"
+    assert scheme_of(rounded(build("dense"), "int8", bits={"hidden2": None})) == "int8"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "given", "why"),
+    [
+        ("int8", {"nothing": 4}, r"bits='nothing' means no layer .*: hidden1, hidden2, logits"),
+        ("int8", {"(": 4}, r"bits is '\(', which is no regular expression"),
+        ("int8", {"logits": 5}, "bits of 'logits' is 5; expected 4, 8 or None"),
+        ("int8", {"logits": True}, "bits of 'logits' is True"),
+        ("int8", {}, "bits is {}; expected expressions"),
+        ("float16", {"logits": 8}, "beside float16 weights can only stay in float"),
+        ("int8", {"hidden": 4, "hidden2": 8}, "'hidden2' 8 bits, and another expression 4"),
+        ("w4a8", {".": 8}, "No layer would have weights of 4 bits, as w4a8 says"),
+    ],
+    ids=["no layer", "no expression", "five", "truth value", "empty", "halves", "contradiction", "none left"],
+)
+def test_bits_that_cannot_be(scheme, given, why):
+    with pytest.raises(KpipeError, match=why):
+        rounded(build("dense"), scheme, bits=given)
+
+
+def test_layers_without_a_kernel_of_four_bits_keep_eight_and_are_named(tmp_path):
+    model = keras.Sequential(
+        [keras.Input((4, 4, 3)), L.Conv2D(4, 3, name="conv"), L.Conv2DTranspose(5, 3, strides=2, name="up")]
+    )
+    x = np.random.default_rng(0).normal(size=(16, 4, 4, 3)).astype("float32")
+    with pytest.warns(UserWarning, match=r"keeps weights of 8 bits in 'up': no runtime has an integer kernel"):
+        made = kpipe.quantize(model, "w4a8", x)
+    assert list(wider_layers(made)) == ["up"]
+    for suffix in SUFFIXES:
+        file = kpipe.export(made, tmp_path / f"m.{suffix}", data=x)
+        assert {("int4", 108), ("int8", 180)} <= set(inspect(file.path).stored)
+    with pytest.raises(KpipeError, match="bits of 'up' is 4; no runtime has an integer kernel"):
+        kpipe.quantize(model, "int8", x, bits={"up": 4})
 
 
 def test_weights_that_no_scheme_has():
