@@ -218,6 +218,28 @@ def test_quantize_takes_an_observer_and_freezes_ranges(model, context):
         Quantize(observer="minmx")
 
 
+def test_quantize_holds_a_budget_of_accuracy(model, context):
+    stage = Quantize(scheme="int4", max_accuracy_drop=0.5)
+    assert isinstance(stage.run(FloatModel(model), context), QuantizedModel)
+    assert "no layer needs other bits" in context.record.notes[-1]
+    with pytest.raises(ValueError, match="max_accuracy_drop"):
+        Quantize(max_accuracy_drop=1.0)
+
+
+def test_quantize_improves(model, context):
+    plain, better = (
+        Quantize(scheme="int4", improve=improve).run(FloatModel(model), context).model
+        for improve in (None, "adaptive_rounding")
+    )
+    x = context.data.validation[0]
+    away = [np.mean((np.asarray(net(x)) - np.asarray(model(x))) ** 2) for net in (plain, better)]
+    assert away[1] < away[0]
+    with pytest.raises(KpipeError, match="takes clusters apart"):
+        Quantize(improve="adaptive_rounding").run(FloatModel(model), replace(context, holds_clusters=True))
+    with pytest.raises(ValueError, match="unknown improvement 'adaround'"):
+        Quantize(improve="adaround")
+
+
 def test_what_quantize_leaves_in_float_is_in_the_record(data, tmp_path, baseline):
     context = taught(data, tmp_path, baseline)
     x = keras.Input(data.train[0].shape[1:])
