@@ -19,22 +19,28 @@ class Format:
     Args:
         suffix: With its dot.
         precisions: What `convert` can write.
-        convert: `(model, precision, output names, batch) -> content`; a quantized model comes baked.
+        convert: `(model, precision, output names, batch, io) -> content`; a quantized model comes baked.
         runtime: Runs a file: `runtime(path, threads)`.
         inspect: `(path) -> Inspection`.
         embed: `(content, text) -> content` with a text in it that no runtime reads.
         extract: `(content) -> text`, what `embed` put there; None where there is none.
         batch: The size of a batch where none is asked for; None leaves it open.
+        io: What inputs and outputs of files in whole numbers may be, the usual one first.
     """
 
     suffix: str
     precisions: tuple[str, ...]
-    convert: Callable[[keras.Model, str, list[str], int | None], bytes]
+    convert: Callable[[keras.Model, str, list[str], int | None, str], bytes]
     runtime: type[Runtime]
     inspect: Callable[[Path], Inspection]
     embed: Callable[[bytes, str], bytes]
     extract: Callable[[bytes], str | None]
     batch: int | None
+    io: tuple[str, ...]
+
+
+FLOAT = "float32"
+"""The precision of what was never rounded."""
 
 
 FORMATS: Registry[Format] = Registry("file format")

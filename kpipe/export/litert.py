@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.errors import ExportError
-from kpipe.export.formats import FORMATS, Format
+from kpipe.export.formats import FLOAT, FORMATS, Format
 from kpipe.export.litert_content import first_lines, text
 from kpipe.export.litert_inspect import inspect
 from kpipe.export.litert_metadata import embed, extract
@@ -20,16 +20,17 @@ from kpipe.fake_quant import SCHEMES
 from kpipe.fake_quant.affine import HALF
 
 
-def convert(model: keras.Model, precision: str, names: list[str], batch: int | None = 1) -> bytes:
+def convert(model: keras.Model, precision: str, names: list[str], batch: int | None = 1, io: str = "int8") -> bytes:
     """Write a model as a LiteRT file for batches of one size.
 
     Args:
         model: The model; of a scheme's precision one that was baked.
-        precision: "float32", "float16" (weights are stored so, computation stays in float32), "int8" (inputs and
-            outputs too), "w4a8" (the same with weights of 4 bits), or "int8_dynamic" and "int4" (weights are stored so;
-            the kernels of dense layers and convolutions round what comes in to 8 bits, and give floats).
+        precision: "float32"; "float16": weights are stored so, computation stays in float32; "int8", "w4a8": computed
+            in whole numbers; "int8_dynamic", "int4": weights are stored so, and the kernels of dense layers and
+            convolutions round what comes in to 8 bits, and give floats.
         names: Names of the outputs, in the order of `model.outputs`.
         batch: The size; None leaves it open.
+        io: "int8" or "float32" inputs and outputs of a file in whole numbers; all others have floats.
 
     Returns:
         The file's content; its inputs and outputs are in the Keras order.
@@ -49,7 +50,7 @@ def convert(model: keras.Model, precision: str, names: list[str], batch: int | N
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
-        if whole_numbers:
+        if whole_numbers and io == "int8":
             converter.inference_input_type = converter.inference_output_type = tf.int8
         try:
             content = converter.convert()
@@ -79,4 +80,6 @@ def in_order(content: bytes, inputs: list[str], outputs: list[str]) -> bytes:
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
-FORMATS("tflite")(Format(".tflite", ("float32", *SCHEMES), convert, LiteRTRuntime, inspect, embed, extract, 1))
+FORMATS("tflite")(
+    Format(".tflite", (FLOAT, *SCHEMES), convert, LiteRTRuntime, inspect, embed, extract, 1, ("int8", FLOAT))
+)

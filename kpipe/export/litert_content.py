@@ -47,21 +47,27 @@ def operator_names(model: Any) -> list[str]:
 def ports(model: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """Give a file's inputs and outputs, named by its signature where it has exactly one.
 
+    Floats that a file makes of whole numbers at its end lie on the grid of these.
+
     Args:
         model: The file, read into objects.
     """
     from ai_edge_litert import schema_py_generated as schema
 
+    kinds = operator_names(model)
     types, graph = enumeration(schema.TensorType), model.subgraphs[0]
     signatures = model.signatureDefs or []
     maps = [*signatures[0].inputs, *signatures[0].outputs] if len(signatures) == 1 else []
     names = {entry.tensorIndex: text(entry.name) for entry in maps}
 
+    last = [each for each in graph.operators if kinds[each.opcodeIndex] == "DEQUANTIZE"]
+    made_of = {int(each.outputs[0]): int(each.inputs[0]) for each in last}
+
     def port(place: int) -> Port:
         tensor = graph.tensors[place]
         open_axes = tensor.shapeSignature if tensor.shapeSignature is not None else tensor.shape
         shape = tuple(None if int(size) < 0 else int(size) for size in open_axes)
-        grid = tensor.quantization
+        grid = graph.tensors[made_of.get(place, place)].quantization
         scale, zero = None, 0
         if grid is not None and grid.scale is not None and len(grid.scale) == 1:
             scale, zero = float(grid.scale[0]), int(grid.zeroPoint[0])

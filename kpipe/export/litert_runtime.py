@@ -11,7 +11,7 @@ from kpipe.errors import ExportError
 from kpipe.export import native
 from kpipe.export.engines import ENGINES, Engine
 from kpipe.export.file import Port
-from kpipe.export.litert_content import check_content, first_lines
+from kpipe.export.litert_content import check_content, first_lines, ports
 from kpipe.export.litert_profile import by_prefixes
 from kpipe.export.quiet import quiet_native
 from kpipe.export.runtime import Runtime, batches_of, filled, from_port, to_port
@@ -26,13 +26,16 @@ class LiteRTRuntime(Runtime):
         try:
             with quiet_native():
                 self.interpreter: Any = native.litert(path, threads, delegates)
-        except (ValueError, RuntimeError) as error:
+            names_in, names_out = self._names()
+            inputs, outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
+            self.inputs = tuple(_port(detail, names_in) for detail in inputs)
+            self.outputs = tuple(_port(detail, names_out) for detail in outputs)
+            if any(port.dtype == "float32" for port in self.outputs):  # they may lie on a grid all the same
+                self.outputs = ports(native.read_litert(path))[1]
+        except Exception as error:  # what is broken inside fails anywhere
             raise ExportError(f"ai-edge-litert cannot load {path}: {first_lines(error)}") from error
-        names_in, names_out = self._names()
-        self.inputs = tuple(_port(detail, names_in) for detail in self.interpreter.get_input_details())
-        self.outputs = tuple(_port(detail, names_out) for detail in self.interpreter.get_output_details())
-        self._places = [detail["index"] for detail in self.interpreter.get_input_details()]
-        self._results = [detail["index"] for detail in self.interpreter.get_output_details()]
+        self._places = [detail["index"] for detail in inputs]
+        self._results = [detail["index"] for detail in outputs]
         self._laid_out: list[tuple[int, ...]] = []
 
     def _names(self) -> tuple[dict[int, str], dict[int, str]]:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.errors import ExportError
-from kpipe.export.formats import FORMATS, Format
+from kpipe.export.formats import FLOAT, FORMATS, Format
 from kpipe.export.onnx_content import first_line
 from kpipe.export.onnx_inspect import inspect
 from kpipe.export.onnx_int8 import store_levels
@@ -27,7 +27,7 @@ OPSET = 18
 OPSET_OF_FOUR_BITS = 21
 
 
-def convert(model: keras.Model, precision: str, names: list[str], batch: int | None = None) -> bytes:
+def convert(model: keras.Model, precision: str, names: list[str], batch: int | None = None, io: str = FLOAT) -> bytes:
     """Write a model as an ONNX file for batches of any size, or of one.
 
     Args:
@@ -38,6 +38,7 @@ def convert(model: keras.Model, precision: str, names: list[str], batch: int | N
             are float32 always.
         names: Names of the outputs, in the order of `model.outputs`.
         batch: The size; None leaves it open.
+        io: "float32", the type of all inputs and outputs.
 
     Returns:
         The file's content; its inputs and outputs are in the Keras order.
@@ -151,4 +152,4 @@ def _is_grouped(layer: Any) -> bool:
     return type(layer) is keras.layers.Conv2D and layer.groups > 1
 
 
-FORMATS("onnx")(Format(".onnx", ("float32", *SCHEMES), convert, OnnxRuntime, inspect, embed, extract, None))
+FORMATS("onnx")(Format(".onnx", (FLOAT, *SCHEMES), convert, OnnxRuntime, inspect, embed, extract, None, (FLOAT,)))

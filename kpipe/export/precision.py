@@ -7,15 +7,13 @@ import keras
 import numpy as np
 
 from kpipe.errors import ExportError
-from kpipe.export.formats import Format
+from kpipe.export.formats import FLOAT, Format
 from kpipe.fake_quant import SCHEMES, QuantizedWeights, is_quantized, scheme_of
 from kpipe.fake_quant.affine import channel_axes, channel_scales, to_levels
 from kpipe.fake_quant.schemes import STORAGE
 from kpipe.layers import Weight
 from kpipe.quantize import quantize
 from kpipe.registry import nearest
-
-FLOAT = "float32"
 
 
 def settled(model: keras.Model, precision: str | None, name: str, form: Format) -> str:
@@ -48,6 +46,28 @@ def settled(model: keras.Model, precision: str | None, name: str, form: Format) 
             "and export what it gives."
         )
     raise ExportError(f"Model {model.name!r} is quantized: its file is {own}. Export the float model as {precision}.")
+
+
+def settled_io(io: str | None, precision: str, name: str, form: Format) -> str:
+    """Settle the type of a file's inputs and outputs.
+
+    Args:
+        io: The one that was asked for, "float32" or "int8"; None for the format's usual one.
+        precision: As `settled` gives it.
+        name: The format's name.
+        form: The format.
+
+    Raises:
+        ExportError: When it is unknown, or no such files of the format have it.
+    """
+    whole_numbers = precision in SCHEMES and SCHEMES[precision].activations is not None
+    possible = form.io if whole_numbers else (FLOAT,)
+    if io is None or io in possible:
+        return io or possible[0]
+    if io not in (FLOAT, "int8"):
+        raise ExportError(f"io is {io!r}; expected 'float32' or 'int8'.")
+    of = f"{name} files" if whole_numbers else f"Files in {precision}"
+    raise ExportError(f"{of} take and give {FLOAT}, whatever they compute in. Leave io out.")
 
 
 def rounded_for(model: keras.Model, precision: str) -> keras.Model:

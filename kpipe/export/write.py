@@ -14,7 +14,7 @@ from kpipe.errors import ExportError
 from kpipe.export.file import Agreement, File
 from kpipe.export.formats import FORMATS, format_of
 from kpipe.export.metadata import Given, as_json, describe
-from kpipe.export.precision import rounded_for, settled, wrongly_stored
+from kpipe.export.precision import rounded_for, settled, settled_io, wrongly_stored
 from kpipe.export.recurrent import recurrence, unrolled
 from kpipe.export.sidecar import companions
 from kpipe.export.signature import check_exportable, checked_batch, output_names
@@ -33,6 +33,7 @@ def export(
     c_array: bool = False,
     batch: int | Literal["own"] | None = "own",
     unroll: bool = False,
+    io: str | None = None,
 ) -> File:
     """Write a model as a LiteRT or ONNX file and prove it.
 
@@ -61,14 +62,17 @@ def export(
         unroll: Whether to write recurrent layers out step by step, and no loop. For LiteRT that is faster on short
             sequences, takes more room, and serves an open batch, which a loop does not. ONNX has operators of its own
             for LSTM layers in batches of any size, which are smaller and faster than either.
+        io: Whether a LiteRT file in whole numbers takes and gives "int8" or "float32"; None for int8. Where it is
+            float32 the first operation rounds, with the scale that int8 inputs would have. All other files, and those
+            of ONNX, have float32 inputs and outputs.
 
     Returns:
         The file with its sizes and how it agrees with the model.
 
     Raises:
         ExportError: When the suffix or precision is unknown, the folder cannot be written, the converter refuses the
-            model, an int8 file would hold a float operation, the metadata do not fit, TFLite Micro lacks an
-            operator of an array, or the file does not agree (see `verify`).
+            model, a file in whole numbers would hold a float operation, inputs and outputs cannot be as asked, the
+            metadata do not fit, TFLite Micro lacks an operator of an array, or the file does not agree (see `verify`).
 
     Example:
         >>> import tempfile
@@ -83,6 +87,7 @@ def export(
     check_exportable(model)
     names = output_names(model)
     precision = settled(model, precision, name, form)
+    io = settled_io(io, precision, name, form)
     beside = companions(path, name, metadata is not None, c_array)
     for place in (path, *beside):
         check_folder(place)
@@ -94,7 +99,7 @@ def export(
     found = {"format": name, "precision": precision, "scheme": scheme_of(model), "batch": batch}
     found["recurrent"] = recurrence(model, unroll)
     facts = describe(model, found, None if callable(metadata) else metadata)
-    content = form.convert(bake(model) if is_quantized(model) else model, precision, names, batch)
+    content = form.convert(bake(model) if is_quantized(model) else model, precision, names, batch, io)
     with in_place(path, *beside) as (temporary, *others):
 
         def settle() -> Agreement:

@@ -72,7 +72,7 @@ def bits_of(
             chosen[name] = 8
     rounded = {site.path for site in flow.sites if kind_of(site) in ("weights", "split")}
     found = {chosen[name] for name, path in plain.origins.items() if path in rounded}
-    if plan.weights < 8 and plan.weights not in found:
+    if bits is None and plan.weights < 8 and plan.weights not in found:
         raise KpipeError(
             f"No layer would have weights of {plan.weights} bits, as {scheme} says. Choose another scheme."
         )

@@ -17,8 +17,8 @@ class Export(Stage):
 
     Args:
         formats: The formats, such as [tflite, onnx].
-        precision: float32, or a scheme that rounds weights alone (float16, int8_dynamic) for a float model; None for the
-            model's own: float32, or the scheme by which it is quantized.
+        precision: float32, or a scheme that rounds weights alone (float16, int8_dynamic, int4) for a float model; None
+            for the model's own: float32, or the scheme by which it is quantized.
         name: The files' name without suffix; None for the recipe's name.
         max_accuracy_drop: Refuse to deliver a file whose accuracy on the test split, measured in the runtime, is lower
             than the baseline's by more than this fraction; None to deliver whatever comes.
@@ -28,6 +28,7 @@ class Export(Stage):
         c_array: Whether the .tflite file is written as a C++ array too, with a header, for TFLite Micro.
         batch: How many samples the files take at once; None for any number; "own" for one in LiteRT and any in ONNX.
         unroll: Whether recurrent layers are written out step by step, without a loop.
+        io: Whether .tflite files in whole numbers take and give int8 or float32; None for int8.
     """
 
     stage: Literal["export"] = "export"
@@ -41,6 +42,7 @@ class Export(Stage):
     c_array: bool = False
     batch: Annotated[int, Field(ge=1)] | Literal["own"] | None = "own"
     unroll: bool = False
+    io: Literal["float32", "int8"] | None = None
 
     @model_validator(mode="after")
     def _written(self) -> Self:
@@ -50,6 +52,8 @@ class Export(Stage):
                 raise KpipeError(
                     f"{name} files are not written in {self.precision}; expected one of {', '.join(known)}"
                 )
+        if self.io is not None and not any(FORMATS[name].io[1:] for name in self.formats):
+            raise KpipeError(f"{' and '.join(self.formats)} files have float32 inputs and outputs always; leave io out")
         if self.c_array and "tflite" not in self.formats:
             raise KpipeError("c_array is made of the tflite file; expected tflite among the formats")
         return self
@@ -70,6 +74,7 @@ class Export(Stage):
                 c_array=self.c_array and suffix == "tflite",
                 batch=self.batch,
                 unroll=self.unroll,
+                io=self.io if FORMATS[suffix].io[1:] else None,
             )
             if reference is not None:
                 self._judge(file, reference)

@@ -90,8 +90,8 @@ def test_float16_is_smaller_and_agrees(name, tmp_path):
 def test_a_file_of_another_precision_is_refused(stored, monkeypatch, tmp_path):
     form, wanted = FORMATS["tflite"], "float16" if stored == "float32" else "float32"
 
-    def convert(model, precision, names, batch):
-        return form.convert(model, stored, names, batch)
+    def convert(model, precision, names, batch, io):
+        return form.convert(model, stored, names, batch, io)
 
     monkeypatch.setattr(write, "format_of", lambda path: ("tflite", dataclasses.replace(form, convert=convert)))
     with pytest.raises(ExportError, match=f"to be {wanted} but is {stored}"):

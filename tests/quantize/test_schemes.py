@@ -220,9 +220,8 @@ def test_the_fewest_bits_name_the_scheme():
         ("int8", {}, "bits is {}; expected expressions"),
         ("float16", {"logits": 8}, "beside float16 weights can only stay in float"),
         ("int8", {"hidden": 4, "hidden2": 8}, "'hidden2' 8 bits, and another expression 4"),
-        ("w4a8", {".": 8}, "No layer would have weights of 4 bits, as w4a8 says"),
     ],
-    ids=["no layer", "no expression", "five", "truth value", "empty", "halves", "contradiction", "none left"],
+    ids=["no layer", "no expression", "five", "truth value", "empty", "halves", "contradiction"],
 )
 def test_bits_that_cannot_be(scheme, given, why):
     with pytest.raises(KpipeError, match=why):
@@ -240,8 +239,38 @@ def test_layers_without_a_kernel_of_four_bits_keep_eight_and_are_named(tmp_path)
     for suffix in SUFFIXES:
         file = kpipe.export(made, tmp_path / f"m.{suffix}", data=x)
         assert {("int4", 108), ("int8", 180)} <= set(inspect(file.path).stored)
+    with pytest.raises(KpipeError, match="No layer would have weights of 4 bits, as w4a8 says"):
+        kpipe.quantize(model, "w4a8", x, exclude="conv")
     with pytest.raises(KpipeError, match="bits of 'up' is 4; no runtime has an integer kernel"):
         kpipe.quantize(model, "int8", x, bits={"up": 4})
+
+
+@pytest.mark.parametrize("scheme", ["int8", "w4a8"])
+def test_files_in_whole_numbers_take_and_give_floats_where_asked(scheme, tmp_path):
+    made = rounded(build("dense"), scheme)
+    x = samples(made, 40, seed=5)
+    whole, floats = (kpipe.export(made, tmp_path / f"{io}.tflite", io=io) for io in (None, "float32"))
+    assert floats.precision == inspect(floats.path).precision == scheme
+    with load_runtime(whole.path) as one, load_runtime(floats.path) as two:
+        assert {port.dtype for port in (*one.inputs, *one.outputs)} == {"int8"}
+        assert {port.dtype for port in (*two.inputs, *two.outputs)} == {"float32"}
+        assert two.outputs[0].scale == one.outputs[0].scale
+        np.testing.assert_allclose(two.run(x)[0], one.run(x)[0], atol=1e-6)
+    assert floats.agreement.max_steps is not None
+    assert kpipe.verify(floats, made, data=x[0]).within_two_steps > 0.97
+
+
+def test_inputs_and_outputs_that_cannot_be(tmp_path):
+    made = rounded(build("dense"), "int8")
+    for model, suffix, io, why in (
+        (made, "onnx", "int8", "onnx files take and give float32, whatever they compute in"),
+        (build("dense"), "tflite", "int8", "Files in float32 take and give float32"),
+        (made, "tflite", "uint8", "io is 'uint8'; expected 'float32' or 'int8'"),
+    ):
+        with pytest.raises(ExportError, match=why):
+            kpipe.export(model, tmp_path / f"m.{suffix}", io=io)
+    assert not list(tmp_path.iterdir())
+    assert kpipe.export(made, tmp_path / "m.onnx", io="float32").precision == "int8"
 
 
 def test_weights_that_no_scheme_has():
