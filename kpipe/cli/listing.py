@@ -22,6 +22,8 @@ from kpipe.layers import KERNEL_ROLES, RULES, LayerFacts
 from kpipe.layers.rule import QuantizationFact
 from kpipe.patterns import PATTERNS, SCOPES
 from kpipe.pipeline import STAGES
+from kpipe.quantize.improve import IMPROVEMENTS
+from kpipe.quantize.observers import OBSERVERS
 from kpipe.registry import Registry, nearest
 from kpipe.report.details import Row
 from kpipe.report.units import DASH
@@ -223,6 +225,8 @@ LISTS: dict[str, Callable[[], list[Row]]] = {
     "scopes": _registry("Scope", SCOPES),
     "inits": _registry("Start of clusters", INITS),
     "schemes": _schemes,
+    "observers": _registry("Observer", OBSERVERS),
+    "improvements": _registry("Improvement", IMPROVEMENTS),
     "formats": _formats,
     "engines": _engines,
     "data": _registry("Data", SOURCES),
