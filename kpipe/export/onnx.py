@@ -15,6 +15,7 @@ from kpipe.export.onnx_metadata import embed, extract
 from kpipe.export.onnx_names import rename
 from kpipe.export.onnx_runtime import OnnxRuntime
 from kpipe.export.onnx_shapes import known_reshapes
+from kpipe.export.onnx_transposes import without_dead_transposes
 from kpipe.export.onnx_weights import in_halves, store_weights
 from kpipe.export.quiet import quiet
 from kpipe.export.signature import input_names, serving
@@ -62,6 +63,8 @@ def convert(model: keras.Model, precision: str, names: list[str], batch: int | N
             proto = _stored(proto, precision)
             known_reshapes(proto)
             rename(proto.graph, *_islands(model, precision))
+            if precision == "float32":
+                proto = without_dead_transposes(proto)
             onnx.checker.check_model(proto, full_check=True)
         except Exception as error:
             raise ExportError(f"tf2onnx cannot write model {model.name!r}: {first_line(error)}") from error
