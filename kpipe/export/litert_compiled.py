@@ -1,5 +1,6 @@
 """LiteRT files run as compiled models, LiteRT's newer interface."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,34 +28,35 @@ class CompiledRuntime(Runtime):
             with quiet_native():
                 self.model: Any = native.litert_compiled(path, threads)
             self.key = next(iter(self.model.get_signature_list()))
-        except (ValueError, RuntimeError) as error:
+            inputs, outputs = ports(native.read_litert(path))
+            self.inputs = _named(inputs, self.model.get_input_tensor_details(self.key))
+            self.outputs = _named(outputs, self.model.get_output_tensor_details(self.key))
+        except Exception as error:  # what is broken inside fails anywhere
             raise ExportError(f"ai-edge-litert cannot compile {path}: {first_lines(error)}") from error
-        inputs, outputs = ports(native.read_litert(path))
-        details = (self.model.get_input_tensor_details(self.key), self.model.get_output_tensor_details(self.key))
-        self.inputs, self.outputs = (
-            _named(each, known) for each, known in zip((inputs, outputs), details, strict=True)
-        )
         self._buffers = {p.name: self.model.create_input_buffer_by_name(self.key, p.name) for p in self.inputs}
         self._results = {p.name: self.model.create_output_buffer_by_name(self.key, p.name) for p in self.outputs}
         with quiet_native():  # the first value that is written makes an environment, of which the runtime tells
             self._write([np.zeros([size or 1 for size in port.shape], port.dtype) for port in self.inputs])
 
     def invocation(self, inputs: Sequence[np.ndarray]) -> Callable[[], object]:
-        """Write one batch of the file's own size into the model's buffers and give what runs it."""
+        """Write one batch of the file's own size, one sample where it is open, and give what runs the model on it."""
         self.check(inputs)
         size = self.inputs[0].shape[0] or 1
-        self._write([to_port(filled(array, size), port) for port, array in zip(self.inputs, inputs, strict=True)])
+        self._write([to_port(filled(array, size), port) for array, port in zip(inputs, self.inputs, strict=True)])
         return self._invoke
 
     def _invoke(self) -> None:
-        self.model.run_by_name(self.key, self._buffers, self._results)
+        try:
+            self.model.run_by_name(self.key, self._buffers, self._results)
+        except RuntimeError as error:
+            raise ExportError(f"ai-edge-litert fails to run {self.path}: {first_lines(error)}") from error
 
     def _write(self, arrays: Sequence[np.ndarray]) -> None:
         for port, array in zip(self.inputs, arrays, strict=True):
             self._buffers[port.name].write(np.ascontiguousarray(array))
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Run batch by batch of the file's own size; where it is open, sample by sample."""
+        """Run batch by batch of the file's own size, sample by sample where it is open."""
         self.check(inputs)
         rows: list[list[np.ndarray]] = [[] for _ in self.outputs]
         ready = [to_port(array, port) for array, port in zip(inputs, self.inputs, strict=True)]
@@ -63,7 +65,7 @@ class CompiledRuntime(Runtime):
             self._invoke()
             for row, port in zip(rows, self.outputs, strict=True):
                 shape = [size or 1 for size in port.shape]
-                found = self._results[port.name].read(int(np.prod(shape)), np.dtype(port.dtype).type)
+                found = self._results[port.name].read(math.prod(shape), np.dtype(port.dtype).type)
                 row.append(from_port(np.asarray(found).reshape(shape), port)[:count])
         return [np.concatenate(row) for row in rows]
 

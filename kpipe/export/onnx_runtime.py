@@ -44,9 +44,15 @@ class OnnxRuntime(Runtime):
         """Run batch by batch of the file's own size; where it is open, all samples at once."""
         rows: list[list[np.ndarray]] = [[] for _ in self.outputs]
         for batch, count in batches_of(inputs, self.inputs[0].shape[0] or len(inputs[0])):
-            for row, output in zip(rows, self.session.run(None, self._feed(batch)), strict=True):
+            for row, output in zip(rows, self._outputs(self._feed(batch)), strict=True):
                 row.append(np.asarray(output)[:count])
         return [np.concatenate(row) for row in rows]
+
+    def _outputs(self, feed: dict[str, np.ndarray]) -> list[Any]:
+        try:
+            return self.session.run(None, feed)
+        except Exception as error:  # onnxruntime's own exceptions have no common parent
+            raise ExportError(f"onnxruntime fails to run {self.path}: {first_line(error)}") from error
 
     def close(self) -> None:
         """Drop the session."""
