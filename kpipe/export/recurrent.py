@@ -1,4 +1,4 @@
-"""Recurrent layers written out step by step, for files that are to hold no loop."""
+"""Recurrent layers written out step by step, for files without a loop; docs/export.md tells what that brings."""
 
 from typing import Any
 
