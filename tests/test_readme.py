@@ -74,6 +74,20 @@ def test_the_page_on_channels(tmp_path, monkeypatch, capsys):
     assert parse_recipe(recipe, ROOT).stages[1].stage == "prune_filters"
 
 
+def test_the_page_on_quantization(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    keras.utils.set_random_seed(0)
+    names = run("docs/quantization.md")
+    plain, better = capsys.readouterr().out.splitlines()[0].split()
+    assert float(better) < 0.8 * float(plain)
+    assert float(names["quantized"].layers[1].left) == 0
+    assert names["plan"].value >= names["plan"].baseline - 0.005
+    (stage,) = yaml.safe_load(blocks("yaml", "docs/quantization.md")[0])
+    recipe = yaml.safe_load(blocks("yaml")[0])
+    recipe["stages"][3] = stage
+    assert parse_recipe(recipe, ROOT).stages[3].stage == "quantize"
+
+
 def test_the_yaml_block_is_a_valid_recipe(tmp_path):
     (recipe,) = blocks("yaml")
     path = tmp_path / "mine.yaml"
