@@ -24,6 +24,8 @@ MEMORY_RUNS = 3
 EXACT_ON_OLD_PROCESSORS = "session.x64quantprecision"
 """onnxruntime's setting by which sums of int8 products do not overflow 16 bits on x86 processors that have AVX2 or
 AVX512 but no VNNI; elsewhere it changes nothing."""
+SHARED_WEIGHTS = "Attempt to replace the existing tensor"
+"""What onnxruntime says where that setting meets int8 weights that several operations share."""
 
 
 def litert(path: Path, threads: int = 1, delegates: bool = True) -> Any:
@@ -61,7 +63,45 @@ def onnx_session(path: Path, threads: int = 1, profile: Path | None = None) -> A
     options.add_session_config_entry(EXACT_ON_OLD_PROCESSORS, "1")
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime's own exceptions have no common parent
+        if SHARED_WEIGHTS not in str(error):
+            raise
+        return onnxruntime.InferenceSession(separated(path), options, providers=providers)
+
+
+def separated(path: Path) -> bytes:
+    """Give an .onnx file's content with unpacked weights that several operations share stored once for each of them."""
+    import onnx
+
+    proto = onnx.load(str(path))
+    graph = proto.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    unpacking = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    nodes, seen = [], set()
+    for n, node in enumerate(graph.node):
+        for place, name in enumerate(node.input):
+            maker = unpacking.get(name)
+            if maker is None or maker.input[0] not in stored:
+                continue
+            if name in seen:
+                copies = type(maker).FromString(maker.SerializeToString())
+                copies.name, copies.output[0] = f"{maker.name}_{n}_{place}", f"{name}_{n}_{place}"
+                for each in [k for k, given in enumerate(maker.input) if given in stored]:
+                    tensor = stored[maker.input[each]]
+                    tensor = type(tensor).FromString(tensor.SerializeToString())
+                    tensor.name = copies.input[each] = f"{tensor.name}_{n}_{place}"
+                    graph.initializer.append(tensor)
+                nodes.append(copies)
+                node.input[place] = copies.output[0]
+            seen.add(name)
+        nodes.append(node)
+    ordered = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(ordered)
+    return proto.SerializeToString()
 
 
 def read_litert(path: Path) -> Any:

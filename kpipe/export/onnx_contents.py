@@ -40,18 +40,23 @@ def _steps(graph: Any, tensors: dict[Any, Tensor]) -> Iterator[Step]:
     for value in (*graph.input, *graph.value_info, *graph.output):
         kind = value.type.tensor_type
         shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
-        tensors[value.name] = Tensor(value.name, helper.tensor_dtype_to_np_dtype(kind.elem_type).name, shape)
+        tensors[value.name] = Tensor(_text(value.name), helper.tensor_dtype_to_np_dtype(kind.elem_type).name, shape)
     for tensor in graph.initializer:
         dtype, data = helper.tensor_dtype_to_np_dtype(tensor.data_type).name, numpy_helper.to_array(tensor).reshape(-1)
         size = -(-data.size // 2) if dtype in HALF_BYTES else data.nbytes
         numbers = data if data.dtype.kind in "fiub" else data.astype(np.float32)
-        tensors[tensor.name] = Tensor(tensor.name, dtype, tuple(tensor.dims), numbers, size)
+        tensors[tensor.name] = Tensor(_text(tensor.name), dtype, tuple(tensor.dims), numbers, size)
     for node in graph.node:
         inputs, outputs = (tuple(name for name in names if name) for names in (node.input, node.output))
-        yield Step(node.op_type, node.name or (outputs[0] if outputs else ""), inputs, outputs)
+        yield Step(_text(node.op_type), _text(node.name or (outputs[0] if outputs else "")), inputs, outputs)
         for attribute in node.attribute:
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
                 yield from _steps(inner, tensors)
+
+
+def _text(name: str | bytes) -> str:
+    """Give a name as text: protobuf gives bytes where it is not written in UTF-8."""
+    return name if isinstance(name, str) else name.decode(errors="replace")
 
 
 def _set_zero_point(step: Step, tensors: dict[Any, Tensor]) -> None:
