@@ -8,6 +8,7 @@ import numpy as np
 
 from kpipe.errors import KpipeError
 from kpipe.export import litert
+from kpipe.export.metadata import as_json, describe, found_of
 from kpipe.export.signature import check_exportable, output_names
 from kpipe.fake_quant import bake
 from kpipe.graph import Trace
@@ -29,7 +30,8 @@ def int8_bytes(model: keras.Model) -> int:
     """Give the size of the int8 LiteRT file of a model, by writing it.
 
     The ranges of the activations come from random samples; those of other samples change the size by `MARGIN` at most.
-    What the runtimes compute in float is written in float, and named in a warning, as `kpipe.quantize` does.
+    What the runtimes compute in float is written in float, and named in a warning, as `kpipe.quantize` does. What the
+    file says of itself is counted; what `metadata=` of `kpipe.export` or a recipe's delivery adds to that comes on top.
 
     Args:
         model: A built Functional or Sequential float model.
@@ -53,7 +55,9 @@ def int8_bytes(model: keras.Model) -> int:
         raise KpipeError(
             f"target={{'bytes': ...}} means those of the int8 file, and there can be none: {fault}"
         ) from fault
-    return len(litert.convert(bake(quantized), "int8", output_names(quantized)))
+    content = litert.convert(bake(quantized), "int8", output_names(quantized))
+    facts = describe(quantized, found_of(quantized, "tflite", "int8", batch=1))
+    return len(litert.embed(content, as_json(facts)))
 
 
 def _sample(tensor: keras.KerasTensor, rng: np.random.Generator) -> np.ndarray:

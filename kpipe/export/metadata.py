@@ -12,7 +12,9 @@ import numpy as np
 from kpipe.errors import ExportError
 from kpipe.export.formats import format_of
 from kpipe.export.normalisation import normalisations
+from kpipe.export.recurrent import recurrence
 from kpipe.export.signature import input_names, output_names
+from kpipe.fake_quant import scheme_of
 
 Given = Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]
 """Metadata of a caller; or a function that gives them for a file that is written, such as what is measured on it."""
@@ -29,12 +31,21 @@ def own_version() -> str:
         return "0"
 
 
+def found_of(
+    model: keras.Model, format: str, precision: str, batch: int | None, unroll: bool = False
+) -> dict[str, Any]:
+    """Give what is known of a file when it is written: all the keys that cannot be given but version and model."""
+    recurrent = recurrence(model, unroll)
+    scheme = scheme_of(model)
+    return {"format": format, "precision": precision, "scheme": scheme, "batch": batch, "recurrent": recurrent}
+
+
 def describe(model: keras.Model, found: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Put together what a file is to say of itself.
 
     Args:
         model: The model that it is written from.
-        found: What else is known when it is written: its format, precision, scheme.
+        found: What else is known when it is written, as `found_of` gives it.
         given: What the caller adds. "labels" are the names of the classes, one for each entry of an output's last axis
             (with several outputs: output name -> names). "normalisation" is {"scale": s, "offset": b}, where the caller
             feeds x · s + b, or such a mapping for each input. Anything else is kept as it is.

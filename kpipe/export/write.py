@@ -13,15 +13,15 @@ from kpipe.data import samples
 from kpipe.errors import ExportError
 from kpipe.export.file import Agreement, File
 from kpipe.export.formats import FORMATS, format_of
-from kpipe.export.metadata import Given, as_json, describe
+from kpipe.export.metadata import Given, as_json, describe, found_of
 from kpipe.export.precision import rounded_for, settled, settled_io, wrongly_stored
-from kpipe.export.recurrent import recurrence, unrolled
+from kpipe.export.recurrent import unrolled
 from kpipe.export.sidecar import companions
 from kpipe.export.signature import check_exportable, checked_batch, output_names
 from kpipe.export.sizes import gzip_size, zstd_size
 from kpipe.export.trial import trust
 from kpipe.export.verify import DATA_SAMPLES, check, check_batches, compare
-from kpipe.fake_quant import bake, float_layers, is_quantized, rounded_layers, scheme_of
+from kpipe.fake_quant import bake, float_layers, is_quantized, rounded_layers
 
 
 def export(
@@ -95,11 +95,11 @@ def export(
         inputs = samples(data, model, limit=DATA_SAMPLES, what="verification")
         data = inputs[0] if len(inputs) == 1 else inputs
     batch = form.batch if batch == "own" else checked_batch(batch)
-    model = unrolled(rounded_for(model, precision)) if unroll else rounded_for(model, precision)
-    found = {"format": name, "precision": precision, "scheme": scheme_of(model), "batch": batch}
-    found["recurrent"] = recurrence(model, unroll)
+    model = rounded_for(model, precision)
+    stepped = unrolled(model) if unroll else model
+    found = found_of(model, name, precision, batch, unroll)
     facts = describe(model, found, None if callable(metadata) else metadata)
-    content = form.convert(bake(model) if is_quantized(model) else model, precision, names, batch, io)
+    content = form.convert(bake(stepped) if is_quantized(model) else stepped, precision, names, batch, io)
     with in_place(path, *beside) as (temporary, *others):
 
         def settle() -> Agreement:

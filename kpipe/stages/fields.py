@@ -222,7 +222,8 @@ class Target(BaseModel):
     Args:
         macs: Fraction of the MACs, in (0, 1).
         params: Fraction of the parameters, in (0, 1).
-        bytes: Of the exported int8 file: a fraction in (0, 1), or bytes.
+        bytes: Of the exported int8 file: a fraction in (0, 1), or bytes. What a delivery makes it say of itself, such
+            as labels, comes on top.
         latency_ms: Milliseconds for one sample in LiteRT on this machine, float32, one thread.
     """
 
