@@ -235,6 +235,13 @@ def test_what_was_chosen_is_what_the_files_hold_bit_for_bit(tmp_path):
         file = kpipe.export(made, tmp_path / f"m.{suffix}", data=x)
         (held,) = [array for array in stored(file.path) if array.size == layer.layer.kernel.numpy().size]
         np.testing.assert_array_equal(np.bincount(np.abs(held.astype(int)).ravel(), minlength=128), chosen)
+    four: Any = kpipe.quantize(model, "w4a8", x, improve="adaptive_rounding")
+    file = kpipe.export(four, tmp_path / "four.tflite", data=x)
+    assert file.precision == "w4a8" and file.agreement.max_steps < 2.01
+    four.compile("sgd", "mse")
+    kernel = four.get_layer("conv2").layer.kernel.numpy()
+    four.fit(x, predict(model, [x])[0], verbose=0)
+    assert 0 < np.abs(four.get_layer("conv2").layer.kernel.numpy() - kernel).max() < 0.1
 
 
 def test_quantize_improves_by_name_and_says_what_it_cannot():
