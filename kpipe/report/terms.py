@@ -24,9 +24,10 @@ TERMS = (
         "integer arithmetic, which is faster where the processor has instructions for it.",
     ),
     (
-        "int8_dynamic, float16",
-        "weights alone in 8 bits, or in floats of half the size; what flows between the layers stays in float. The file "
-        "shrinks about as much as the weights do; the time hardly changes.",
+        "w4a8, int8_dynamic, int4, float16",
+        "w4a8 has weights of 4 bits beside activations of 8. Of the others the weights alone have 8 bits, 4, or are "
+        "floats of half the size; what flows between the layers stays in float. The file shrinks about as much as the "
+        "weights do. Fewer bits of weights make a file faster only where the runtime has kernels for them.",
     ),
     ("Params", "the numbers that the Keras model stores, statistics of normalisation included."),
     ("MACs", "multiply-accumulate operations for one sample: what the arithmetic costs, whatever the device."),

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from kpipe.data import Dataset
 from kpipe.errors import ExportError, KpipeError, NoEffectWarning
-from kpipe.export import read_metadata
-from kpipe.fake_quant import FakeQuant
+from kpipe.export import load_runtime, read_metadata
+from kpipe.fake_quant import FakeQuant, scheme_of
 from kpipe.measure import measure
 from kpipe.pipeline import Baseline, Context, FloatModel, ModelSource, QuantizedModel
 from kpipe.pipeline.ledger import noting
@@ -252,6 +252,43 @@ def test_what_quantize_leaves_in_float_is_in_the_record(data, tmp_path, baseline
     }
     with pytest.raises(KpipeError, match="No integer kernels for 'elu'"):
         Quantize(islands="refuse").run(model, context)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_quantize_takes_a_scheme_and_bits_of_layers(model, context, epochs):
+    for scheme, bits, precision in (
+        ("int8_dynamic", None, "int8_dynamic"),
+        ("w4a8", {"logits": 8}, "w4a8"),
+        ("int8", {"logits": 4}, "w4a8"),
+    ):
+        stage = Quantize(scheme=scheme, bits=bits, epochs=epochs)
+        after = stage.run(FloatModel(model), context)
+        assert isinstance(after, QuantizedModel)
+        assert scheme_of(after.model) == stage.precision == precision
+    with pytest.raises(ValueError, match="int4 leaves activations in float: there are no ranges, and observer"):
+        Quantize(scheme="int4", observer="minmax")
+    with pytest.raises(ValueError, match="beside float16 weights can only stay in float"):
+        Quantize(scheme="float16", bits={"logits": 8})
+
+
+def test_weights_that_keep_more_bits_are_in_the_record(data, tmp_path, baseline):
+    context = taught(data, tmp_path, baseline)
+    x = keras.Input(data.train[0].shape[1:])
+    tall = keras.layers.Reshape((*data.train[0].shape[1:3], -1))(x)
+    y = keras.layers.Flatten()(keras.layers.Conv2DTranspose(2, 2, name="up")(tall))
+    Quantize(scheme="w4a8").run(FloatModel(keras.Model(x, keras.layers.Dense(3)(y))), context)
+    (row,) = context.record.skipped
+    assert row["layer"] == "up" and row["reason"].startswith("its weights have 8 bits: no runtime has")
+
+
+def test_an_export_in_floats_or_whole_numbers(model, context):
+    with pytest.raises(ValueError, match="onnx files have float32 inputs and outputs always; leave io out"):
+        Export(formats=("onnx",), io="int8")
+    for io, dtype in ((None, "int8"), ("float32", "float32")):
+        quantized = Quantize().run(FloatModel(model), context)
+        Export(formats=("tflite",), io=io).run(quantized, context)
+        with load_runtime(context.folder / context.record.files[-1]["path"]) as runtime:
+            assert {port.dtype for port in (*runtime.inputs, *runtime.outputs)} == {dtype}
 
 
 @pytest.mark.parametrize(
