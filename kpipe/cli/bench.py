@@ -12,6 +12,7 @@ from kpipe.cli.console import as_table, aside, out, plain_errors
 from kpipe.errors import KpipeError
 from kpipe.export import Comparison, Latency, benchmark, compare_latencies
 from kpipe.export.layout import shortened
+from kpipe.export.sizes import sizes_at_once
 from kpipe.report.details import Row
 from kpipe.report.units import DASH, kilobytes, milliseconds, plain, share, times
 
@@ -68,16 +69,22 @@ def as_text(timed: Sequence[Latency], compared: Sequence[Comparison]) -> str:
         timed: The latencies.
         compared: The comparisons.
     """
-    plain_data: dict[str, Any] = {
-        "files": [{**latency.to_dict(), "bytes": latency.path.stat().st_size} for latency in timed]
-    }
+    sizes = weighed(timed)
+    plain_data: dict[str, Any] = {"files": [{**latency.to_dict(), **sizes[latency.path]} for latency in timed]}
     if compared:
         plain_data["compared"] = [comparison.to_dict() for comparison in compared]
     return json.dumps(plain_data, indent=2)
 
 
+def weighed(timed: Sequence[Latency]) -> dict[Path, dict[str, int | None]]:
+    """Give the size of each file as it is and compressed, once, in however many engines it was timed."""
+    names = ("bytes", "gzip_bytes", "zstd_bytes")
+    paths = dict.fromkeys(latency.path for latency in timed)
+    return {path: dict(zip(names, sizes_at_once(path.read_bytes()), strict=True)) for path in paths}
+
+
 def rows(timed: Sequence[Latency]) -> list[Row]:
-    """Give a row a file: its size, its times, and how many times as fast as the first one it is.
+    """Give a row a file: its size as it is and compressed, its times, and how many times as fast as the first it is.
 
     Args:
         timed: The latency of each.
@@ -86,11 +93,15 @@ def rows(timed: Sequence[Latency]) -> list[Row]:
         The rows: column title -> text.
     """
     found = []
+    sizes = weighed(timed)
     for latency in timed:
+        weight = sizes[latency.path]
         row = {
             "File": str(latency.path),
             "Engine": latency.engine,
-            "KB": kilobytes(latency.path.stat().st_size),
+            "KB": kilobytes(weight["bytes"]),
+            "gzip": kilobytes(weight["gzip_bytes"]),
+            "zstd": kilobytes(weight["zstd_bytes"]),
             "ms": milliseconds(latency.median_ms),
             "ms p90": milliseconds(latency.p90_ms),
             "Faster": times(timed[0].median_ms / latency.median_ms),

@@ -12,10 +12,7 @@ from kpipe.export.benchmark import readable
 from kpipe.export.file import File, FloatOperation, Port
 from kpipe.export.formats import format_of
 from kpipe.export.layout import aligned, port_line, shortened
-from kpipe.export.sizes import gzip_size, zstd_size
-
-MOST_FOR_ZSTD = 4_000_000
-"""Bytes up to which a file is compressed with Zstandard: it takes seconds for each of these millions."""
+from kpipe.export.sizes import sizes_at_once
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,5 @@ def dissect(file: File | str | Path) -> Contents:
     except Exception as error:  # what is broken inside fails anywhere
         raise ExportError(f"{path} cannot be looked into: {type(error).__name__}: {error}") from error
     content = path.read_bytes()
-    zstd = zstd_size(content) if len(content) <= MOST_FOR_ZSTD else None
-    sizes = (len(content), gzip_size(content), zstd)
     ends = (reading.inputs, reading.outputs)
-    return Contents(path, name, found.precision, *ends, nodes, found.floats, found.faults, *sizes)
+    return Contents(path, name, found.precision, *ends, nodes, found.floats, found.faults, *sizes_at_once(content))

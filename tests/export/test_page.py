@@ -11,7 +11,7 @@ def test_the_page_on_files(tmp_path, monkeypatch, capsys):
     names: dict = {}
     for block in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
         exec(compile(block, str(PAGE), "exec"), names)
-    said, beside = capsys.readouterr().out.splitlines()[::-1]
+    beside, said = capsys.readouterr().out.splitlines()[:2]
     assert "net.tflite.json" in beside and "'bird'" in said and "'by': 'file'" in said
     made = {"net.tflite", "net.tflite.json", "net.cc", "net.h", "net_any.tflite", "net_8.onnx"}
     assert {path.name for path in tmp_path.iterdir()} == made
