@@ -212,6 +212,7 @@ def test_ls_operations_says_what_becomes_of_channels():
 
 
 def test_ls_formats_says_the_precisions_and_the_runtime():
+    assert ["litert_compiled", "tflite"] in [words[:2] for words in lines_of("engines")]
     (row,) = [words for words in lines_of("formats") if words[:1] == ["onnx"]]
     assert row[1:3] == [".onnx", "float32,"] and {"int8,", "int8_dynamic,"} & set(row)
     assert "onnxruntime," in row
@@ -239,6 +240,11 @@ def test_show(model):
     assert code == 0
     assert "FULLY_CONNECTED" in output
     assert "float32" in output
+    assert "says of itself:" in output and 'precision: "float32"' in output
+    shown = json.loads(output_of("show", "small.tflite", "--json"))
+    assert shown["nodes"][0]["name"] == "FULLY_CONNECTED" and shown["metadata"]["model"] == "small"
+    code, output = call("show", "small.keras", "--json")
+    assert code == 2 and "--json is for" in output
     code, output = call("show", "absent.keras")
     assert code == 2
     assert "There is no file absent.keras" in output
@@ -263,6 +269,37 @@ def test_bench(model):
     code, output = call("bench", "absent.tflite")
     assert code == 2
     assert "There is no file absent.tflite" in output
+
+
+def test_bench_for_scripts(model):
+    export(model, "a.tflite")
+    export(model, "b.onnx")
+    code, _ = call("bench", "a.tflite", "b.onnx", "--runs", "5", "--json", "--compare", "--per-op")
+    assert code == 0
+    found = json.loads(output_of("bench", "a.tflite", "b.onnx", "--runs", "5", "--json", "--compare", "--per-op"))
+    assert [file["engine"] for file in found["files"]] == ["litert", "onnxruntime"]
+    for file in found["files"]:
+        assert file["bytes"] == Path(file["path"]).stat().st_size > file["gzip_bytes"] > 0 < file["zstd_bytes"]
+        assert file["cold"]["load_ms"] > 0 and file["operations"] and file["median_ms"] > 0
+    assert found["compared"][1]["max_relative_error"] < 1e-5
+    plain = json.loads(output_of("bench", "a.tflite", "--runs", "5", "--json", "--no-cold"))
+    assert plain["files"][0]["cold"] is None and "compared" not in plain
+
+
+def output_of(*words):
+    return CliRunner().invoke(app, list(words)).stdout
+
+
+def test_bench_tables_of_engines_ratios_and_operations(model):
+    export(model, "a.tflite")
+    words = ["a.tflite", "--runs", "5", "--engine", "litert", "--engine", "litert_builtin"]
+    code, output = call("bench", *words, "--compare", "--per-op")
+    assert code == 0
+    for title in ("Engine", "load", "first", "MB", "compared with a.tflite", "Outputs differ", "Same argmax", "Share"):
+        assert title in output
+    assert output.count("FULLY_CONNECTED") == 2 and "a.tflite in litert_builtin" in output
+    code, output = call("bench", "a.tflite", "--engine", "litter")
+    assert code == 2 and "Did you mean 'litert'?" in output
 
 
 def test_bench_compares_each_file_with_the_first():
