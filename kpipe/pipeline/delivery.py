@@ -102,5 +102,18 @@ def _latency(directory: Path, key: str, paths: list[str]) -> dict[str, Any]:
 
 
 def _with_latency(entry: dict[str, Any], latency: dict[str, Any]) -> dict[str, Any]:
-    files = [{**file, "latency": latency[f"{entry['name']}/{file['path']}"]} for file in entry["files"]]
+    files = [
+        {**file, "latency": of_one_sample(latency[f"{entry['name']}/{file['path']}"], file.get("batch"))}
+        for file in entry["files"]
+    ]
     return {**entry, "files": files}
+
+
+def of_one_sample(latency: dict[str, float], batch: int | None) -> dict[str, float]:
+    """Give the time of one sample of a file that was timed on one batch; one whose batch is open was timed on one.
+
+    Example:
+        >>> of_one_sample({"median_ms": 8.0, "p90_ms": 10.0}, 4), of_one_sample({"median_ms": 8.0}, None)
+        ({'median_ms': 2.0, 'p90_ms': 2.5}, {'median_ms': 8.0})
+    """
+    return {name: value / batch for name, value in latency.items()} if batch and batch > 1 else latency

@@ -23,6 +23,8 @@ class FileRecord:
     median_ms: float | None = None
     p90_ms: float | None = None
     agreement: Mapping[str, Any] = field(default_factory=dict)
+    batch: int | None = None
+    recurrent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,8 @@ def _file(raw: Any) -> FileRecord:
         median_ms=number(latency.get("median_ms")),
         p90_ms=number(latency.get("p90_ms")),
         agreement=mapping(raw.get("agreement")),
+        batch=number(raw.get("batch")),
+        recurrent=_text(raw.get("recurrent")),
     )
 
 

@@ -110,7 +110,10 @@ def _quality(run: RunRecord, stage: StageRecord, file: FileRecord | None) -> Row
 
 
 def _kind(file: FileRecord | None) -> str:
-    return " ".join(word for word in (file.format, file.precision) if word) or DASH if file else DASH
+    if file is None:
+        return DASH
+    batch = f"batch {file.batch}" if file.batch is not None and file.batch > 1 else None
+    return " ".join(word for word in (file.format, file.precision, file.recurrent, batch) if word) or DASH
 
 
 def _file_row(run: RunRecord, path: str, file: FileRecord) -> Row:

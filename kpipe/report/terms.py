@@ -39,7 +39,8 @@ TERMS = (
     (
         "ms, ms p90",
         "how long one sample takes in the file's own runtime on the machine of this run: the median, and the time that "
-        "nine runs in ten stay under. Differences of a few percent are noise.",
+        "nine runs in ten stay under. Differences of a few percent are noise. Of a file that takes several samples at "
+        "once it is the time of a batch over its samples.",
     ),
     (
         "Answers of a file",

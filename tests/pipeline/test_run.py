@@ -233,6 +233,16 @@ def test_what_is_delivered_no_more_is_withdrawn(document, tmp_path):
     assert (tmp_path / "run" / "mine.txt").exists()
 
 
+def test_the_time_of_a_file_of_batches_is_that_of_one_sample(document, tmp_path):
+    document["stages"] = [document["stages"][0], {"stage": "export", "batch": 4}]
+    metrics, _ = go(document, tmp_path / "run")
+    (file,) = metrics["delivery"]
+    timed = json.loads((tmp_path / "run" / "latency.json").read_text())["files"]["02-export/shifts.tflite"]
+    assert file["batch"] == 4
+    assert file["latency"]["median_ms"] == pytest.approx(timed["median_ms"] / 4)
+    assert file["accuracy"] == metrics["stages"][1]["metrics"]["accuracy"]
+
+
 def test_a_removed_export_is_delivered_no_more(document, tmp_path):
     document["stages"] = [document["stages"][0], {"stage": "export"}, {"stage": "export", "name": "second"}]
     go(document, tmp_path / "run")

@@ -39,6 +39,14 @@ def test_a_drop_is_counted_from_the_baseline_that_the_summary_names(metrics):
     assert [row["Drop, points"] for row in result_table(metrics)] == ["−0.28", "0.00", "0.28", "0.28", "0.28"]
 
 
+def test_a_file_says_how_many_samples_it_takes_and_how_it_steps_through_sequences(metrics):
+    metrics["stages"][0]["files"][0] |= {"batch": 1, "recurrent": None}
+    metrics["stages"][1]["files"][0] |= {"batch": None, "recurrent": "unrolled"}
+    metrics["stages"][2]["files"][0] |= {"batch": 8, "recurrent": "loop"}
+    kinds = [row["File"] for row in result_table(metrics)]
+    assert kinds[:4] == ["tflite float32", "tflite float32 unrolled", "tflite float32 loop batch 8", "tflite int8"]
+
+
 def test_what_is_no_metrics_is_refused():
     with pytest.raises(KpipeError, match="stages"):
         result_table({"name": "digits"})
