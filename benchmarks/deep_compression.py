@@ -8,8 +8,9 @@ Three recipes of `recipes/`, run as they stand, once a seed:
 
 The table has a row for each stage. *error* is that of the stage's .tflite file on the 10,000 test images, in LiteRT.
 *smaller* is the float32 file of the dense net, not compressed, as the paper counts, over the gzip'd file of the stage;
-*gzip to gzip* compares both compressed. *faster* is the dense file's latency over that of the stage's file, all files of
-a run timed in turns, one thread. Settings were chosen on the validation images, 6,000 of the training set.
+*gzip to gzip* compares both compressed. *faster* is the dense file's latency over that of the stage's file, all files
+of a run timed in turns, one thread. The settings were written down
+before the first run and not changed after it.
 
     KPIPE_DATA=folder-of-mnist.npz python benchmarks/deep_compression.py --seeds 0 1
     KPIPE_DATA=folder-of-mnist.npz python benchmarks/deep_compression.py --recipes lenet_300_100
@@ -18,8 +19,8 @@ a run timed in turns, one thread. Settings were chosen on the validation images,
 Every finished stage is kept in benchmarks/results/: a run that was broken off goes on where it was. The figures of
 finished runs are kept in benchmarks/records/; a record is made anew where its recipe has changed.
 
-Reference: Han, Mao and Dally, Deep Compression (2016): 40 times smaller at 1.58 % (LeNet-300-100, 1.64 % before) and 39
-times at 0.74 % (LeNet-5, 0.80 % before).
+Reference: Han, Mao and Dally, Deep Compression (2016): 40 times smaller at 1.58 % (LeNet-300-100, 1.64 % before) and
+39 times at 0.74 % (LeNet-5, 0.80 % before).
 """
 
 import argparse
