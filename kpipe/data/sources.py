@@ -12,7 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kpipe.data.sentences import class_names, sentences
+from kpipe.data.labels import CLOTHES, DIGITS, THINGS, csv_pair, names_on_disk, stored_place
+from kpipe.data.sentences import sentences
 from kpipe.errors import KpipeError
 from kpipe.registry import Registry, nearest
 
@@ -21,10 +22,6 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 SOURCES: Registry[Callable[[int], Arrays]] = Registry("data source")
 """Name -> function of the seed that gives x_train, y_train, x_test, y_test."""
-
-DIGITS = tuple("0123456789")
-CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 
@@ -107,7 +104,7 @@ def load(
     x, y, x_test, y_test = _prepare(source, found)
     facts = SOURCES.facts(source) if source in SOURCES else {}
     classes = int(max(y.max(), y_test.max())) + 1 if y.ndim == 1 and y.dtype.kind in "iu" else None
-    labels = _names(source, options) or facts.get("labels", ())
+    labels = names_on_disk(source) or facts.get("labels", ())
     order = np.random.default_rng(seed).permutation(len(x))
     held = max(1, round(validation_fraction * len(x)))
     if held >= len(x):
@@ -125,36 +122,13 @@ def load(
     )
 
 
-def _names(source: str, options: dict[str, Any]) -> tuple[str, ...]:
-    """Give the names of the classes that a source on disk tells: `labels` of a .npz file, or those of a CSV pair."""
-    stored = _stored(source)
-    path = Path(source).expanduser() if source.endswith(".npz") else stored
-    if pair := _pair(stored):
-        return class_names(pair[0])
-    if path is None or not path.is_file():
-        return ()
-    with np.load(path, allow_pickle=False) as held:
-        return tuple(str(name) for name in held["labels"]) if "labels" in held.files else ()
-
-
-def _stored(source: str) -> Path | None:
-    folder = os.environ.get("KPIPE_DATA")
-    return Path(folder).expanduser() / f"{source}.npz" if folder else None
-
-
-def _pair(stored: Path | None) -> list[Path]:
-    """Give the two CSV files of a source, where both are there."""
-    pair = [Path(f"{stored.with_suffix('')}_{part}.csv") for part in ("train", "test")] if stored else []
-    return pair if pair and all(file.exists() for file in pair) else []
-
-
 def _find(source: str, seed: int, options: dict[str, Any]) -> Dataset | Arrays:
     if not isinstance(source, str) or not source:
         raise KpipeError(f"The data source is {source!r}; expected a name, a path or 'module:function'.")
     if ":" in source and not Path(source).suffix == ".npz":
         return _call(source, options)
-    stored = _stored(source)
-    if pair := _pair(stored):
+    stored = stored_place(source)
+    if pair := csv_pair(stored):
         return _call_with(source, sentences, {"train": pair[0], "test": pair[1], **options})
     if options:
         raise KpipeError(
