@@ -1,5 +1,6 @@
 """Operations put together with the constants that each of them brings, from what a format stores."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,6 @@ import numpy as np
 
 from kpipe.export.file import Port
 from kpipe.registry import Registry
-
-UNPACKING = ("DequantizeLinear", "DEQUANTIZE", "DENSIFY", "Cast", "CAST")
-"""Operations that, of a constant, only make another form of it: the constant belongs to what takes that."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +112,16 @@ class Node:
 
     @property
     def weight(self) -> Constant | None:
-        """The largest of its constants with several axes, if it has one."""
-        return max((each for each in self.constants if len(each.shape) > 1), key=lambda each: each.bytes, default=None)
+        """That of its constants with several axes which has the most entries, if it has one."""
+        several = [each for each in self.constants if len(each.shape) > 1]
+        return max(several, key=lambda each: math.prod(each.shape), default=None)
 
 
 def assemble(reading: Reading) -> tuple[Node, ...]:
-    """Put operations together with their constants; those that only unpack constants disappear into what takes them."""
+    """Put operations together with their constants; operations on constants alone disappear into what takes them.
+
+    Such operations unpack weights that are stored rounded, and runtimes compute them once, when they load the file.
+    """
     unpacked: dict[Any, list[Any]] = {}
     counted: set[Any] = set()
     types = {key: tensor.dtype for key, tensor in reading.tensors.items()}
@@ -127,7 +129,7 @@ def assemble(reading: Reading) -> tuple[Node, ...]:
     for step in reading.steps:
         keys = [key for given in step.inputs for key in unpacked.get(given, [given]) if key in reading.tensors]
         held = [key for key in keys if reading.tensors[key].data is not None]
-        if step.name in UNPACKING and keys and len(held) == len(keys):
+        if keys and len(held) == len(keys):
             unpacked |= {key: keys for key in step.outputs}
             types |= {key: types[keys[0]] for key in step.outputs}  # as it is stored
             continue

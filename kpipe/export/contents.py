@@ -98,7 +98,7 @@ def _counted(types: Sequence[str]) -> str:
 def dissect(file: File | str | Path) -> Contents:
     """Read what a file holds: each operation with its types, the bytes, zeros and values of its constants, and sizes.
 
-    Weights that are stored rounded and unpacked by an operation of their own belong to the operation that takes them.
+    Weights that are stored rounded and unpacked by operations of their own belong to the operation that takes them.
 
     Args:
         file: A .tflite or .onnx file.

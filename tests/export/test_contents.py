@@ -86,6 +86,16 @@ def test_float16_weights_are_shown_as_they_are_stored(sparse, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_weights_of_4_bits_take_half_a_byte(sparse, suffix, tmp_path):
+    found = dissect(kpipe.export(sparse, tmp_path / f"m.{suffix}", precision="int4"))
+    node = next(node for node in found.nodes if node.weight)
+    assert node.name in ("FULLY_CONNECTED", "MatMul", "Gemm") and "int4" in node.inputs
+    assert (node.weight.dtype, node.weight.bytes, node.weight.zeros) == ("int4", 6, 5 / 12)
+    columns = [np.unique(np.round(column / np.abs(column).max() * 7)) for column in KERNEL.T]
+    assert node.weight.values == len(np.unique(np.concatenate(columns)))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_shared_weights_are_counted_once(suffix, tmp_path):
     model = build("siamese")
     found = dissect(kpipe.export(model, tmp_path / f"m.{suffix}"))
