@@ -54,4 +54,8 @@ def _lines(metadata: dict[str, Any]) -> list[str]:
     """Write what a file says of itself, a line a key."""
     if not metadata:
         return []
-    return ["", "says of itself:", *(f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in metadata.items())]
+    return [
+        "",
+        "says of itself:",
+        *(f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in metadata.items()),
+    ]

@@ -46,7 +46,7 @@ def by_name(path, data) -> dict[str, np.ndarray]:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        return dict(zip([end.name for end in session.get_outputs()], session.run(None, data), strict=True))
+        return {end.name: np.asarray(y) for end, y in zip(session.get_outputs(), session.run(None, data), strict=True)}
     from ai_edge_litert.interpreter import Interpreter
 
     runner = Interpreter(model_path=str(path)).get_signature_runner("serving_default")
