@@ -17,9 +17,11 @@ from kpipe.layers.preprocessing import scale_and_offset
 (SOFTMAX,) = classes("nn", "Softmax")
 MOST_AXES = 4
 """Batch, height, width, channels."""
-EIGHT_BITS = (L.Conv1DTranspose, L.Conv2DTranspose, L.Embedding)
+LEFT_OUT = "it was left out"
+EIGHT_BITS = (L.Conv1DTranspose, L.Conv2DTranspose)
 """Layers of which no runtime has an integer kernel that takes weights of fewer bits."""
 
+LOOKED_UP = "it looks its weights up and multiplies nothing"
 WIDER = "no runtime has an integer kernel for it that takes weights of {} bits"
 
 
@@ -55,7 +57,7 @@ def why_float(site: Site) -> str | None:
     if site.is_input or isinstance(layer, (FakeQuant, QuantizedWeights)):
         return None
     if isinstance(layer, Island):
-        return "it was left out"
+        return LEFT_OUT
     if len(shape) > MOST_AXES:
         return f"its input {shape} has {len(shape)} axes; integer kernels take at most {MOST_AXES}, batch included"
     unknown = quantization_of(layer) in (None, "float")
@@ -73,14 +75,18 @@ def reasons_against(flow: Flow, activations: bool = True) -> dict[str, str]:
     Returns:
         Path of a layer or operation -> the reason.
     """
-    meant = [site for site in flow.sites if activations or holds_kernels(site)]
-    return {site.path: reason for site in meant if (reason := why_float(site)) is not None}
+    why = why_float if activations else _why_spared
+    return {site.path: reason for site in flow.sites if (reason := why(site)) is not None}
 
 
-def holds_kernels(site: Site) -> bool:
-    """Say whether a call is of a layer with kernels, perhaps inside."""
+def _why_spared(site: Site) -> str | None:
+    """Say why the weights of a call stay in float where weights alone are rounded; None where they do not."""
     layer = site.operation
-    return isinstance(layer, keras.Layer) and any(weight.role in KERNEL_ROLES for weight in weights_within(layer))
+    if not isinstance(layer, keras.Layer) or isinstance(layer, QuantizedWeights):
+        return None
+    if not any(weight.role in (*KERNEL_ROLES, "embedding") for weight in weights_within(layer)):
+        return None
+    return why_float(site) or (None if kind_of(site) in ("weights", "split") else LOOKED_UP)
 
 
 def rounds_activations(flow: Flow) -> bool:
@@ -117,8 +123,9 @@ def float_layers(model: keras.Model) -> dict[str, str]:
     if rounds_activations(flow):
         found = {site.operation.name: why_float(site) for site in flow.sites}
         return {name: reason for name, reason in found.items() if reason is not None}
-    spared = [site for site in flow.sites if holds_kernels(site) and not isinstance(site.operation, QuantizedWeights)]
-    return {site.operation.name: why_float(site) or "it was left out" for site in spared}
+    bare = [site for site in flow.sites if not isinstance(site.operation, QuantizedWeights)]
+    reasons = {site.operation.name: LEFT_OUT if kind_of(site) == "weights" else _why_spared(site) for site in bare}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def rounded_layers(model: keras.Model) -> set[str] | None:

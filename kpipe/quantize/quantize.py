@@ -50,7 +50,7 @@ def quantize(
     Args:
         model: A built Functional or Sequential float32 model; it is left untouched.
         scheme: "int8": weights and activations of 8 bits. "w4a8": weights of 4 bits, activations of 8; transposed
-            convolutions and embeddings keep 8, and are named in a warning. "int8_dynamic", "int4", "float16": weights
+            convolutions keep 8, and are named in a warning. "int8_dynamic", "int4", "float16": weights
             of 8 or 4 bits, or floats of half the size; activations in float.
         calibration: Inputs like those the model will see; anything that `model.fit` takes. Labels are not used. A
             scheme that leaves activations in float needs none, and warns of what it does not use.

@@ -148,7 +148,7 @@ def test_the_house_stands_as_drawn(check):
     [
         (misdirected, "layers/core.py", "from kpipe.graph import trace"),
         (misdirected, "graph/trace.py", "def look():\n    import kpipe.saliency.criteria"),
-        (misdirected, "export/onnx.py", "from kpipe.quantize.affine import scale"),
+        (misdirected, "export/onnx.py", "from kpipe.distill import distill"),
         (misdirected, "quantize/fold.py", "from kpipe import export"),
         (misdirected, "graph/deep/inner.py", "from ...measure import measure"),
         (misdirected, "schedules.py", "from . import patterns"),

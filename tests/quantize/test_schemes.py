@@ -61,7 +61,7 @@ def test_a_model_knows_its_scheme_after_save_and_load(scheme, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("name", ["conv_bn", "depthwise"])
+@pytest.mark.parametrize("name", ["conv_bn", pytest.param("depthwise", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "int8"])
 def test_files_hold_what_the_scheme_says_and_agree(scheme, name, suffix, tmp_path):
     made = rounded(build(name), scheme)
