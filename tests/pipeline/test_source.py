@@ -9,6 +9,7 @@ import pytest
 from kpipe.data import Dataset
 from kpipe.errors import KpipeError
 from kpipe.pipeline import ModelSource
+from kpipe.pipeline.context import Baseline
 from kpipe.pipeline.source import function_named, importable, make_model
 
 NETS = """
@@ -78,3 +79,29 @@ def test_a_model_that_does_not_take_the_data_is_refused(tmp_path):
     with pytest.raises(KpipeError, match=r"five.keras takes samples of shape \(5,\).*'zeros' have shape \(4,\)"):
         make_model(source, data(), tmp_path)
     assert make_model(source, data(width=5), tmp_path).input_shape == (None, 5)
+
+
+@pytest.fixture
+def coded(tmp_path):
+    """Give a recipe's folder with a function whose model holds a lambda, and a model saved from it."""
+    (tmp_path / "source_coded.py").write_text(
+        "import keras\n\n\ndef net(classes):\n"
+        "    double = keras.layers.Lambda(lambda x: x * 2.0)\n"
+        "    return keras.Sequential([keras.Input((4,)), double, keras.layers.Dense(classes)])\n"
+    )
+    with importable(tmp_path):
+        function_named("source_coded:net")(3).save(tmp_path / "coded.keras")
+    return tmp_path
+
+
+@pytest.mark.parametrize("source", [{"factory": "source_coded:net"}, {"load": "coded.keras"}])
+def test_models_with_functions_as_code_are_refused_before_hours_of_training(coded, source):
+    with pytest.raises(KpipeError, match=r"code.*safe_mode: false under model"):
+        make_model(ModelSource(**source), data(), coded)
+    assert make_model(ModelSource(**source, safe_mode=False), data(), coded).output_shape == (None, 3)
+
+
+def test_a_baseline_is_loaded_as_the_run_says(coded):
+    with pytest.raises(KpipeError, match="code"):
+        Baseline({}, coded / "coded.keras").load()
+    assert Baseline({}, coded / "coded.keras", safe_mode=False).load().output_shape == (None, 3)
