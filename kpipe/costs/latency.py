@@ -18,6 +18,7 @@ from kpipe.export.benchmark import SHORTEST_TIMING
 from kpipe.export.quiet import quiet
 from kpipe.export.runtime import Runtime
 from kpipe.export.signature import check_exportable
+from kpipe.export.trial import trust
 from kpipe.graph import Site, Trace, at_inference, sites
 from kpipe.structured import counts
 from kpipe.structured.channels import remove_channels
@@ -126,6 +127,7 @@ def time_files(contents: Sequence[bytes], windows: int, runs: int) -> list[float
             for number, content in enumerate(contents):
                 path = Path(folder) / f"{number}.tflite"
                 path.write_bytes(content)
+                trust(content)
                 runtimes.append(load_runtime(path))
             calls = [runtime.invocation(_sample(runtime)) for runtime in runtimes]
             seconds = _take_turns(calls, windows * runs)

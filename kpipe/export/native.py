@@ -1,9 +1,9 @@
 """The runtimes' own ways to open a file; and, run as a program, the process in which a file is tried first.
 
 The program imports neither kpipe nor Keras, so that it starts within half a second: of the package, only what stands
-here may be used here. It reads requests from its standard input and answers on its
-standard output, one line of JSON each. Where the system can fork, each request has a process of its own: what one file
-does to the memory, another does not meet.
+here may be used here. It reads requests from its standard input and answers on its standard output, one line of JSON
+each. On Linux each request has a process of its own, made within milliseconds: what one file does to the memory,
+another does not meet. Elsewhere the program itself ends with a bad file, and is started anew.
 """
 
 import ctypes
@@ -260,10 +260,9 @@ def _limit(request: dict[str, Any]) -> None:
 
     signal.alarm(math.ceil(request["seconds"]))  # its default action ends loops of native code too
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":  # elsewhere the limit of the address space is not kept to
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        most = _status("VmSize") + memory // 2
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    most = _status("VmSize") + memory // 2
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def serve() -> None:
@@ -274,7 +273,7 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         _import(request["engine"], request["run"])
-        answer = perform(request) if sys.platform == "win32" else apart(request)
+        answer = apart(request) if sys.platform == "linux" else perform(request)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

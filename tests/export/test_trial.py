@@ -69,7 +69,8 @@ def test_what_a_file_can_do_to_a_process_is_named(planted, monkeypatch):
             attempt("grow")
     process = helper.process
     attempt("be good again")
-    assert helper.process is process  # nothing of all that ended the process
+    if sys.platform == "linux":  # where each file has a process of its own
+        assert helper.process is process
 
 
 def test_a_content_is_tried_once(planted, tmp_path):
