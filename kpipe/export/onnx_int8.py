@@ -100,7 +100,7 @@ class Graph:
         from onnx import numpy_helper
 
         nodes = [*self.added, *self.graph.node]
-        taken = {name for node in nodes for name in _taken(node)}
+        taken = {name for node in nodes for name in tensors_taken(node)}
         kept = [tensor for tensor in self.graph.initializer if tensor.name in taken]
         new = [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in self.new_constants.items()]
         for field, content in ((self.graph.node, nodes), (self.graph.initializer, kept + new)):
@@ -109,12 +109,12 @@ class Graph:
             field.extend(copies)
 
 
-def _taken(node: Any) -> Iterator[str]:
+def tensors_taken(node: Any) -> Iterator[str]:
     """Name the tensors that a node takes, and those that graphs inside it take from outside."""
     yield from node.input
     for graph in _inside(node):
         for inner in graph.node:
-            yield from _taken(inner)
+            yield from tensors_taken(inner)
         yield from (end.name for end in graph.output)
 
 
@@ -131,7 +131,7 @@ def _guard_loops(graph: Graph) -> None:
     the next one is a loop that takes the value from outside by name.
     """
     for node in list(graph.graph.node):
-        outside = {name for name in _taken(node) if graph.grid(name) is not None} - set(node.input)
+        outside = {name for name in tensors_taken(node) if graph.grid(name) is not None} - set(node.input)
         for name in sorted(outside) if list(_inside(node)) else ():
             from onnx import helper
 

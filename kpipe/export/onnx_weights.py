@@ -1,10 +1,11 @@
 """Weights of an ONNX graph that computes in float, stored as whole numbers or as floats of half the size."""
 
+from graphlib import TopologicalSorter
 from typing import Any
 
 import numpy as np
 
-from kpipe.export.onnx_int8 import WITH_WEIGHTS, Graph, channel_axis, of_bits
+from kpipe.export.onnx_int8 import WITH_WEIGHTS, Graph, channel_axis, of_bits, tensors_taken
 from kpipe.fake_quant.affine import channel_scales, grid_of, to_levels
 
 
@@ -53,4 +54,22 @@ def in_halves(proto: Any) -> Any:
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    return convert_float_to_float16(proto, keep_io_types=True)
+    made = convert_float_to_float16(proto, keep_io_types=True)
+    into_order(made.graph)
+    return made
+
+
+def into_order(graph: Any) -> None:
+    """Put each node of a graph behind those whose outputs it, or a graph inside it, takes; casts may stand at the end.
+
+    Args:
+        graph: An ONNX GraphProto.
+    """
+    makers = {name: place for place, node in enumerate(graph.node) for name in node.output}
+    needs = {
+        place: {makers[name] for name in tensors_taken(node) if name in makers} for place, node in enumerate(graph.node)
+    }
+    nodes = [graph.node[place] for place in TopologicalSorter(needs).static_order()]
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
