@@ -91,9 +91,9 @@ HEADER = """\
 // How many operators the resolver is given.
 #define {upper}_OPERATORS {count}
 
-// An estimate: {activations} for the tensors that live at the same time, {persistent} for what the interpreter keeps
-// beside them. Scratch buffers of kernels made for one processor are not counted: ask interpreter.arena_used_bytes()
-// once, on the device, and lay out so much and a little more.
+// An estimate: {activations} for the tensors that live at the same time ({planning} for the planner that lays them out
+// there before), {persistent} for what the interpreter keeps. Scratch buffers of kernels made for one processor are not
+// counted: ask interpreter.arena_used_bytes() once, on the device, and lay out so much and a little more.
 #define {upper}_ARENA_BYTES {total}
 
 extern const unsigned char {name}_model[];
@@ -119,6 +119,7 @@ def _header(size: int, identifier: str, operators: Sequence[str], estimate: Aren
         calls="\n         ".join(wrapped),
         activations=estimate.activations,
         persistent=estimate.persistent,
+        planning=estimate.planning,
         total=estimate.total,
         size=size,
     )

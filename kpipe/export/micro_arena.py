@@ -9,10 +9,13 @@ import numpy as np
 ALIGNMENT = 16
 """Bytes to whose multiples the planner rounds each tensor up."""
 
-PER_TENSOR, PER_OPERATION, PER_CHANNEL, FIXED = 24, 160, 8, 1280
+PER_TENSOR, PER_OPERATION, PER_CHANNEL, PER_END, FIXED = 24, 160, 8, 96, 1088
 """Bytes for what the interpreter keeps beside the tensors: a description of each tensor, the node and the kernel's own
-numbers for each operation, multiplier and shift for each output channel of per-channel weights, and the interpreter's
-own. So it is with pointers of 64 bits; with pointers of 32 bits it is less."""
+numbers for each operation, multiplier and shift for each output channel of per-channel weights, a longer description of
+each input and output, and the interpreter's own. So it is with pointers of 64 bits; those of 32 bits take less."""
+
+PLANNED, PLANNING = 40, 32
+"""Bytes that the planner itself takes while it lays out: for each tensor that it places, and for each that there is."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,17 @@ class Arena:
     Args:
         activations: What the planner lays out for the tensors that flow between operations.
         persistent: What the interpreter keeps beside them, estimated.
+        planning: What the planner takes before the tensors do, in the same place, estimated.
     """
 
     activations: int
     persistent: int
+    planning: int
 
     @property
     def total(self) -> int:
-        """Give both together."""
-        return self.activations + self.persistent
+        """Give what is kept, and the greater of the tensors and of the planner that makes room for them."""
+        return self.persistent + max(self.activations, self.planning)
 
 
 def aligned(size: int) -> int:
@@ -55,8 +60,8 @@ def aligned(size: int) -> int:
 def plan(lifetimes: Sequence[Lifetime]) -> list[int]:
     """Lay tensors into one piece of memory, greedily by size.
 
-    The largest goes first; each goes into the lowest gap that is large enough among those already placed that live at
-    the same time. That is what TFLite Micro's own planner does.
+    The largest goes first, of equal ones the last; each goes into the lowest gap that is large enough among those
+    already placed that live at the same time. That is what TFLite Micro's own planner does.
 
     Args:
         lifetimes: The tensors.
@@ -68,7 +73,7 @@ def plan(lifetimes: Sequence[Lifetime]) -> list[int]:
         >>> plan([Lifetime(16, 0, 1), Lifetime(64, 1, 2), Lifetime(32, 2, 3)])
         [64, 0, 64]
     """
-    order = sorted(range(len(lifetimes)), key=lambda index: -lifetimes[index].size)
+    order = sorted(range(len(lifetimes)), key=lambda index: (-lifetimes[index].size, -index))
     offsets: dict[int, int] = {}
     for index in order:
         one = lifetimes[index]
@@ -112,7 +117,7 @@ def lifetimes(model: Any, graph: Any) -> list[Lifetime]:
             last[int(index)] = step
     last |= {int(index): len(operators) for index in graph.outputs}
     found = []
-    for index in first:
+    for index in sorted(first):
         tensor = graph.tensors[index]
         if model.buffers[tensor.buffer].data is None and not tensor.isVariable:
             found.append(Lifetime(aligned(_bytes(tensor)), first[index], last[index]))
@@ -131,9 +136,11 @@ def arena(model: Any) -> Arena:
     """Estimate the arena that TFLite Micro needs for a file.
 
     activations = the greatest end of a tensor in the plan, each rounded up to 16 bytes; graphs within the graph, such
-    as the body of a loop, are added whole, and so are variables. persistent = 1280 + 24 · tensors + 160 · operations +
-    8 · output channels of per-channel weights. Not counted are the scratch buffers of kernels, which some of those that
-    are made for one processor take, such as CMSIS-NN's; `arena_used_bytes()` of the interpreter tells what it was.
+    as the body of a loop, are added whole, and so are variables. persistent = 1088 + 24 · tensors + 160 · operations +
+    8 · output channels of per-channel weights + 96 · inputs and outputs. planning = 40 · tensors that are placed + 32 ·
+    tensors, in the same place as the activations and before them: it counts where there are many small tensors, as in
+    recurrent layers written out. Not counted are the scratch buffers of kernels, which some of those that are made for
+    one processor take, such as CMSIS-NN's; `arena_used_bytes()` of the interpreter tells what it was.
 
     Args:
         model: The file as `micro_operators.read` gives it.
@@ -143,12 +150,16 @@ def arena(model: Any) -> Arena:
     """
     tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
     variables = sum(aligned(_bytes(tensor)) for tensor in tensors if tensor.isVariable)
-    planned = sum(peak(lifetimes(model, graph)) for graph in model.subgraphs)
+    living = [lifetimes(model, graph) for graph in model.subgraphs]
+    planned = sum(map(peak, living))
     operations = sum(len(graph.operators or ()) for graph in model.subgraphs)
     channels = sum(_channels(tensors))
+    ends = len(model.subgraphs[0].inputs) + len(model.subgraphs[0].outputs)
+    described = PER_TENSOR * len(tensors) + PER_OPERATION * operations + PER_CHANNEL * channels + PER_END * ends
     return Arena(
         activations=planned + variables,
-        persistent=aligned(FIXED + PER_TENSOR * len(tensors) + PER_OPERATION * operations + PER_CHANNEL * channels),
+        persistent=aligned(FIXED + described),
+        planning=aligned(PLANNED * sum(map(len, living)) + PLANNING * len(tensors)),
     )
 
 

@@ -110,6 +110,19 @@ def test_tflite_micro_runs_the_array_in_the_estimated_arena(int8, capfd):
     assert total <= estimate.total < total + 2048
 
 
+def test_many_small_tensors_need_room_for_the_planner_itself(tmp_path):
+    """The plan of a few small layers takes more than what it plans: with less TFLite Micro does not load the file."""
+    model = build("siamese")
+    content = kpipe.export(
+        kpipe.quantize(model, calibration=samples(model, 16)), tmp_path / "m.tflite"
+    ).path.read_bytes()
+    estimate = arena(read(content))
+    assert estimate.planning > estimate.activations
+    assert micro(content, estimate.total) is not None
+    with pytest.raises(RuntimeError):
+        micro(content, estimate.total * 3 // 4)
+
+
 def test_a_plan_never_lays_two_living_tensors_over_one_another():
     rng = np.random.default_rng(0)
     for _ in range(50):
