@@ -60,9 +60,14 @@ def test_a_model_knows_its_scheme_after_save_and_load(scheme, tmp_path):
     np.testing.assert_array_equal(predict(again, x)[0], predict(made, x)[0])
 
 
+def marked(values, quick):
+    """Mark as slow what the fast suite leaves to the heavy sweep."""
+    return [pytest.param(value, marks=() if value in quick else pytest.mark.slow) for value in values]
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("name", ["conv_bn", pytest.param("depthwise", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "int8"])
+@pytest.mark.parametrize("name", marked(["conv_bn", "depthwise"], {"conv_bn"}))
+@pytest.mark.parametrize("scheme", marked([name for name in SCHEMES if name != "int8"], {"w4a8"}))
 def test_files_hold_what_the_scheme_says_and_agree(scheme, name, suffix, tmp_path):
     made = rounded(build(name), scheme)
     file: Any = kpipe.export(made, tmp_path / f"m.{suffix}")
@@ -78,7 +83,7 @@ def test_files_hold_what_the_scheme_says_and_agree(scheme, name, suffix, tmp_pat
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("scheme", WEIGHTS_ONLY)
+@pytest.mark.parametrize("scheme", marked(WEIGHTS_ONLY, {"int8_dynamic"}))
 def test_a_float_model_is_rounded_as_it_is_written(scheme, suffix, tmp_path):
     model = build("dense")
     file: Any = kpipe.export(model, tmp_path / f"m.{suffix}", precision=scheme)
@@ -111,7 +116,7 @@ def test_a_file_that_lost_its_rounding_is_refused(suffix, monkeypatch, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("scheme", WEIGHTS_ONLY)
+@pytest.mark.parametrize("scheme", marked(WEIGHTS_ONLY, {"int4"}))
 def test_it_trains_and_keeps_zeros(scheme):
     model = build("dense")
     kernel = model.get_layer("hidden1").kernel
@@ -180,6 +185,7 @@ def four_bits(path) -> tuple[np.ndarray, np.ndarray]:
     return np.where(halves > 7, halves - 16, halves).reshape(tensor.shape).T, np.asarray(tensor.quantization.scale)
 
 
+@pytest.mark.slow
 def test_four_bits_take_half_the_room_of_eight(tmp_path):
     model = keras.Sequential([keras.Input((200,)), L.Dense(300, name="fc")])
     for suffix in SUFFIXES:
@@ -192,7 +198,7 @@ def test_four_bits_take_half_the_room_of_eight(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("scheme", ["w4a8", "int4"])
+@pytest.mark.parametrize("scheme", marked(["w4a8", "int4"], {"w4a8"}))
 def test_each_layer_may_have_bits_of_its_own(scheme, suffix, tmp_path):
     made = rounded(build("conv_bn"), scheme, bits={"conv2": 8, "logits": None}, exclude="conv1")
     found = {layer.name: layer.bits for layer in made.layers if isinstance(layer, QuantizedWeights)}
@@ -245,7 +251,7 @@ def test_layers_without_a_kernel_of_four_bits_keep_eight_and_are_named(tmp_path)
         kpipe.quantize(model, "int8", x, bits={"up": 4})
 
 
-@pytest.mark.parametrize("scheme", ["int8", "w4a8"])
+@pytest.mark.parametrize("scheme", marked(["int8", "w4a8"], {"int8"}))
 def test_files_in_whole_numbers_take_and_give_floats_where_asked(scheme, tmp_path):
     made = rounded(build("dense"), scheme)
     x = samples(made, 40, seed=5)
