@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from kpipe.errors import ExportError, KpipeError
 from kpipe.export import FORMATS
+from kpipe.export.metadata import FOUND
 from kpipe.pipeline import STAGES, AnyModel, Context, Stage
 from kpipe.pipeline.examine import export_file
 from kpipe.stages.fields import FormatName, PrecisionName
@@ -56,6 +57,8 @@ class Export(Stage):
             raise KpipeError(f"{' and '.join(self.formats)} files have float32 inputs and outputs always; leave io out")
         if self.c_array and "tflite" not in self.formats:
             raise KpipeError("c_array is made of the tflite file; expected tflite among the formats")
+        if taken := [key for key in self.metadata if key in FOUND]:
+            raise KpipeError(f"metadata holds {', '.join(taken)}, which kpipe finds itself; choose other keys")
         return self
 
     def run(self, artifact: AnyModel, context: Context) -> AnyModel:

@@ -360,6 +360,8 @@ def test_export_writes_an_array_beside_the_litert_file_alone(model, context):
     assert {path.name for path in context.folder.iterdir()} >= {name for each in names for name in each}
     with pytest.raises(ValidationError, match="expected tflite among the formats"):
         Export(formats=("onnx",), c_array=True)
+    with pytest.raises(ValidationError, match="precision, which kpipe finds itself"):
+        Export(metadata={"precision": "int8"})
 
 
 def test_export_refuses_a_file_that_lost_too_much(model, data, tmp_path, baseline):
