@@ -70,6 +70,21 @@ def test_many_damaged_files_are_refused_or_unharmed(good, tmp_path):
     assert sweep(good, tmp_path, 200, seed=1).count("refused") > 100
 
 
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_the_legacy_room_names_what_is_damaged(suffix, tmp_path):
+    model, x = build("dense"), samples(build("dense"))[0]
+    model.save(tmp_path / f"good.{suffix}")
+    refused = 0
+    for name, content in mutants((tmp_path / f"good.{suffix}").read_bytes(), 18, seed=3):
+        (tmp_path / f"{name}.{suffix}").write_bytes(content)
+        try:
+            kpipe.legacy.load(tmp_path / f"{name}.{suffix}")(x)
+        except KpipeError as error:
+            assert name in str(error)
+            refused += 1
+    assert refused >= 6
+
+
 def test_a_flipped_bit_of_a_weight_is_found(good, tmp_path):
     content = bytearray(good.read_bytes())
     kernel = build("dense").layers[0].kernel.numpy().tobytes()

@@ -10,6 +10,7 @@ from typing import Literal
 import h5py
 
 from kpipe.errors import KpipeError
+from kpipe.loading import check_archive, first_lines
 
 Kind = Literal["h5", "keras", "saved_model"]
 TFMOT = frozenset(
@@ -74,10 +75,15 @@ def look_at(path: str | Path) -> OldFile:
         return _saved_model(path)
     if not path.is_file():
         raise KpipeError(f"There is no file or folder {path} (looked in {path.resolve().parent}).")
-    if h5py.is_hdf5(path):
-        return _h5(path)
-    if zipfile.is_zipfile(path):
-        return _keras(path)
+    try:
+        if h5py.is_hdf5(path):
+            return _h5(path)
+        if zipfile.is_zipfile(path):
+            return _keras(path)
+    except KpipeError:
+        raise
+    except Exception as error:  # h5py, zipfile and the decoders each raise their own
+        raise KpipeError(f"{path} is damaged: {first_lines(error)}. Fetch it again.") from error
     raise KpipeError(
         f"{path} is no Keras model: expected an HDF5 file (.h5, .hdf5), a .keras file or the folder of a SavedModel."
     )
@@ -98,9 +104,8 @@ def _keras(path: Path) -> OldFile:
     with zipfile.ZipFile(path) as archive:
         if not {"config.json", "metadata.json"} <= set(archive.namelist()):
             raise KpipeError(f"{path} is a zip archive without a Keras config; expected a .keras file.")
-        config = archive.read("config.json").decode("utf-8")
         version = json.loads(archive.read("metadata.json")).get("keras_version", "")
-    return OldFile(path, "keras", version, config)
+    return OldFile(path, "keras", version, check_archive(path))
 
 
 def _saved_model(path: Path) -> OldFile:
