@@ -1,0 +1,265 @@
+"""What can be written: every kind of small network, in every format and precision, as docs/support.md shows it.
+
+The rows are the networks of the tests and, in the slow part, one of each family of keras.applications at its smallest,
+a transformer and a recurrent network, all with random weights; formats and precisions are asked of the registries.
+Each network is quantized by each scheme, written, run in the format's runtime and held against the Keras model; then
+the file is looked into once more: its precision and the types of its weights must be what was asked for, and where no
+layer was named as computing in float, nothing may. A cell that raises anything but a `KpipeError`, or fails here, is a
+fault.
+
+    python benchmarks/support.py                 # the networks of the tests: some minutes; the others stay as they are
+    python benchmarks/support.py --slow          # the others, each in a process of its own; goes on where it was
+    python benchmarks/support.py --only gru      # these anew; may be given several times
+    python benchmarks/support.py --render        # docs/support.md from what is kept in benchmarks/records/support.json
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import zoo
+from support_page import SAMPLES, page, precisions
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # for the networks of the tests
+RECORD = Path(__file__).parent / "records" / "support.json"
+PAGE = ROOT / "docs" / "support.md"
+WRONG = 1.0
+"""A file whose answers are this far from the float model's, by the greatest of these, is not a rounded one of it."""
+SIDES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
+"""Pixels a side where a family takes no images of 32."""
+NARROW: dict[str, dict[str, Any]] = {
+    "VGG16": {"include_top": False, "pooling": "avg"},
+    "MobileNet": {"alpha": 0.25},
+    "MobileNetV2": {"alpha": 0.35},
+    "MobileNetV3Small": {"alpha": 0.75},
+}
+NAMES_SHOWN = 3
+
+
+def one_thread() -> None:
+    """Compute on one core."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def family(name: str) -> Any:
+    """Build one of keras.applications as small as it can be asked for."""
+    side = SIDES.get(name, 32)
+    options = {"input_shape": (side, side, 3), **NARROW.get(name, {})}
+    return zoo.make(name, **({"classes": 10, "classifier_activation": None} | options))
+
+
+def seeded(make: Callable[[], Any]) -> Any:
+    """Build a network with the same random weights every time."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    return make()
+
+
+def slow_models() -> dict[str, Callable[[], Any]]:
+    """Give the networks of the slow part, by name."""
+    from kpipe.models import gru, text_transformer
+
+    transformer = partial(text_transformer, input_shape=(12,), vocabulary=50, width=16, heads=2, blocks=1)
+    return {
+        "text_transformer": partial(seeded, transformer),
+        "gru": partial(seeded, partial(gru, input_shape=(6, 4), classes=3, units=8)),
+        **{name: partial(family, name) for name in zoo.FAMILIES},
+    }
+
+
+def quick_models() -> dict[str, Callable[[], Any]]:
+    """Give the networks of the tests, by name."""
+    from tests.models import ZOO, build
+
+    return {name: partial(build, name) for name in ZOO}
+
+
+def rounded(model: Any, precision: str) -> Any:
+    """Quantize a model by a scheme on drawn samples; give a float one as it is."""
+    import kpipe
+    from kpipe.fake_quant import SCHEMES
+    from tests.models import samples
+
+    if precision not in SCHEMES:
+        return model
+    if SCHEMES[precision].activations is None:
+        return kpipe.quantize(model, precision)
+    inputs = samples(model, 64, seed=1)
+    return kpipe.quantize(model, precision, calibration=inputs if len(inputs) > 1 else inputs[0])
+
+
+def grouped(reasons: Mapping[str, str]) -> str:
+    """List layers by the reason that they share.
+
+    Example:
+        >>> grouped({"a": "too long", "b": "too wide", "c": "too long"})
+        '`a`, `c`: too long; `b`: too wide'
+    """
+    found: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        found.setdefault(reason, []).append(f"`{name}`")
+    parts = []
+    for reason, names in found.items():
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN + 1 else ""
+        parts.append(", ".join(names[:NAMES_SHOWN] if more else names) + f"{more}: {reason}")
+    return "; ".join(parts)
+
+
+def notes_on(made: Any, precision: str) -> str:
+    """Say what of a quantized model computes in float or has more bits than its scheme."""
+    from kpipe.fake_quant import float_layers, is_quantized, wider_layers
+
+    if not is_quantized(made):
+        return ""
+    lists = {"in float": float_layers(made), "weights of 8 bits": wider_layers(made)}
+    return "; ".join(f"{what}: {grouped(reasons)}" for what, reasons in lists.items() if reasons)
+
+
+def faults_of(path: Path, precision: str, alone: bool) -> list[str]:
+    """Say what a written file is that it should not be.
+
+    Args:
+        path: The file.
+        precision: What was asked for.
+        alone: Whether no layer was named as computing in float.
+    """
+    from kpipe.export import inspect
+    from kpipe.fake_quant import SCHEMES
+
+    found, faults = inspect(path), []
+    if found.precision != precision:
+        faults.append(f"its precision is {found.precision}")
+    if precision in SCHEMES and SCHEMES[precision].storage not in {dtype for dtype, _ in found.stored}:
+        faults.append(f"no weights of {SCHEMES[precision].storage}")
+    if alone and found.floats:
+        faults.append(f"computes in float: {'; '.join(map(str, found.floats))}")
+    return faults
+
+
+def written(model: Any, made: Any, name: str, precision: str, folder: Path) -> dict[str, Any]:
+    """Write one file, look into it and hold it against both models."""
+    import kpipe
+    from kpipe.export import FORMATS
+    from kpipe.export.verify import predict, relative_error
+    from tests.models import samples
+
+    path = folder / f"model{FORMATS[name].suffix}"
+    agreement = kpipe.export(made, path, precision=precision).agreement
+    inputs = samples(model, SAMPLES, seed=2)
+    with FORMATS[name].runtime(path) as runtime:
+        answers = runtime.run(inputs)
+    apart = max(relative_error(a, r) for a, r in zip(answers, predict(model, inputs), strict=True))
+    notes = notes_on(made, precision)
+    faults = faults_of(path, precision, alone="in float" not in notes)
+    if not apart < WRONG:
+        faults.append(f"{apart:.0%} off the float model")
+    values = {"steps": agreement and agreement.max_steps, "error": agreement and agreement.max_relative_error}
+    state = {"state": "fault", "why": "; ".join(faults)} if faults else {"state": "works"}
+    return {**state, **values, "from_float": apart, "notes": notes}
+
+
+def cell(model: Any, name: str, precision: str, made: Any = None) -> dict[str, Any]:
+    """Try one format and precision of a model.
+
+    Args:
+        model: The float model.
+        name: The format's.
+        precision: "float32" or a scheme.
+        made: The model quantized by that scheme, or what quantizing it raised. None: it is quantized here.
+
+    Returns:
+        {"state": "works", ...}, {"state": "refused", "why"} or {"state": "fault", "why"}.
+    """
+    from kpipe.errors import KpipeError
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            made = rounded(model, precision) if made is None else made
+            if isinstance(made, Exception):
+                raise made
+            return written(model, made, name, precision, Path(folder))
+        except KpipeError as refusal:
+            return {"state": "refused", "why": str(refusal).replace(f"{folder}/", "")}
+        except Exception as fault:
+            return {"state": "fault", "why": f"{type(fault).__name__}: {fault}".replace(f"{folder}/", "")[:500]}
+
+
+def row(model: Any) -> dict[str, dict[str, Any]]:
+    """Try every format and precision of a model; "format precision" -> cell."""
+    from kpipe.export import FORMATS
+
+    cells = {}
+    for precision in precisions():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            try:
+                made = rounded(model, precision)
+            except Exception as error:
+                made = error
+        for name in FORMATS:
+            cells[f"{name} {precision}"] = cell(model, name, precision, made)
+    return cells
+
+
+def kept() -> dict[str, dict[str, Any]]:
+    """Read what was measured before, of networks that there still are, in their order."""
+    found = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    return {name: found[name] for name in (*quick_models(), *slow_models()) if name in found}
+
+
+def keep(name: str, cells: dict[str, Any]) -> None:
+    """Add a network's cells to what is kept, and write the page."""
+    record = {**kept(), name: cells}
+    RECORD.parent.mkdir(exist_ok=True)
+    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(kept()), encoding="utf-8")
+
+
+def elsewhere(name: str) -> dict[str, Any]:
+    """Try a network in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, "--here", name], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name}: {done.stderr.strip()[-500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> int:
+    """Measure, keep, write the page; give 1 when there is a fault."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slow", action="store_true", help="the networks of the slow part that were not tried yet")
+    parser.add_argument("--only", action="append", default=[], help="this network anew")
+    parser.add_argument("--render", action="store_true", help="write the page anew from what is kept")
+    parser.add_argument("--here", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    one_thread()
+    quick, slow = quick_models(), slow_models()
+    if options.here:
+        print(json.dumps(row({**quick, **slow}[options.here]())))
+        return 0
+    wanted = options.only or ([name for name in slow if name not in kept()] if options.slow else list(quick))
+    for name in [] if options.render else wanted:
+        cells = row(quick[name]()) if name in quick else elsewhere(name)
+        keep(name, cells)
+        states = [one["state"] for one in cells.values()]
+        print(f"{name:20} {', '.join(f'{states.count(s)} {s}' for s in sorted(set(states)))}", flush=True)
+    PAGE.write_text(page(kept()), encoding="utf-8")
+    return int(any(one["state"] == "fault" for cells in kept().values() for one in cells.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

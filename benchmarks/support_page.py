@@ -1,0 +1,71 @@
+"""The page of what can be written: its head, its tables and its notes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+SAMPLES = 16
+"""On how many the files are compared with the float model."""
+HEAD = """# What can be written
+
+Made by `python benchmarks/support.py`; a test holds it against the registries and measures some of it anew. Each file
+was run in its runtime on {samples} samples and compared with the Keras model. In a cell stand the greatest difference
+from the model as it was quantized (in steps of the output's grid where whole numbers come out, else in percent of the
+greatest output) and, after the stroke where it differs, from the float model: weights are random, so this shows what
+rounding does to such a network before any training, not what it costs in accuracy. A number in brackets leads to a note
+below: what computes in float, or keeps weights of more bits, inside the file; *no* means that the file is refused, with
+the reason. From one kind of processor to the next the figures differ a little.
+"""
+
+
+def precisions() -> list[str]:
+    """Ask the registry for the precisions of files."""
+    from kpipe.fake_quant import SCHEMES
+
+    return ["float32", *SCHEMES]
+
+
+def shown(one: Mapping[str, Any], notes: list[str]) -> str:
+    """Write a cell; what it has to say at length joins the notes."""
+    text = one.get("why") if one["state"] != "works" else one["notes"]
+    mark = ""
+    if text:
+        if text not in notes:
+            notes.append(text)
+        mark = f" [{notes.index(text) + 1}]"
+    if one["state"] != "works":
+        return {"refused": "no", "fault": "**fault**"}[one["state"]] + mark
+    own = f"{one['steps']:.1f} steps" if one["steps"] is not None else percent(one["error"])
+    away = percent(one["from_float"])
+    return f"{own if own == away else f'{own} / {away}'}{mark}"
+
+
+def percent(fraction: float) -> str:
+    """Write a fraction in percent.
+
+    Example:
+        >>> percent(0.0312), percent(2e-7)
+        ('3.1 %', '< 0.01 %')
+    """
+    return "< 0.01 %" if fraction < 1e-4 else f"{100 * fraction:.{1 if fraction >= 1e-3 else 2}f} %"
+
+
+def page(record: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write the page: a table a format, then the notes.
+
+    Args:
+        record: Model -> its cells, as `row` gives them.
+    """
+    from kpipe.export import FORMATS
+
+    notes: list[str] = []
+    lines = [HEAD.format(samples=SAMPLES)]
+    columns = precisions()
+    for name in FORMATS:
+        lines += [f"## {FORMATS[name].suffix}", "", f"| | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+        for model, cells in record.items():
+            texts = [shown(cells[f"{name} {one}"], notes) if f"{name} {one}" in cells else "—" for one in columns]
+            lines.append(f"| {model} | {' | '.join(texts)} |")
+        lines.append("")
+    if notes:
+        lines += ["## Notes", ""] + [f"{number}. {note}" for number, note in enumerate(notes, 1)] + [""]
+    return "\n".join(lines)
