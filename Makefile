@@ -10,9 +10,9 @@ ifneq ($(wildcard ../shared/data),)
 export KPIPE_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help install demo test lint slow bench clean
+.PHONY: help install demo test lint slow bench arm64-check clean
 help:            ## list the targets
-	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 16
 
 install: $(STAMP) ## make .venv and install kpipe with its pinned dependencies
 $(STAMP): pyproject.toml constraints.txt
@@ -40,6 +40,9 @@ lint: $(STAMP)   ## ruff and pyright
 
 bench: $(STAMP)  ## measure the cost of a training step against plain Keras and TFMOT
 	@$(BIN)/python benchmarks/step_overhead.py
+
+arm64-check: $(STAMP) ## run the delivered .tflite files on an emulated ARM processor (as root)
+	@$(BIN)/python benchmarks/arm64_check.py
 
 clean:           ## remove the environment and what runs delivered; the benchmarks' results stay
 	rm -rf $(VENV) build *.egg-info
