@@ -275,7 +275,7 @@ def test_a_factory_that_gives_no_built_model_is_refused(tmp_path, made, message)
 def test_a_file_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "net.keras").write_text("no model")
     recipe = parse_recipe(changed("model", {"load": "net.keras"}), folder=tmp_path)
-    with pytest.raises(RecipeError, match=r"model: .*net\.keras is not a Keras model file"):
+    with pytest.raises(RecipeError, match=r"model: .*net\.keras is no Keras model file"):
         recipe.make_model(recipe.load_data())
 
 
