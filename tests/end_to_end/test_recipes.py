@@ -88,7 +88,7 @@ def test_a_recipe_runs_in_a_tiny_form(path, tmp_path, monkeypatch):
     assert all(entry["stage"] in STAGES for entry in metrics["stages"])
     assert all((tmp_path / "run" / file["path"]).is_file() for file in metrics["delivery"])
     quantized = any(stage["stage"] == "quantize" for stage in document["stages"])
-    assert metrics["summary"]["smaller"] > (3 if quantized else 1)
+    assert metrics["summary"]["smaller"] > (2 if quantized else 1)
 
 
 def test_pruning_in_ones_own_fit_runs_on_a_few_samples(tmp_path, monkeypatch, capsys):
