@@ -121,7 +121,7 @@ def judge(inspection: Any, agreement: Any, here: float | None, there: float | No
 def compare(root: Path, folder: Path) -> list[Comparison]:
     """Run the files below a folder there and here."""
     from kpipe.export import inspect
-    from kpipe.export.litert_runtime import LiteRTRuntime
+    from kpipe.export.litert.runtime import LiteRTRuntime
     from kpipe.export.runtime import from_port, to_port
     from kpipe.pipeline.task import accuracy
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from kpipe.errors import KpipeError
-from kpipe.export import litert
+from kpipe.export.litert import convert as litert
 from kpipe.export.metadata import as_json, describe, found_of
 from kpipe.export.signature import check_exportable, output_names
 from kpipe.fake_quant import bake

@@ -1,6 +1,6 @@
 """Files for devices: written, proved in their runtime, timed, looked into."""
 
-from kpipe.export import litert, litert_compiled, litert_contents, onnx, onnx_contents
+from kpipe.export import litert, onnx
 from kpipe.export.benchmark import Latency, benchmark, inspect, load_runtime
 from kpipe.export.comparison import Comparison, compare_latencies
 from kpipe.export.contents import Contents, dissect
@@ -36,11 +36,8 @@ __all__ = [
     "export",
     "inspect",
     "litert",
-    "litert_compiled",
-    "litert_contents",
     "load_runtime",
     "onnx",
-    "onnx_contents",
     "read_metadata",
     "verify",
 ]

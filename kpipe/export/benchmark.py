@@ -90,7 +90,7 @@ def load_runtime(path: File | str | Path, threads: int = 1, engine: str | None =
     Args:
         path: A .tflite or .onnx file.
         threads: How many threads the runtime may use, at least 1.
-        engine: Which of `kpipe.export.ENGINES`; None: the format's first.
+        engine: Which of `kpipe.export.ENGINES`; None: the format's default.
 
     Returns:
         The runtime; use it in a `with` block or close it.

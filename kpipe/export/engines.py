@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kpipe.errors import ExportError
+from kpipe.export.formats import FORMATS
 from kpipe.export.profile import OperationTime
 from kpipe.export.runtime import Runtime
 from kpipe.registry import Registry, nearest
@@ -28,12 +29,14 @@ class Engine:
 
 
 ENGINES: Registry[Engine] = Registry("engine")
-"""Each has an entry of its name in `kpipe.export.native.OPENERS`; the first one of a format is its default."""
+"""Each has an entry of its name in `kpipe.export.native.OPENERS`; that with a format's own runtime is its default."""
 
 
 def engines_of(format_name: str) -> list[str]:
     """Name the engines that run a format, the default one first."""
-    return [name for name in ENGINES if ENGINES[name].format == format_name]
+    default = FORMATS[format_name].runtime
+    known = [name for name in ENGINES if ENGINES[name].format == format_name]
+    return sorted(known, key=lambda name: ENGINES[name].runtime is not default)
 
 
 def choose(format_name: str, wanted: str | None, path: Path) -> str:

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from kpipe.errors import ExportError
-from kpipe.export.c_array import CArray, array_content, array_paths, c_array
 from kpipe.export.file import File
+from kpipe.export.micro import CArray, array_content, array_paths, c_array
 
 Text = Callable[[File, bytes], str]
 """From a file and its bytes to the text beside it."""

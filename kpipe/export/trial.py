@@ -63,7 +63,7 @@ class Helper:
         if self.process is None:
             quiet = {"OPENBLAS_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": os.pathsep.join(sys.path)}
             self.process = subprocess.Popen(
-                [sys.executable, "-P", str(PROGRAM)],  # -P: its folder holds an onnx.py
+                [sys.executable, "-P", str(PROGRAM)],  # -P: its folder holds an onnx package
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -12,7 +12,8 @@ import kpipe
 from kpipe.errors import ExportError
 from kpipe.export import ENGINES, FORMATS, compare_latencies, load_runtime, native
 from kpipe.export.comparison import median_bounds
-from kpipe.export.litert_profile import _difference, prefixes
+from kpipe.export.engines import engines_of
+from kpipe.export.litert.profile import _difference, prefixes
 from tests.models import build, samples
 
 LITERT = ["litert", "litert_builtin", "litert_compiled"]
@@ -31,7 +32,7 @@ def files(tmp_path_factory):
 def test_each_format_has_an_engine_and_each_engine_an_opener():
     assert {ENGINES[name].format for name in ENGINES} == set(FORMATS)
     assert set(ENGINES) == set(native.OPENERS)
-    assert [next(n for n in ENGINES if ENGINES[n].format == form) for form in FORMATS] == ["litert", "onnxruntime"]
+    assert [engines_of(form)[0] for form in FORMATS] == ["litert", "onnxruntime"]
 
 
 @pytest.mark.parametrize("engine", LITERT)
@@ -75,7 +76,7 @@ def test_files_and_engines_take_turns(files):
     ("engine", "message"),
     [
         ("lithert", "Did you mean 'litert'"),
-        ("onnxruntime", "does not run .*m.tflite.*litert, litert_builtin, litert_compiled"),
+        ("onnxruntime", "does not run .*m.tflite.*litert, litert_compiled, litert_builtin"),
         (["litert", "none"], "Unknown engine 'none'"),
         (["litert", "onnxruntime"], "'onnxruntime' does not run"),
     ],

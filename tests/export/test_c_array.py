@@ -15,9 +15,9 @@ from keras import layers as L
 import kpipe
 from kpipe.errors import ExportError
 from kpipe.export import load_runtime
-from kpipe.export.c_array import array_content, c_array
-from kpipe.export.micro_arena import Lifetime, arena, lifetimes, peak, plan
-from kpipe.export.micro_operators import OPERATORS, operators_of, read, resolver_call
+from kpipe.export.micro.arena import Lifetime, arena, lifetimes, peak, plan
+from kpipe.export.micro.c_array import array_content, c_array
+from kpipe.export.micro.operators import OPERATORS, operators_of, read, resolver_call
 from tests.models import build, samples
 
 PROGRAM = """\
@@ -143,7 +143,7 @@ def test_a_chain_takes_the_greatest_pair_of_neighbours():
     """In a chain of layers only what goes in and what comes out lives: the peak is the largest sum of two."""
     model = keras.Sequential([keras.Input((10,)), L.Dense(40), L.Dense(100), L.Dense(30), L.Dense(3)])
     made = kpipe.quantize(model, calibration=np.random.default_rng(0).normal(size=(8, 10)).astype("float32"))
-    from kpipe.export.litert import convert
+    from kpipe.export.litert.convert import convert
     from kpipe.fake_quant import bake
 
     content = convert(bake(made), "int8", ["y"])

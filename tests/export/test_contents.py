@@ -7,7 +7,7 @@ import pytest
 import kpipe
 from kpipe.errors import ExportError
 from kpipe.export import dissect
-from kpipe.export.litert_contents import entries
+from kpipe.export.litert.contents import entries
 from kpipe.export.sizes import gzip_size
 from tests.models import build
 

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from kpipe.export import inspect
-from kpipe.export.onnx_float import float_operations
+from kpipe.export.onnx.float import float_operations
 
 CONSTANTS = {"s": np.float32(0.1), "z": np.int8(0), "two": np.float32(2), "row": np.ones(4, np.float32)}
 CONSTANTS |= {"w": np.eye(4, dtype=np.int8), "ws": np.ones(4, np.float32), "wz": np.zeros(4, np.int8)}

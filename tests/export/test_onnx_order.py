@@ -4,7 +4,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from kpipe.export.onnx_weights import into_order
+from kpipe.export.onnx.weights import into_order
 
 
 def graph_of_a_choice():

@@ -10,7 +10,7 @@ import pytest
 from keras import layers as L
 
 import kpipe
-from kpipe.export.onnx_transposes import transposes, without_dead_transposes
+from kpipe.export.onnx.transposes import transposes, without_dead_transposes
 from tests.models import build, samples
 
 

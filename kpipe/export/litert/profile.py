@@ -13,7 +13,7 @@ import numpy as np
 
 from kpipe.errors import ExportError
 from kpipe.export import native
-from kpipe.export.litert_content import first_lines, operator_names, text
+from kpipe.export.litert.text import first_lines, operator_names, text
 from kpipe.export.profile import OperationTime, with_shares
 from kpipe.export.quiet import quiet_native
 

@@ -9,11 +9,11 @@ import tensorflow as tf
 
 from kpipe.errors import ExportError
 from kpipe.export.formats import FLOAT, FORMATS, Format
-from kpipe.export.litert_content import first_lines, text
-from kpipe.export.litert_inspect import inspect
-from kpipe.export.litert_metadata import embed, extract
-from kpipe.export.litert_runtime import LiteRTRuntime
-from kpipe.export.litert_weights import narrow_weights, store_weights
+from kpipe.export.litert.inspect import inspect
+from kpipe.export.litert.metadata import embed, extract
+from kpipe.export.litert.runtime import LiteRTRuntime
+from kpipe.export.litert.text import first_lines, text
+from kpipe.export.litert.weights import narrow_weights, store_weights
 from kpipe.export.quiet import quiet
 from kpipe.export.signature import input_names, serving
 from kpipe.fake_quant import SCHEMES

@@ -12,8 +12,8 @@ from kpipe.errors import ExportError
 from kpipe.export import native
 from kpipe.export.engines import ENGINES, Engine
 from kpipe.export.file import Port
-from kpipe.export.litert_content import check_content, first_lines, ports
-from kpipe.export.litert_profile import by_prefixes
+from kpipe.export.litert.profile import by_prefixes
+from kpipe.export.litert.text import check_content, first_lines, ports
 from kpipe.export.quiet import quiet_native
 from kpipe.export.runtime import Runtime, batches_of, filled, from_port, to_port
 

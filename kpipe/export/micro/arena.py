@@ -143,7 +143,7 @@ def arena(model: Any) -> Arena:
     one processor take, such as CMSIS-NN's; `arena_used_bytes()` of the interpreter tells what it was.
 
     Args:
-        model: The file as `micro_operators.read` gives it.
+        model: The file as `operators.read` gives it.
 
     Returns:
         The estimate.

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from kpipe.errors import ExportError
-from kpipe.export.litert_content import first_lines, text
+from kpipe.export.litert.text import first_lines, text
 
 NAME = "kpipe"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kpipe.export.onnx_int8 import WITH_WEIGHTS, Graph, channel_axis, of_bits, tensors_taken
+from kpipe.export.onnx.int8 import WITH_WEIGHTS, Graph, channel_axis, of_bits, tensors_taken
 from kpipe.fake_quant.affine import channel_scales, grid_of, to_levels
 
 

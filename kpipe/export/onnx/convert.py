@@ -8,15 +8,15 @@ import tensorflow as tf
 
 from kpipe.errors import ExportError
 from kpipe.export.formats import FLOAT, FORMATS, Format
-from kpipe.export.onnx_content import first_line
-from kpipe.export.onnx_inspect import inspect
-from kpipe.export.onnx_int8 import store_levels
-from kpipe.export.onnx_metadata import embed, extract
-from kpipe.export.onnx_names import rename
-from kpipe.export.onnx_runtime import OnnxRuntime
-from kpipe.export.onnx_shapes import known_reshapes
-from kpipe.export.onnx_transposes import without_dead_transposes
-from kpipe.export.onnx_weights import in_halves, store_weights
+from kpipe.export.onnx.inspect import inspect
+from kpipe.export.onnx.int8 import store_levels
+from kpipe.export.onnx.load import first_line
+from kpipe.export.onnx.metadata import embed, extract
+from kpipe.export.onnx.names import rename
+from kpipe.export.onnx.runtime import OnnxRuntime
+from kpipe.export.onnx.shapes import known_reshapes
+from kpipe.export.onnx.transposes import without_dead_transposes
+from kpipe.export.onnx.weights import in_halves, store_weights
 from kpipe.export.quiet import quiet
 from kpipe.export.signature import input_names, serving
 from kpipe.fake_quant import SCHEMES, float_layers, rounded_layers

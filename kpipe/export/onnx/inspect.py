@@ -9,8 +9,8 @@ from typing import Any
 from kpipe.errors import ExportError
 from kpipe.export import native
 from kpipe.export.file import Inspection, Operation
-from kpipe.export.onnx_content import first_line
-from kpipe.export.onnx_float import float_operations
+from kpipe.export.onnx.float import float_operations
+from kpipe.export.onnx.load import first_line
 from kpipe.fake_quant import precision_of
 
 

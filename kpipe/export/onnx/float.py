@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kpipe.export.file import FloatOperation
-from kpipe.export.onnx_int8 import MOVES, WITH_WEIGHTS, Graph
+from kpipe.export.onnx.int8 import MOVES, WITH_WEIGHTS, Graph
 
 ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 FUSED = ("Relu", "Clip")

@@ -7,7 +7,7 @@ from typing import Any
 from kpipe.errors import ExportError
 from kpipe.export import native
 from kpipe.export.file import FloatOperation, Inspection, Operation
-from kpipe.export.litert_content import check_content, enumeration, first_lines, operator_names, text
+from kpipe.export.litert.text import check_content, enumeration, first_lines, operator_names, text
 from kpipe.fake_quant import precision_of
 
 MOVES = frozenset(

@@ -10,9 +10,9 @@ from kpipe.errors import ExportError
 from kpipe.export import native
 from kpipe.export.engines import ENGINES, Engine
 from kpipe.export.file import Port
-from kpipe.export.onnx_content import first_line, load
-from kpipe.export.onnx_int8 import scale_behind
-from kpipe.export.onnx_profile import by_profiler
+from kpipe.export.onnx.int8 import scale_behind
+from kpipe.export.onnx.load import first_line, load
+from kpipe.export.onnx.profile import by_profiler
 from kpipe.export.runtime import Runtime, batches_of, filled
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kpipe.errors import ExportError
-from kpipe.export.micro_arena import Arena, arena
-from kpipe.export.micro_operators import operators_of, read, resolver_call
+from kpipe.export.micro.arena import Arena, arena
+from kpipe.export.micro.operators import operators_of, read, resolver_call
 from kpipe.export.signature import sanitised
 
 BYTES_PER_LINE = 16

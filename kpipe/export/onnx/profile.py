@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kpipe.errors import ExportError
 from kpipe.export import native
-from kpipe.export.onnx_content import first_line
+from kpipe.export.onnx.load import first_line
 from kpipe.export.profile import OperationTime, with_shares
 
 SUFFIX = "_kernel_time"

@@ -10,7 +10,7 @@ import numpy as np
 from kpipe.export import native
 from kpipe.export.assembly import READERS, Reading, Step, Tensor
 from kpipe.export.file import Port
-from kpipe.export.onnx_int8 import scale_behind
+from kpipe.export.onnx.int8 import scale_behind
 
 HALF_BYTES = ("int4", "uint4", "float4e2m1")
 

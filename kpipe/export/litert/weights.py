@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kpipe.export.litert_content import operator_names
+from kpipe.export.litert.text import operator_names
 from kpipe.fake_quant.affine import channel_scales, grid_of, to_levels
 
 KERNELS = {

@@ -7,7 +7,7 @@ import numpy as np
 
 from kpipe.export import native
 from kpipe.export.assembly import READERS, Reading, Step, Tensor
-from kpipe.export.litert_content import enumeration, operator_names, ports, text
+from kpipe.export.litert.text import enumeration, operator_names, ports, text
 
 BITS = {"int2": 2, "int4": 4, "uint4": 4}
 """Types of which several share a byte, the first in its lowest bits."""

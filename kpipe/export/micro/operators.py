@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kpipe.errors import ExportError
-from kpipe.export.litert_content import IDENTIFIER, first_lines, text
+from kpipe.export.litert.text import IDENTIFIER, first_lines, text
 
 OPERATORS = frozenset(
     "ABS ADD ADD_N ARG_MAX ARG_MIN ASSIGN_VARIABLE AVERAGE_POOL_2D BATCH_MATMUL BATCH_TO_SPACE_ND BROADCAST_ARGS "
