@@ -41,9 +41,9 @@ def test_a_pair_that_undoes_itself_goes_and_one_that_is_needed_stays():
     assert without_dead_transposes(none) is none
 
 
-@pytest.mark.parametrize(("name", "left"), [("residual", 1), ("depthwise", 1), ("se_block", 1), ("conv_bn", 2)])
+@pytest.mark.parametrize(("name", "left"), [("residual", 1), ("depthwise", 1), ("se_block", 2), ("conv_bn", 2)])
 def test_files_keep_the_transposes_that_move_something(name, left, tmp_path):
-    """One lays what comes in channels first; a pooling of all positions needs none behind it, Flatten one before."""
+    """One lays what comes in channels first, and one a gate; pooling needs none behind it, Flatten one before."""
     model = build(name)
     file = kpipe.export(model, tmp_path / "m.onnx")
     proto = onnx.load(str(file.path))
