@@ -25,6 +25,21 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave so many cases of each test marked as a sweep to the fast suite, evenly spread; the others are slow."""
+    sweeps: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sweep") is not None and item.get_closest_marker("slow") is None:
+            sweeps.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in sweeps.values():
+        (quick,) = cases[0].get_closest_marker("sweep").args
+        kept = {round(place) for place in np.linspace(0, len(cases) - 1, quick)}
+        for place, case in enumerate(cases):
+            if place not in kept:
+                case.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
     """Give `once(name, work)`: a folder of that name on which one worker does the work, and the others wait for it."""

@@ -6,6 +6,7 @@ from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
 from kpipe.fake_quant.schemes import SCHEMES, Scheme, precision_of, scheme_of
 from kpipe.fake_quant.support import (
     float_layers,
+    is_linear,
     kind_of,
     reasons_against,
     refuse_unsupported,
@@ -25,6 +26,7 @@ __all__ = [
     "Scheme",
     "bake",
     "float_layers",
+    "is_linear",
     "is_quantized",
     "kind_of",
     "precision_of",

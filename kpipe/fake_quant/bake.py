@@ -14,7 +14,7 @@ from kpipe.fake_quant.fold import fold, multiplier_and_offset, uneven
 from kpipe.fake_quant.island import Island
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
 from kpipe.fake_quant.sequences import MAPS, Row
-from kpipe.fake_quant.support import rounds_activations, why_float
+from kpipe.fake_quant.support import is_linear, rounds_activations, why_float
 from kpipe.graph import Flow, Site, replay, sites
 from kpipe.layers import KERNEL_ROLES, quantization_of, weights
 from kpipe.layers.preprocessing import scale_and_offset
@@ -207,9 +207,9 @@ def whole_windows(layer: Any, shape: tuple[int | None, ...]) -> bool:
 
 
 def foldable(flow: Flow, site: Site) -> Site | None:
-    """Give the batch norm that can be folded into the layer at `site`: the only one that takes its output."""
-    consumers = flow.consumers(site)
-    if len(consumers) != 1 or flow.is_output(site):
+    """Give the batch norm that can be folded into the layer at `site`: the only one that takes its linear output."""
+    consumers, layer = flow.consumers(site), getattr(site.operation, "layer", site.operation)
+    if len(consumers) != 1 or flow.is_output(site) or not is_linear(layer):
         return None
     return consumers[0] if isinstance(consumers[0].operation, L.BatchNormalization) else None
 
@@ -235,13 +235,15 @@ def plain_layer(layer: Any, norm: L.BatchNormalization | None, input_shape: tupl
     name = layer.name if norm is None else f"{layer.name}_{norm.name}"
     if rounded:
         return _with(inner, name, value, bias, input_shape)
-    negated = _with(inner, name, -value, None if bias is None else -bias, input_shape)
-    return Island(negated, negate_output=True, name=layer.name)
+    negated = _with(inner, name, -value, None if bias is None else -bias, input_shape, activation=None)
+    return Island(negated, negate_output=True, activation=inner.activation, name=layer.name)
 
 
-def _with(layer: Any, name: str, kernel: np.ndarray, bias: np.ndarray | None, input_shape: Any) -> keras.Layer:
-    """Make a layer like another one, with these weights."""
-    config = {**layer.get_config(), "name": name}
+def _with(
+    layer: Any, name: str, kernel: np.ndarray, bias: np.ndarray | None, input_shape: Any, **changes: Any
+) -> keras.Layer:
+    """Make a layer like another one, with these weights, and what is changed in its configuration."""
+    config = {**layer.get_config(), "name": name, **changes}
     if "use_bias" in config:
         config["use_bias"] = bias is not None
     elif bias is not None and config["bias_axes"] is None:

@@ -17,6 +17,7 @@ class Island(keras.layers.Wrapper):
         layer: The layer.
         negate_input: Give it -x.
         negate_output: Give -y.
+        activation: What is applied at last, behind the negation; None for nothing.
         **kwargs: What a Keras layer takes.
 
     Example:
@@ -26,17 +27,23 @@ class Island(keras.layers.Wrapper):
     """
 
     def __init__(
-        self, layer: keras.Layer, negate_input: bool = False, negate_output: bool = False, **kwargs: Any
+        self,
+        layer: keras.Layer,
+        negate_input: bool = False,
+        negate_output: bool = False,
+        activation: Any = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(layer, **kwargs)
         self.negate_input, self.negate_output = negate_input, negate_output
+        self.activation = keras.activations.get(activation)
         self.supports_masking = layer.supports_masking
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Call the layer on `x`, or on what is negated."""
         told = {"training": training} if self.layer._call_has_training_arg else {}
         y = self.layer(-x if self.negate_input else x, **told)
-        return -y if self.negate_output else y
+        return self.activation(-y if self.negate_output else y)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Give the layer's output shape."""
@@ -44,4 +51,6 @@ class Island(keras.layers.Wrapper):
 
     def get_config(self) -> dict[str, Any]:
         """Carry all arguments."""
-        return {**super().get_config(), "negate_input": self.negate_input, "negate_output": self.negate_output}
+        activation = keras.activations.serialize(self.activation)
+        negated = {"negate_input": self.negate_input, "negate_output": self.negate_output}
+        return {**super().get_config(), **negated, "activation": activation}

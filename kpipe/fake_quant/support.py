@@ -51,6 +51,16 @@ def kind_of(site: Site) -> Quantization:
     return "float" if kind is None else kind
 
 
+def is_linear(layer: Any) -> bool:
+    """Say whether a layer applies no function of its own to what it computes.
+
+    Example:
+        >>> is_linear(L.Dense(2)), is_linear(L.Dense(2, "relu")), is_linear(L.Flatten())
+        (True, False, True)
+    """
+    return getattr(layer, "activation", None) in (None, keras.activations.linear)
+
+
 def why_float(site: Site) -> str | None:
     """Say why the runtimes compute a call in float; None when they compute it in whole numbers."""
     layer, shape = site.operation, site.input_shapes[0]

@@ -6,7 +6,16 @@ from typing import Any
 import keras
 from keras import layers as L
 
-from kpipe.fake_quant import AVERAGE, COPYING, FakeQuant, Island, QuantizedWeights, kind_of, whole_windows
+from kpipe.fake_quant import (
+    AVERAGE,
+    COPYING,
+    FakeQuant,
+    Island,
+    QuantizedWeights,
+    is_linear,
+    kind_of,
+    whole_windows,
+)
 from kpipe.graph import Flow, Site, replay, sites
 from kpipe.layers import Quantization
 from kpipe.layers.operations.operands import classes
@@ -93,12 +102,13 @@ class _Rewriter:
         return keras.tree.map_structure(lambda out: self.rounded(layer, out), y)
 
     def kind(self, site: Site) -> Quantization:
-        """Say how a site takes part; a batch norm behind a layer that was left out is computed with it, in float."""
+        """Say how a site takes part; a norm behind a linear layer that was left out is computed with it, in float."""
         kind = kind_of(site)
         if kind == "weights" and site.operation.name in self.left_out:
             return "float"
         maker = self.makers.get(site.inputs[0]) if kind == "normalise" else None
-        return "float" if maker is not None and maker.operation.name in self.left_out else kind
+        computed_with = maker is not None and maker.operation.name in self.left_out and is_linear(maker.operation)
+        return "float" if computed_with else kind
 
     def rounded(self, layer: Any, x: Any) -> Any:
         """Put a range behind a tensor; tokens and truth values have none."""
@@ -116,8 +126,7 @@ class _Rewriter:
             return False
         kind, next_kind = self.kind(site), self.kind(following)
         if kind == "weights":
-            linear = getattr(site.operation, "activation", None) in (None, keras.activations.linear)
-            return linear and next_kind in ("normalise", "fused")
+            return is_linear(site.operation) and next_kind in ("normalise", "fused")
         return next_kind == "fused" and (kind == "normalise" or isinstance(site.operation, ADDING))
 
     def copied_onward(self, site: Site) -> bool:

@@ -9,6 +9,7 @@ from keras import layers as L
 
 import kpipe
 from kpipe.errors import KpipeError
+from kpipe.export import load_runtime
 from kpipe.export.verify import predict
 from kpipe.fake_quant import FakeQuant, QuantizedWeights, bake, float_layers, is_quantized
 from kpipe.quantize.split import split
@@ -161,6 +162,22 @@ def test_what_cannot_be_quantized_is_named(make, why):
     model = keras.Sequential([keras.Input((4, 4, 4)), make()])
     with pytest.raises(KpipeError, match=why):
         kpipe.quantize(model, calibration=np.zeros((2, 4, 4, 4), "float32"))
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["alone", "before a norm"])
+@pytest.mark.parametrize("suffix", ["tflite", "onnx"])
+def test_what_is_left_out_keeps_its_activation(suffix, norm, tmp_path):
+    """max(0, w·x + b), then its norm: neither the negation in the file nor the norm may come before the maximum."""
+    layers: list[Any] = [L.Conv2D(4, 3, activation="relu", name="first")]
+    layers += [L.BatchNormalization(beta_initializer="ones", moving_mean_initializer="ones")] if norm else []
+    model = keras.Sequential([keras.Input((6, 6, 2)), *layers, L.Flatten(), L.Dense(3)])
+    x = np.random.default_rng(0).normal(size=(64, 6, 6, 2)).astype("float32")
+    made = kpipe.quantize(model, calibration=x, exclude="first")
+    file = kpipe.export(made, tmp_path / f"m.{suffix}", data=x)
+    with load_runtime(file) as runtime:
+        (found,) = runtime.run([x])
+    (step,) = [port.scale for port in runtime.outputs]
+    assert np.abs(found - np.asarray(model(x))).max() < 4 * step
 
 
 def test_what_is_left_out_stays_in_float(tmp_path):
