@@ -392,8 +392,6 @@ def test_float16_is_half_as_large(model, context):
     full, half = context.record.files
     assert half["precision"] == "float16"
     assert half["bytes"] < full["bytes"]
-    with pytest.raises(ValueError, match="onnx files are not written in float16"):
-        Export(formats=("onnx",), precision="float16")
 
 
 def test_a_training_on_varied_images_follows_its_seed(data, tmp_path, baseline):
