@@ -64,6 +64,7 @@ def agreement(teacher, student):
     return np.mean(np.argmax(teacher(X), -1) == np.argmax(student(X), -1))
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("soft", [False, True])
 def test_the_student_learns_the_teacher_and_both_stay_as_they_are(soft):
     teacher, student = build("dense", 1), build("dense", 2)
@@ -80,6 +81,7 @@ def test_the_student_learns_the_teacher_and_both_stay_as_they_are(soft):
     assert type(taught) is type(student) and taught is not student and taught.inputs[0].name == "features"
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("labels", ["numbers", "one-hot"])
 def test_labels_alone_are_plain_training(labels):
     y = np.eye(4, dtype="float32")[Y] if labels == "one-hot" else Y
@@ -88,6 +90,7 @@ def test_labels_alone_are_plain_training(labels):
     assert np.mean(np.argmax(taught(X), -1) == Y) > np.mean(np.argmax(build("dense", 2)(X), -1) == Y) + 0.2
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("labels", ["numbers", "numbers with an axis", "one-hot"])
 def test_labels_of_every_pixel_are_learnt(labels):
     x = RNG.normal(size=(32, 4, 5, 3)).astype("float32")

@@ -91,6 +91,7 @@ def test_the_student_runs_once_a_step(options):
     assert np.abs(moved[2] - moved[0]).max() > 0.05
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(
     ("units", "feature"), [(6, "hidden"), (3, Feature("hidden", kept=(0, 2, 5))), (3, "hidden"), (8, "hidden")], ids=str
 )

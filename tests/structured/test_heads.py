@@ -358,7 +358,7 @@ def test_prune_heads_cuts_the_weakest_heads_and_nothing_else():
     small, x = prune_heads(model, ratio=0.5, ignore="second"), samples(model, 3)
     assert heads_of(small) == (2, 3) and (small.get_layer("first").key_dim, small.get_layer("after").units) == (3, 2)
     zeroed(first.output_dense.kernel, [1, 3])
-    assert difference(model, small, x) < 1e-6
+    assert difference(model, small, x) < 1e-6 * np.abs(answers(model, x)[0]).max()  # which is 63
 
 
 def test_count_is_exact_in_both_scopes():
