@@ -134,15 +134,15 @@ def run_there(root: Path, jobs: Sequence[tuple[Path, Sequence[np.ndarray]]]) -> 
     Returns:
         For each, whose kernels ran, and its outputs as it gives them.
     """
-    work = root / "check" / "work"
-    shutil.rmtree(work, ignore_errors=True)
+    files = root / "check" / "files"
+    shutil.rmtree(files, ignore_errors=True)
     names = []
     for number, (path, inputs) in enumerate(jobs):
-        folder = work / f"{number}"
+        folder = files / f"{number}"
         folder.mkdir(parents=True)
         shutil.copy(path, folder / "model.tflite")
         np.savez(folder / "inputs.npz", *inputs)
-        names.append(f"/check/work/{number}")
+        names.append(f"/check/files/{number}")
     shutil.copy(PROGRAM, root / "check" / "run.py")
     emulator = ["chroot", root, f"/usr/bin/{EMULATOR}", "-cpu", CORE, "-E", "PYTHONPATH=/check/site"]
     python = [*emulator, f"/usr/bin/python{python_of(root)}"]
@@ -154,6 +154,6 @@ def run_there(root: Path, jobs: Sequence[tuple[Path, Sequence[np.ndarray]]]) -> 
         raise RuntimeError(f"arm64's Python ended with {said.returncode}: {said.stderr.strip()[-2000:]}")
     outputs = []
     for number in range(len(jobs)):
-        with np.load(work / f"{number}" / "outputs.npz") as stored:
+        with np.load(files / f"{number}" / "outputs.npz") as stored:
             outputs.append((ran_by[number][1], [stored[f"arr_{place}"] for place in range(len(stored.files))]))
     return outputs

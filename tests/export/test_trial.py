@@ -90,9 +90,11 @@ def test_a_content_is_tried_once(planted, tmp_path):
 def test_a_process_that_is_gone_is_started_anew(planted):
     helper, attempt = planted
     attempt("be good")
-    helper.process.kill()
-    helper.process.wait()
+    gone = helper.process
+    gone.kill()
+    gone.wait()
     attempt("be better")
+    assert helper.process is not gone and helper.process.poll() is None
 
 
 def test_a_process_that_does_not_answer_is_ended(planted, tmp_path, monkeypatch):
