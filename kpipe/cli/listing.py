@@ -17,7 +17,8 @@ from kpipe.cluster import INITS
 from kpipe.data import SOURCES
 from kpipe.errors import KpipeError
 from kpipe.export import ENGINES, FORMATS
-from kpipe.fake_quant import SCHEMES
+from kpipe.export.formats import METHODS
+from kpipe.fake_quant import precisions
 from kpipe.layers import KERNEL_ROLES, RULES, LayerFacts
 from kpipe.layers.rule import QuantizationFact
 from kpipe.patterns import PATTERNS, SCOPES
@@ -179,13 +180,20 @@ def _schemes() -> list[Row]:
     return [
         {
             "Scheme": name,
-            "Weights": f"{SCHEMES[name].weights} bits",
-            "Activations": "float" if SCHEMES[name].activations is None else f"{SCHEMES[name].activations} bits",
-            "Files": ", ".join(FORMATS[form].suffix for form in FORMATS if name in FORMATS[form].precisions),
-            "What it is": SCHEMES[name].what,
+            "Weights": f"{scheme.weights} bits",
+            "Activations": "float" if scheme.activations is None else f"{scheme.activations} bits",
+            **{f"Files by {method}": _files(name, method) for method in METHODS},
+            "What it is": scheme.what,
         }
-        for name in SCHEMES
+        for name, scheme in precisions().items()
     ]
+
+
+def _files(precision: str, method: str) -> str:
+    """List the suffixes of the files that a method gives in a precision."""
+    return (
+        ", ".join(FORMATS[form].suffix for form in FORMATS if precision in FORMATS[form].precisions_by(method)) or "-"
+    )
 
 
 def _formats() -> list[Row]:
@@ -193,7 +201,7 @@ def _formats() -> list[Row]:
         {
             "Format": name,
             "File": FORMATS[name].suffix,
-            "Precisions": ", ".join(FORMATS[name].precisions),
+            "Precisions": ", ".join(dict.fromkeys(one for by in METHODS for one in FORMATS[name].precisions_by(by))),
             "Runtime": first_line(FORMATS[name].runtime),
         }
         for name in FORMATS

@@ -22,12 +22,17 @@ class Agreement:
             two entries; where the model's greatest entries are equal, any of them counts. None without such an output.
         samples: How many samples were compared.
         source: "data" when they are the caller's, "random" when they were drawn.
+        signal_to_noise_db: Of a file in whole numbers held against a float model: how far the mean square of the error
+            lies below the variance of an output's entries over the samples, 10 · log10(mean var b / mean (a - b)²) in
+            decibels, least over the outputs. None for all other files.
 
     Example:
         >>> print(Agreement(0.004, 1.0, 1.0, 0.995, 200, "data"))
         200 samples (data): 100.0 % within 2 steps, at most 1.0 steps off, argmax agrees on 99.5 %
         >>> print(Agreement(2e-7, None, None, None, 8, "random"))
         8 samples (random): relative error at most 2.0e-07
+        >>> print(Agreement(0.03, 0.9, 7.0, 0.995, 200, "data", 35.2))
+        200 samples (data): noise 35.2 dB below the float model's outputs, argmax agrees on 99.5 %
     """
 
     max_relative_error: float
@@ -36,13 +41,16 @@ class Agreement:
     argmax_agreement: float | None
     samples: int
     source: Source
+    signal_to_noise_db: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as plain data."""
         return asdict(self)
 
     def __str__(self) -> str:
-        if self.max_steps is None or self.within_two_steps is None:
+        if self.signal_to_noise_db is not None:
+            parts = [f"noise {self.signal_to_noise_db:.1f} dB below the float model's outputs"]
+        elif self.max_steps is None or self.within_two_steps is None:
             parts = [f"relative error at most {self.max_relative_error:.1e}"]
         else:
             parts = [f"{self.within_two_steps:.1%} within 2 steps".replace("%", " %")]

@@ -1,15 +1,34 @@
 """The file formats: what a format must be able to do, and which there are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from kpipe.errors import ExportError
 from kpipe.export.file import Inspection
 from kpipe.export.runtime import Runtime
 from kpipe.registry import Registry, nearest
+
+OWN, CONVERTER = METHODS = ("kpipe", "converter")
+"""Who rounds what a file holds: kpipe in the model, or the format's own converter as it writes a float model."""
+
+
+@dataclass(frozen=True)
+class Converter:
+    """How a format's own converter rounds a float model, with ranges that it finds on calibration data.
+
+    Args:
+        name: What it is called.
+        precisions: What it can write.
+        convert: `(model, precision, output names, batch, io, calibration inputs) -> content`.
+    """
+
+    name: str
+    precisions: tuple[str, ...]
+    convert: Callable[[keras.Model, str, list[str], int | None, str, Sequence[np.ndarray]], bytes]
 
 
 @dataclass(frozen=True)
@@ -25,7 +44,8 @@ class Format:
         embed: `(content, text) -> content` with a text in it that no runtime reads.
         extract: `(content) -> text`, what `embed` put there; None where there is none.
         batch: The size of a batch where none is asked for; None leaves it open.
-        io: What inputs and outputs of files in whole numbers may be, the usual one first.
+        whole_ends: Whether inputs and outputs of files in whole numbers are whole numbers too, unless asked otherwise.
+        converter: Its own converter where that can round; None where kpipe alone does.
     """
 
     suffix: str
@@ -36,7 +56,14 @@ class Format:
     embed: Callable[[bytes, str], bytes]
     extract: Callable[[bytes], str | None]
     batch: int | None
-    io: tuple[str, ...]
+    whole_ends: bool
+    converter: Converter | None = None
+
+    def precisions_by(self, method: str) -> tuple[str, ...]:
+        """Name the precisions of the files that one of `METHODS` gives."""
+        if method == OWN:
+            return self.precisions
+        return () if self.converter is None else self.converter.precisions
 
 
 FLOAT = "float32"

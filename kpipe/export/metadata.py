@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from kpipe.errors import ExportError
-from kpipe.export.formats import format_of
+from kpipe.export.formats import OWN, format_of
 from kpipe.export.normalisation import normalisations
 from kpipe.export.recurrent import recurrence
 from kpipe.export.signature import input_names, output_names
@@ -19,7 +19,7 @@ from kpipe.fake_quant import scheme_of
 Given = Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]
 """Metadata of a caller; or a function that gives them for a file that is written, such as what is measured on it."""
 
-FOUND = ("kpipe", "model", "format", "precision", "scheme", "batch", "recurrent")
+FOUND = ("kpipe", "model", "format", "precision", "scheme", "method", "batch", "recurrent")
 """The keys that are found when a file is written, and cannot be given."""
 
 
@@ -32,12 +32,11 @@ def own_version() -> str:
 
 
 def found_of(
-    model: keras.Model, format: str, precision: str, batch: int | None, unroll: bool = False
+    model: keras.Model, format: str, precision: str, batch: int | None, unroll: bool = False, method: str = OWN
 ) -> dict[str, Any]:
     """Give what is known of a file when it is written: all the keys that cannot be given but version and model."""
-    recurrent = recurrence(model, unroll)
-    scheme = scheme_of(model)
-    return {"format": format, "precision": precision, "scheme": scheme, "batch": batch, "recurrent": recurrent}
+    found = {"format": format, "precision": precision, "scheme": scheme_of(model), "method": method}
+    return {**found, "batch": batch, "recurrent": recurrence(model, unroll)}
 
 
 def describe(model: keras.Model, found: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -7,8 +7,15 @@ import keras
 import numpy as np
 
 from kpipe.errors import ExportError
-from kpipe.export.formats import FLOAT, Format
-from kpipe.fake_quant import SCHEMES, QuantizedWeights, is_quantized, scheme_of
+from kpipe.export.formats import CONVERTER, FLOAT, FORMATS, METHODS, OWN, Format
+from kpipe.fake_quant import (
+    SCHEMES,
+    QuantizedWeights,
+    activation_bits,
+    is_quantized,
+    precisions,
+    scheme_of,
+)
 from kpipe.fake_quant.affine import channel_axes, channel_scales, to_levels
 from kpipe.fake_quant.schemes import STORAGE
 from kpipe.layers import Weight
@@ -16,7 +23,7 @@ from kpipe.quantize import quantize
 from kpipe.registry import nearest
 
 
-def settled(model: keras.Model, precision: str | None, name: str, form: Format) -> str:
+def settled(model: keras.Model, precision: str | None, name: str, form: Format, method: str = OWN) -> str:
     """Settle the precision of a file.
 
     Args:
@@ -24,35 +31,81 @@ def settled(model: keras.Model, precision: str | None, name: str, form: Format) 
         precision: The one that was asked for. None: the model's own.
         name: The format's name.
         form: The format.
+        method: One of `METHODS`.
 
     Returns:
-        "float32" or a name of `SCHEMES`.
+        "float32" or a name of `precisions()`.
 
     Raises:
-        ExportError: When it is unknown, the format has no such files, or the model cannot be written so.
+        ExportError: When it is unknown, the method gives the format no such files, or the model cannot be written so.
     """
-    own, known = scheme_of(model) or FLOAT, (FLOAT, *SCHEMES)
-    precision = own if precision is None else precision
-    if precision not in known:
+    own, known = scheme_of(model) or FLOAT, (FLOAT, *precisions())
+    if method not in METHODS:
+        raise ExportError(f"Unknown method {method!r}. Known: {', '.join(METHODS)}.{nearest(str(method), METHODS)}")
+    if precision is not None and precision not in known:
         hint = nearest(str(precision), known)
         raise ExportError(f"Unknown precision {precision!r}. Known: {', '.join(known)}.{hint}")
-    if precision not in form.precisions:
-        raise ExportError(f"{name} files are written as {' or '.join(form.precisions)}, not {precision}.")
-    if own == precision or (own == FLOAT and SCHEMES[precision].activations is None):
+    if method == OWN and precision is None:
+        precision = own
+    if fault := unwritten(precision, name, method):
+        raise ExportError(f"{fault}.")
+    precision = str(precision)
+    if method == CONVERTER and own != FLOAT:
+        raise ExportError(
+            f"Model {model.name!r} is quantized: its file is {own}, and method='converter' rounds float models. Leave "
+            "method out, or export the float model."
+        )
+    if method == CONVERTER or own == precision or (own == FLOAT and SCHEMES[precision].activations is None):
         return precision
     if own == FLOAT:
         raise ExportError(
             f"Model {model.name!r} is not quantized. Call kpipe.quantize(model, {precision!r}, calibration=...) first "
-            "and export what it gives."
+            f"and export what it gives{alternative(precision, form)}."
         )
     raise ExportError(f"Model {model.name!r} is quantized: its file is {own}. Export the float model as {precision}.")
+
+
+def unwritten(precision: str | None, name: str, method: str) -> str:
+    """Say why no file of a format is written in a precision by a method; nothing where one is.
+
+    Args:
+        precision: "float32" or a name of `precisions()`; None where none was asked for.
+        name: The format's name.
+        method: One of `METHODS`.
+
+    Example:
+        >>> unwritten("int16x8", "onnx", "kpipe")
+        "int16x8 is written by method='converter' alone, from a float model into a .tflite file"
+        >>> unwritten("int16x8", "tflite", "converter"), unwritten("int8", "onnx", "kpipe")
+        ('', '')
+    """
+    written = FORMATS[name].precisions_by(method)
+    if precision in written or (precision is None and method == OWN):
+        return ""
+    able = [each for each in FORMATS if precision in (None, *FORMATS[each].precisions_by(CONVERTER))]
+    if method == CONVERTER and not written:
+        others = ", ".join(FORMATS[each].suffix for each in FORMATS if FORMATS[each].converter is not None)
+        return f"method='converter' writes {others} files; for {name} files call kpipe.quantize, and leave method out"
+    if method == CONVERTER:
+        return f"method='converter' writes {' or '.join(written)}; received the precision {precision!r}"
+    if able:
+        into = ", ".join(FORMATS[each].suffix for each in able)
+        return f"{precision} is written by method='converter' alone, from a float model into a {into} file"
+    return f"{name} files are written as {' or '.join(written)}, not {precision}"
+
+
+def alternative(precision: str, form: Format) -> str:
+    """Say that a format's converter can round to a precision too, where it can."""
+    if precision not in form.precisions_by(CONVERTER):
+        return ""
+    return "; or let TensorFlow's converter round it: method='converter', calibration=..."
 
 
 def settled_io(io: str | None, precision: str, name: str, form: Format) -> str:
     """Settle the type of a file's inputs and outputs.
 
     Args:
-        io: The one that was asked for, "float32" or "int8"; None for the format's usual one.
+        io: The one that was asked for, "float32" or that of the activations; None for the format's usual one.
         precision: As `settled` gives it.
         name: The format's name.
         form: The format.
@@ -60,13 +113,16 @@ def settled_io(io: str | None, precision: str, name: str, form: Format) -> str:
     Raises:
         ExportError: When it is unknown, or no such files of the format have it.
     """
-    whole_numbers = precision in SCHEMES and SCHEMES[precision].activations is not None
-    possible = form.io if whole_numbers else (FLOAT,)
+    bits = activation_bits(precision)
+    whole = f"int{bits}"
+    possible = (whole, FLOAT) if bits and form.whole_ends else (FLOAT,)
     if io is None or io in possible:
         return io or possible[0]
-    if io not in (FLOAT, "int8"):
-        raise ExportError(f"io is {io!r}; expected 'float32' or 'int8'.")
-    of = f"{name} files" if whole_numbers else f"Files in {precision}"
+    if whole in possible:
+        raise ExportError(f"io is {io!r}; expected 'float32' or {whole!r}.")
+    if io not in (FLOAT, *(f"int{one.activations}" for one in precisions().values() if one.activations)):
+        raise ExportError(f"io is {io!r}; expected 'float32'.")
+    of = f"{name} files" if bits else f"Files in {precision}"
     raise ExportError(f"{of} take and give {FLOAT}, whatever they compute in. Leave io out.")
 
 

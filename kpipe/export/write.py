@@ -2,17 +2,19 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
+import numpy as np
 
 from kpipe.atomic import replace_together
 from kpipe.data import samples
 from kpipe.errors import ExportError
 from kpipe.export.file import Agreement, File
-from kpipe.export.formats import FORMATS, format_of
+from kpipe.export.formats import CONVERTER, FORMATS, OWN, format_of
 from kpipe.export.metadata import Given, as_json, describe, found_of
 from kpipe.export.precision import rounded_for, settled, settled_io, wrongly_stored
 from kpipe.export.recurrent import unrolled
@@ -22,6 +24,9 @@ from kpipe.export.sizes import gzip_size, zstd_size
 from kpipe.export.trial import trust
 from kpipe.export.verify import DATA_SAMPLES, check, check_batches, compare
 from kpipe.fake_quant import bake, float_layers, is_quantized, rounded_layers
+
+CALIBRATION_SAMPLES = 512
+"""The most samples on which a converter finds its ranges, as many as `kpipe.quantize` takes."""
 
 
 def export(
@@ -34,6 +39,8 @@ def export(
     batch: int | Literal["own"] | None = "own",
     unroll: bool = False,
     io: str | None = None,
+    method: str = OWN,
+    calibration: Any = None,
 ) -> File:
     """Write a model as a LiteRT or ONNX file and prove it.
 
@@ -46,11 +53,13 @@ def export(
 
     Args:
         model: A built Keras model with fixed inputs; for a file that computes in whole numbers, such as int8, one made
-            by `kpipe.quantize`. It is not changed.
+            by `kpipe.quantize`, or a float one that the converter is to round. It is not changed.
         path: Where to write; the suffix says the format, .tflite or .onnx. Missing folders are made.
         precision: "float32" or a scheme of `kpipe.quantize`. None: that by which the model is quantized, else float32.
-            A float model is rounded here where its weights alone are: "float16", "int8_dynamic".
-        data: Samples to compare on, anything that `model.fit` takes. None: seeded random ones.
+            A float model is rounded here where its weights alone are: "float16", "int8_dynamic". Or, by
+            method="converter", "int8" or "int16x8".
+        data: Samples to compare on, anything that `model.fit` takes. None: those of the calibration, where it takes
+            one, else seeded random ones.
         metadata: What else the file is to say: "labels" (a name for each class; with several outputs, output name ->
             names), "normalisation" ({"scale", "offset"} by which the caller turns what is measured into what goes in),
             and whatever else is plain data; or a function that gives these for the path of the written file. All of it
@@ -62,9 +71,16 @@ def export(
         unroll: Whether to write recurrent layers out step by step, and no loop. For LiteRT that is faster on short
             sequences, takes more room, and serves an open batch, which a loop does not. ONNX has operators of its own
             for LSTM layers in batches of any size, which are smaller and faster than either.
-        io: Whether a LiteRT file in whole numbers takes and gives "int8" or "float32"; None for int8. Where it is
-            float32 the first operation rounds, with the scale that int8 inputs would have. All other files, and those
-            of ONNX, have float32 inputs and outputs.
+        io: Whether a LiteRT file in whole numbers takes and gives these ("int8", or "int16" where it is int16x8) or
+            "float32"; None for whole numbers. Where it is float32 the first operation rounds, with the scale that whole
+            inputs would have. All other files, and those of ONNX, have float32 inputs and outputs.
+        method: Who rounds. "kpipe": the model computes as the file will. "converter": TensorFlow's converter rounds a
+            float model as it writes it (post-training quantization; LiteRT alone), which serves layers that
+            `kpipe.quantize` refuses or leaves in float, and "int16x8": activations of 16 bits for weights of 8, slow
+            where the runtime has only reference kernels. What it leaves in float is named in a warning. No model
+            computes as such a file does, so that it is held against the float model, as `verify` tells.
+        calibration: Inputs like those the model will see, on which the converter finds its ranges; anything that
+            `model.fit` takes, of which at most 512 samples are used.
 
     Returns:
         The file with its sizes and how it agrees with the model.
@@ -72,7 +88,8 @@ def export(
     Raises:
         ExportError: When the suffix or precision is unknown, the folder cannot be written, the converter refuses the
             model, a file in whole numbers would hold a float operation, inputs and outputs cannot be as asked, the
-            metadata do not fit, TFLite Micro lacks an operator of an array, or the file does not agree (see `verify`).
+            metadata do not fit, TFLite Micro lacks an operator of an array, the method does not go with the model,
+            precision, format or calibration, or the file does not agree (see `verify`).
 
     Example:
         >>> import tempfile
@@ -86,27 +103,33 @@ def export(
     name, form = format_of(path)
     check_exportable(model)
     names = output_names(model)
-    precision = settled(model, precision, name, form)
+    precision = settled(model, precision, name, form, method)
     io = settled_io(io, precision, name, form)
     beside = companions(path, name, metadata is not None, c_array)
     for place in (path, *beside):
         check_folder(place)
+    ranges_from = calibration_of(model, calibration, method)
     if data is not None:  # read once, before any work: it may be a generator, and it may be wrong
-        inputs = samples(data, model, limit=DATA_SAMPLES, what="verification")
-        data = inputs[0] if len(inputs) == 1 else inputs
+        data = packed(samples(data, model, limit=DATA_SAMPLES, what="verification"))
+    elif ranges_from is not None:
+        data = packed(ranges_from)
     batch = form.batch if batch == "own" else checked_batch(batch)
-    model = rounded_for(model, precision)
+    if method == OWN:
+        model = rounded_for(model, precision)
     stepped = unrolled(model) if unroll else model
-    found = found_of(model, name, precision, batch, unroll)
+    found = found_of(model, name, precision, batch, unroll, method)
     facts = describe(model, found, None if callable(metadata) else metadata)
-    content = form.convert(bake(stepped) if is_quantized(model) else stepped, precision, names, batch, io)
+    if form.converter is not None and ranges_from is not None:
+        content = form.converter.convert(stepped, precision, names, batch, io, ranges_from)
+    else:
+        content = form.convert(bake(stepped) if is_quantized(model) else stepped, precision, names, batch, io)
     with in_place(path, *beside) as (temporary, *others):
 
         def settle() -> Agreement:
             written = form.embed(content, as_json(facts))
             temporary.write_bytes(written)
             trust(written)
-            return prove(temporary, name, precision, model, data)
+            return prove(temporary, name, precision, model, data, method)
 
         agreement = settle()
         if callable(metadata):  # it may measure the file, which was proved; what it says goes in, and is proved again
@@ -117,18 +140,45 @@ def export(
         file = File(path, name, precision, agreement=agreement, metadata=facts, beside=tuple(beside), **sizes)
         for other, text_of in zip(others, beside.values(), strict=True):
             other.write_text(text_of(file, written), encoding="utf-8")
+        if method == CONVERTER and (floats := form.inspect(temporary).floats):
+            named = "; ".join(map(str, floats))
+            said = f"The {precision} file of {model.name!r} is not all whole numbers: {named}."
+            warnings.warn(said, UserWarning, stacklevel=2)
     return file
 
 
-def prove(path: Path, name: str, precision: str, model: keras.Model, data: Any) -> Agreement:
-    """Inspect a written file and compare it with its model; raise an `ExportError` at a fault."""
-    form = FORMATS[name]
+def calibration_of(model: keras.Model, calibration: Any, method: str) -> list[np.ndarray] | None:
+    """Give the samples on which a converter finds its ranges; None where kpipe rounds, and takes none here."""
+    if method == CONVERTER and calibration is None:
+        raise ExportError(
+            "method='converter' needs calibration data: calibration=..., some hundred inputs like those the model will "
+            "see."
+        )
+    if method != CONVERTER and calibration is not None:
+        raise ExportError(
+            "calibration is what method='converter' finds ranges on; kpipe.quantize takes that of kpipe's own way. "
+            "Leave it out, or give the method."
+        )
+    return None if calibration is None else samples(calibration, model, limit=CALIBRATION_SAMPLES, what="calibration")
+
+
+def packed(inputs: list[np.ndarray]) -> Any:
+    """Give the inputs of a model as it takes them: one alone, or a list."""
+    return inputs[0] if len(inputs) == 1 else inputs
+
+
+def prove(path: Path, name: str, precision: str, model: keras.Model, data: Any, method: str = OWN) -> Agreement:
+    """Inspect a written file and compare it with its model; raise an `ExportError` at a fault.
+
+    What a converter leaves in float is none: no model says what was to be rounded.
+    """
+    form, converted = FORMATS[name], method == CONVERTER
     found = form.inspect(path)
-    islands, rounded = (float_layers(model), rounded_layers(model)) if found.floats else ({}, None)
+    islands, rounded = (float_layers(model), rounded_layers(model)) if found.floats and not converted else ({}, None)
     faults = list(found.faults)
-    faults += [str(one) for one in found.floats if not one.belongs_to(islands, rounded)]
+    faults += [str(one) for one in found.floats if not converted and not one.belongs_to(islands, rounded)]
     faults += wrongly_stored(model, found.stored) if is_quantized(model) else []
-    if found.precision != precision and (is_quantized(model) or has_kernels(model)):
+    if found.precision != precision and (converted or is_quantized(model) or has_kernels(model)):
         faults.append(f"it was to be {precision} but is {found.precision}")
     if faults:
         raise ExportError(
@@ -136,7 +186,7 @@ def prove(path: Path, name: str, precision: str, model: keras.Model, data: Any) 
             "Replace the layers that lead to these operations."
         )
     with form.runtime(path) as runtime:
-        agreement = compare(runtime, model, data)
+        agreement = compare(runtime, model, data, twin=not converted)
         check_batches(runtime, model)
     check(agreement, precision, f"The {name} file of model {model.name!r}", found.hybrids)
     return agreement

@@ -3,7 +3,15 @@
 from kpipe.fake_quant.bake import AVERAGE, COPYING, bake, is_quantized, whole_windows
 from kpipe.fake_quant.island import Island
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
-from kpipe.fake_quant.schemes import SCHEMES, Scheme, precision_of, scheme_of
+from kpipe.fake_quant.schemes import (
+    CONVERTED,
+    SCHEMES,
+    Scheme,
+    activation_bits,
+    precision_of,
+    precisions,
+    scheme_of,
+)
 from kpipe.fake_quant.support import (
     float_layers,
     is_linear,
@@ -18,18 +26,21 @@ from kpipe.fake_quant.support import (
 
 __all__ = [
     "AVERAGE",
+    "CONVERTED",
     "COPYING",
     "SCHEMES",
     "FakeQuant",
     "Island",
     "QuantizedWeights",
     "Scheme",
+    "activation_bits",
     "bake",
     "float_layers",
     "is_linear",
     "is_quantized",
     "kind_of",
     "precision_of",
+    "precisions",
     "reasons_against",
     "refuse_unsupported",
     "rounded_layers",

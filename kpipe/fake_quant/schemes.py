@@ -41,6 +41,32 @@ SCHEMES("float16")(Scheme(16, None, "Weights of half the size, as floats; what f
 SCHEMES("w4a8")(Scheme(4, 8, "Weights of 4 bits, activations of 8, computed with in whole numbers."))
 SCHEMES("int4")(Scheme(4, None, "Weights of 4 bits; what flows between layers stays in float."))
 
+CONVERTED: Registry[Scheme] = Registry("precision of a converter")
+"""What a format's own converter rounds a float model to; what is not among `SCHEMES`, no model computes as."""
+CONVERTED("int8")(SCHEMES["int8"])
+CONVERTED("int16x8")(Scheme(8, 16, "Weights of 8 bits, activations of 16; slow, as few runtimes have fast kernels."))
+
+
+def precisions() -> dict[str, Scheme]:
+    """Give all that is rounded, by the name of its precision: by a model that computes so, or by a converter alone.
+
+    Example:
+        >>> [name for name in precisions() if name not in SCHEMES]
+        ['int16x8']
+    """
+    return {name: known[name] for known in (SCHEMES, CONVERTED) for name in known}
+
+
+def activation_bits(precision: str) -> int | None:
+    """Give the bits of the whole numbers that flow between the operations of a file; None where floats do.
+
+    Example:
+        >>> activation_bits("int16x8"), activation_bits("int8_dynamic"), activation_bits("float32")
+        (16, None, None)
+    """
+    scheme = precisions().get(precision)
+    return None if scheme is None else scheme.activations
+
 
 def scheme_of(model: Any) -> str | None:
     """Name the scheme of a model: whether its activations are rounded, and the fewest bits of its kernels.
@@ -76,19 +102,21 @@ def bits_of_schemes() -> str:
     return ", ".join(str(bits) for bits in sorted({SCHEMES[name].weights for name in SCHEMES}))
 
 
-def precision_of(rounded: bool, stored: Collection[str]) -> str:
+def precision_of(activations: int | None, stored: Collection[str]) -> str:
     """Name the precision of a file: that of the scheme with the fewest bits that it stores a weight in.
 
     Args:
-        rounded: Whether whole numbers flow between its operations.
+        activations: The bits of the whole numbers that flow between its operations; None where floats do.
         stored: The types of its weights.
 
     Example:
-        >>> precision_of(True, {"int8", "float32"}), precision_of(False, {"int8"}), precision_of(False, {"float32"})
+        >>> precision_of(8, {"int8", "float32"}), precision_of(None, {"int8"}), precision_of(None, {"float32"})
         ('int8', 'int8_dynamic', 'float32')
+        >>> precision_of(16, {"int8"}), precision_of(16, set())
+        ('int16x8', 'int16x8')
     """
-    for name in sorted(SCHEMES, key=lambda name: SCHEMES[name].weights):
-        scheme = SCHEMES[name]
-        if (scheme.activations is not None) == rounded and scheme.storage in stored:
+    alike = {name: one for name, one in precisions().items() if one.activations == activations}
+    for name in sorted(alike, key=lambda name: alike[name].weights):
+        if alike[name].storage in stored:
             return name
-    return "int8" if rounded else "float32"
+    return "float32" if activations is None else next(name for name, one in alike.items() if one.weights == 8)

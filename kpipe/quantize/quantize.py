@@ -8,7 +8,15 @@ import keras
 
 from kpipe.data import samples
 from kpipe.errors import KpipeError, NoEffectWarning
-from kpipe.fake_quant import SCHEMES, Scheme, is_quantized, reasons_against, refuse_unsupported, wider_layers
+from kpipe.fake_quant import (
+    CONVERTED,
+    SCHEMES,
+    Scheme,
+    is_quantized,
+    reasons_against,
+    refuse_unsupported,
+    wider_layers,
+)
 from kpipe.graph import sites
 from kpipe.quantize.bits import bits_of
 from kpipe.quantize.calibrate import calibrate
@@ -89,6 +97,11 @@ def quantize(
         Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
         CVPR 2018.
     """
+    if scheme in CONVERTED and scheme not in SCHEMES:
+        raise KpipeError(
+            f"No model computes as {scheme} does; a converter rounds a float model so: kpipe.export(model, path, "
+            f"{scheme!r}, method='converter', calibration=...)."
+        )
     plan = SCHEMES[scheme]
     if is_quantized(model):
         raise KpipeError(f"Model {model.name!r} is quantized already. Train it on, or export it.")

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from kpipe.fake_quant import SCHEMES
+from kpipe.export.formats import CONVERTER
+from kpipe.fake_quant import CONVERTED, activation_bits
 from kpipe.pipeline import FloatModel, QuantizedModel, Stage, wiring
 from kpipe.pipeline.steps import losses_of
 from kpipe.pipeline.task import ENTROPIES
@@ -40,7 +41,7 @@ def delivery_faults(stages: Sequence[Stage], name: str) -> list[str]:
 
 
 def precision_faults(stages: Sequence[Stage]) -> list[str]:
-    """Find exports in a precision that the model they get cannot have.
+    """Find exports in a precision, or by a method, that the model they get cannot have.
 
     Args:
         stages: The stages in their order.
@@ -50,27 +51,38 @@ def precision_faults(stages: Sequence[Stage]) -> list[str]:
 
     Example:
         >>> precision_faults([Export(precision="int8")])
-        ['stages[0].precision: int8 needs a quantized model; put a quantize stage before this one']
+        ['stages[0].precision: int8 needs a quantized model; put a quantize stage before this one, or say method: converter']
+        >>> precision_faults([Export(precision="int8", method="converter")])
+        []
     """
     faults = []
     kind: type = FloatModel
     own = "float32"
     for index, stage in enumerate(stages):
         own = stage.precision if isinstance(stage, Quantize) else own
-        if isinstance(stage, Export) and stage.precision is not None:
-            quantized = kind is QuantizedModel
-            path, asked = f"stages[{index}].precision", stage.precision
-            if quantized and asked != own:
-                faults.append(
-                    f"{path}: a model quantized by {own} is written in {own} only, not in {asked}; leave precision "
-                    "out, or export before quantize"
-                )
-            elif not quantized and asked in SCHEMES and SCHEMES[asked].activations is not None:
-                faults.append(f"{path}: {asked} needs a quantized model; put a quantize stage before this one")
+        if isinstance(stage, Export) and (fault := _export_fault(stage, own, kind is QuantizedModel)):
+            faults.append(f"stages[{index}].{fault}")
         gives = wiring(type(stage)).gives
         if gives is not None and kind not in gives:
             kind = gives[0]
     return faults
+
+
+def _export_fault(stage: Export, own: str, quantized: bool) -> str | None:
+    """Say what about an export does not go with the model that it gets, which a stage has quantized or none."""
+    asked = stage.precision
+    if stage.method == CONVERTER:
+        why = f"method: {CONVERTER} rounds a float model, and this one is quantized by {own}"
+        return f"{why}; leave method and precision out, or export before quantize" if quantized else None
+    if asked is None:
+        return None
+    if quantized and asked != own:
+        why = f"precision: a model quantized by {own} is written in {own} only, not in {asked}"
+        return f"{why}; leave precision out, or export before quantize"
+    if not quantized and activation_bits(asked) is not None:
+        how = f", or say method: {CONVERTER}" if asked in CONVERTED else ""
+        return f"precision: {asked} needs a quantized model; put a quantize stage before this one{how}"
+    return None
 
 
 def accuracy_faults(stages: Sequence[Stage]) -> list[str]:

@@ -6,10 +6,12 @@ from pydantic import Field, model_validator
 
 from kpipe.errors import ExportError, KpipeError
 from kpipe.export import FORMATS
+from kpipe.export.formats import CONVERTER, OWN
 from kpipe.export.metadata import FOUND
+from kpipe.export.precision import settled_io, unwritten
 from kpipe.pipeline import STAGES, AnyModel, Context, Stage
 from kpipe.pipeline.examine import export_file
-from kpipe.stages.fields import FormatName, PrecisionName
+from kpipe.stages.fields import FormatName, MethodName, PrecisionName
 
 
 @STAGES("export")
@@ -19,7 +21,10 @@ class Export(Stage):
     Args:
         formats: The formats, such as [tflite, onnx].
         precision: float32, or a scheme that rounds weights alone (float16, int8_dynamic, int4) for a float model; None
-            for the model's own: float32, or the scheme by which it is quantized.
+            for the model's own: float32, or the scheme by which it is quantized. By method: converter int8 or int16x8.
+        method: Who rounds: kpipe, by a quantize stage or here, or the converter, a float model as it writes the .tflite
+            file, with ranges from the calibration samples (post-training quantization). What it leaves in float is
+            noted.
         name: The files' name without suffix; None for the recipe's name.
         max_accuracy_drop: Refuse to deliver a file whose accuracy on the test split, measured in the runtime, is lower
             than the baseline's by more than this fraction; None to deliver whatever comes.
@@ -29,13 +34,14 @@ class Export(Stage):
         c_array: Whether the .tflite file is written as a C++ array too, with a header, for TFLite Micro.
         batch: How many samples the files take at once; None for any number; "own" for one in LiteRT and any in ONNX.
         unroll: Whether recurrent layers are written out step by step, without a loop.
-        io: Whether .tflite files in whole numbers take and give int8 or float32; None for int8.
+        io: Whether .tflite files in whole numbers take and give these, int8 or int16, or float32; None for whole numbers.
     """
 
     stage: Literal["export"] = "export"
     delivers = True
     formats: Annotated[tuple[FormatName, ...], Field(min_length=1)] = ("tflite",)
     precision: PrecisionName | None = None
+    method: MethodName = OWN
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")] | None = None
     max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] | None = None
     labels: tuple[str, ...] | None = None
@@ -43,18 +49,18 @@ class Export(Stage):
     c_array: bool = False
     batch: Annotated[int, Field(ge=1)] | Literal["own"] | None = "own"
     unroll: bool = False
-    io: Literal["float32", "int8"] | None = None
+    io: Literal["float32", "int8", "int16"] | None = None
 
     @model_validator(mode="after")
     def _written(self) -> Self:
         for name in self.formats:
-            known = FORMATS[name].precisions
-            if self.precision is not None and self.precision not in known:
-                raise KpipeError(
-                    f"{name} files are not written in {self.precision}; expected one of {', '.join(known)}"
-                )
-        if self.io is not None and not any(FORMATS[name].io[1:] for name in self.formats):
+            if fault := unwritten(self.precision, name, self.method):
+                raise KpipeError(fault)
+        if self.io is not None and not any(FORMATS[name].whole_ends for name in self.formats):
             raise KpipeError(f"{' and '.join(self.formats)} files have float32 inputs and outputs always; leave io out")
+        for name in self.formats:
+            if FORMATS[name].whole_ends:
+                settled_io(self.io, self.precision or "int8", name, FORMATS[name])
         if self.c_array and "tflite" not in self.formats:
             raise KpipeError("c_array is made of the tflite file; expected tflite among the formats")
         if taken := [key for key in self.metadata if key in FOUND]:
@@ -77,7 +83,9 @@ class Export(Stage):
                 c_array=self.c_array and suffix == "tflite",
                 batch=self.batch,
                 unroll=self.unroll,
-                io=self.io if FORMATS[suffix].io[1:] else None,
+                io=self.io if FORMATS[suffix].whole_ends else None,
+                method=self.method,
+                calibration=context.data.calibration if self.method == CONVERTER else None,
             )
             if reference is not None:
                 self._judge(file, reference)

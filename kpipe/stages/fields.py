@@ -8,7 +8,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 
 from kpipe.errors import KpipeError
 from kpipe.export import FORMATS
-from kpipe.fake_quant import SCHEMES
+from kpipe.export.formats import FLOAT, METHODS
+from kpipe.fake_quant import SCHEMES, precisions
 from kpipe.layers import KERNEL_ROLES
 from kpipe.patterns import pattern_of, scope_of
 from kpipe.pipeline.task import LOSSES
@@ -44,7 +45,7 @@ TRIED = 1000
 
 SCHEDULE = "a name with its arguments, such as {linear: {final_sparsity: 0.8}}"
 
-PRECISIONS = tuple(dict.fromkeys(precision for name in FORMATS for precision in FORMATS[name].precisions))
+PRECISIONS = (FLOAT, *precisions())
 
 
 def _one_of(kind: str, known: Collection[str]) -> AfterValidator:
@@ -101,6 +102,7 @@ ObserverSpec = Annotated[
     str | dict[str, Any], _taken_by(observer_of, (str, dict), "a name, or {name: {argument: value}}")
 ]
 PrecisionName = Annotated[str, _one_of("precision", PRECISIONS)]
+MethodName = Annotated[str, _one_of("method", METHODS)]
 Roles = Annotated[tuple[Annotated[str, _one_of("role", KERNEL_ROLES)], ...], AfterValidator(_several)]
 ScheduleSpec = Annotated[dict[str, Any], _taken_by(lambda spec: schedule(spec, TRIED), dict, SCHEDULE)]
 SchedulesSpec = Annotated[dict[str, Any], _taken_by(lambda spec: schedules_of(spec, TRIED), dict, SCHEDULE)]

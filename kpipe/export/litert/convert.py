@@ -1,6 +1,9 @@
 """LiteRT (.tflite): written by TensorFlow's converter, run by ai-edge-litert."""
 
+import contextlib
 import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -8,16 +11,25 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.errors import ExportError
-from kpipe.export.formats import FLOAT, FORMATS, Format
+from kpipe.export.formats import FLOAT, FORMATS, Converter, Format
 from kpipe.export.litert.inspect import inspect
 from kpipe.export.litert.metadata import embed, extract
 from kpipe.export.litert.runtime import LiteRTRuntime
-from kpipe.export.litert.text import first_lines, text
+from kpipe.export.litert.text import first_lines, operator_names, text
 from kpipe.export.litert.weights import narrow_weights, store_weights
 from kpipe.export.quiet import quiet
+from kpipe.export.runtime import batches_of
 from kpipe.export.signature import input_names, serving
-from kpipe.fake_quant import SCHEMES
+from kpipe.fake_quant import CONVERTED, SCHEMES, activation_bits
 from kpipe.fake_quant.affine import HALF
+
+KERNELS = {
+    8: tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
+    16: tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
+}
+"""Bits of activations -> the converter's name for the kernels that compute with them."""
+BRANCHES = ("WHILE", "IF", "CALL_ONCE")
+"""Operations whose graphs the converter's calibration does not survive: it ends the process."""
 
 
 def convert(model: keras.Model, precision: str, names: list[str], batch: int | None = 1, io: str = "int8") -> bytes:
@@ -38,7 +50,69 @@ def convert(model: keras.Model, precision: str, names: list[str], batch: int | N
     Raises:
         ExportError: When the converter refuses the model.
     """
-    whole_numbers = precision in SCHEMES and SCHEMES[precision].activations is not None
+    whole_numbers = activation_bits(precision) is not None
+    with converter_of(model, names, batch) as converter:
+        if whole_numbers or precision == "float16":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if precision == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if whole_numbers and io != FLOAT:
+            converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io)
+        content = converter.convert()
+    if precision in SCHEMES and SCHEMES[precision].weights < HALF:
+        if not whole_numbers:
+            content = store_weights(content)
+        elif SCHEMES[precision].weights < 8:
+            content = narrow_weights(content)
+    return in_order(content, input_names(model), names)
+
+
+def convert_calibrated(
+    model: keras.Model, precision: str, names: list[str], batch: int | None, io: str, inputs: Sequence[np.ndarray]
+) -> bytes:
+    """Let TensorFlow's converter round a float model as it writes it, with the ranges that it finds on samples.
+
+    What has no kernel of whole numbers it leaves in float, between operations that turn one into the other.
+
+    Args:
+        model: A float model.
+        precision: A name of `CONVERTED`.
+        names: Names of the outputs, in the order of `model.outputs`.
+        batch: The size; None leaves it open.
+        io: "float32", or the type of the activations, of inputs and outputs.
+        inputs: Samples that the ranges are found on, one array an input.
+
+    Returns:
+        The file's content; its inputs and outputs are in the Keras order.
+
+    Raises:
+        ExportError: When the converter refuses the model, or its calibration would not survive it.
+    """
+    bits = activation_bits(precision) or 8
+    keys = input_names(model)
+    with converter_of(model, names, batch) as converter, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*Warning: tf\.lite\.Interpreter is deprecated", UserWarning)
+        branches = sorted(set(BRANCHES) & set(operators_of(converter.convert())))
+        if branches:
+            raise ExportError(
+                f"method='converter' cannot calibrate model {model.name!r}: its file has {', '.join(branches)}, as of "
+                "loops over steps, which end the calibration of TensorFlow's converter. Write recurrent layers out by "
+                "unroll=True, or round by kpipe.quantize, which leaves them in float."
+            )
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.target_spec.supported_ops = [KERNELS[bits], tf.lite.OpsSet.TFLITE_BUILTINS]
+        converter.representative_dataset = lambda: (
+            dict(zip(keys, arrays, strict=True)) for arrays, _ in batches_of(inputs, batch or 1)
+        )
+        if io != FLOAT:
+            converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io)
+        content = converter.convert()
+    return in_order(content, keys, names)
+
+
+@contextlib.contextmanager
+def converter_of(model: keras.Model, names: list[str], batch: int | None) -> Iterator[Any]:
+    """Give TensorFlow's converter of a model; what it raises becomes an `ExportError`."""
     serve, specs = serving(model, names, batch)
     with tempfile.TemporaryDirectory() as folder, quiet():
         archive = keras.export.ExportArchive()
@@ -46,23 +120,20 @@ def convert(model: keras.Model, precision: str, names: list[str], batch: int | N
         archive.add_endpoint("serve", serve, input_signature=specs)
         archive.write_out(folder, verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        if whole_numbers or precision == "float16":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if precision == "float16":
-            converter.target_spec.supported_types = [tf.float16]
-        if whole_numbers and io == "int8":
-            converter.inference_input_type = converter.inference_output_type = tf.int8
         try:
-            content = converter.convert()
+            yield converter
+        except ExportError:
+            raise
         except Exception as error:
             how = "" if batch else " with an open batch"
             raise ExportError(f"LiteRT's converter refuses model {model.name!r}{how}: {first_lines(error)}") from error
-    if precision in SCHEMES and SCHEMES[precision].weights < HALF:
-        if not whole_numbers:
-            content = store_weights(content)
-        elif SCHEMES[precision].weights < 8:
-            content = narrow_weights(content)
-    return in_order(content, input_names(model), names)
+
+
+def operators_of(content: bytes) -> list[str]:
+    """Name the kinds of operations of a file that was just written."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    return operator_names(flatbuffer_utils.convert_bytearray_to_object(bytearray(content)))
 
 
 def in_order(content: bytes, inputs: list[str], outputs: list[str]) -> bytes:
@@ -81,5 +152,16 @@ def in_order(content: bytes, inputs: list[str], outputs: list[str]) -> bytes:
 
 
 FORMATS("tflite")(
-    Format(".tflite", (FLOAT, *SCHEMES), convert, LiteRTRuntime, inspect, embed, extract, 1, ("int8", FLOAT))
+    Format(
+        suffix=".tflite",
+        precisions=(FLOAT, *SCHEMES),
+        convert=convert,
+        runtime=LiteRTRuntime,
+        inspect=inspect,
+        embed=embed,
+        extract=extract,
+        batch=1,
+        whole_ends=True,
+        converter=Converter("TensorFlow's converter", tuple(CONVERTED), convert_calibrated),
+    )
 )

@@ -52,13 +52,20 @@ def judge(model: Any, operators: list[str], types: dict[int, str]) -> Inspection
                 floats.append(FloatOperation(scope, f"{name} computes in float"))
     tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
     stored = Counter((types[each.type].lower(), int(each.shape.prod())) for each in tensors if _is_weight(model, each))
-    rounded = any(types[each.type] == "INT8" and model.buffers[each.buffer].data is None for each in tensors)
-    precision = precision_of(rounded, {dtype for dtype, _ in stored})
+    flowing = {types[each.type] for each in tensors if _flows_on_a_grid(model, each)}
+    bits = next((bits for bits in (8, 16) if f"INT{bits}" in flowing), None)
+    precision = precision_of(bits, {dtype for dtype, _ in stored})
     operations = tuple(Operation(o.name, o.inputs, o.outputs, n) for o, n in found.most_common())
     faults = tuple(
         f"{one.name} needs an extension of the runtime" for one in operations if one.name.startswith("CUSTOM")
     )
-    return Inspection(operations, precision, faults, tuple(floats) if rounded else (), tuple(stored.elements()))
+    return Inspection(operations, precision, faults, tuple(floats) if bits else (), tuple(stored.elements()))
+
+
+def _flows_on_a_grid(model: Any, tensor: Any) -> bool:
+    """Say whether a tensor is no constant, and its whole numbers stand for values."""
+    grid = tensor.quantization
+    return model.buffers[tensor.buffer].data is None and grid is not None and grid.scale is not None
 
 
 def _is_weight(model: Any, tensor: Any) -> bool:

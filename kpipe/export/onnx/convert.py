@@ -19,7 +19,7 @@ from kpipe.export.onnx.transposes import without_dead_transposes
 from kpipe.export.onnx.weights import in_halves, store_weights
 from kpipe.export.quiet import quiet
 from kpipe.export.signature import input_names, serving
-from kpipe.fake_quant import SCHEMES, float_layers, rounded_layers
+from kpipe.fake_quant import SCHEMES, activation_bits, float_layers, rounded_layers
 from kpipe.fake_quant.affine import HALF
 from kpipe.graph import replay
 from kpipe.layers.preprocessing import scale_and_offset
@@ -86,8 +86,7 @@ def _stored(proto: Any, precision: str) -> Any:
 
 def _islands(model: keras.Model, precision: str) -> tuple[list[str], set[str] | None]:
     """Name the layers that compute in float in a file of whole numbers; and the others, where operations do so too."""
-    whole_numbers = precision in SCHEMES and SCHEMES[precision].activations is not None
-    return (list(float_layers(model)), rounded_layers(model)) if whole_numbers else ([], None)
+    return ([], None) if activation_bits(precision) is None else (list(float_layers(model)), rounded_layers(model))
 
 
 def _write_erfc(context: Any, node: Any, name: str, args: Any) -> None:
@@ -155,4 +154,16 @@ def _is_grouped(layer: Any) -> bool:
     return type(layer) is keras.layers.Conv2D and layer.groups > 1
 
 
-FORMATS("onnx")(Format(".onnx", (FLOAT, *SCHEMES), convert, OnnxRuntime, inspect, embed, extract, None, (FLOAT,)))
+FORMATS("onnx")(
+    Format(
+        suffix=".onnx",
+        precisions=(FLOAT, *SCHEMES),
+        convert=convert,
+        runtime=OnnxRuntime,
+        inspect=inspect,
+        embed=embed,
+        extract=extract,
+        batch=None,
+        whole_ends=False,
+    )
+)

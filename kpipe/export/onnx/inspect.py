@@ -40,7 +40,7 @@ def judge(proto: Any) -> Inspection:
     rounded = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
     constants = [tensor for tensor in proto.graph.initializer if len(tensor.dims) > 1]
     stored = tuple((types[tensor.name], math.prod(tensor.dims)) for tensor in constants)
-    precision = precision_of(rounded, {dtype for dtype, _ in stored})
+    precision = precision_of(8 if rounded else None, {dtype for dtype, _ in stored})
     floats = tuple(float_operations(proto.graph, types)) if rounded else ()
     return Inspection(operations, precision, tuple(faults), floats, stored)
 
