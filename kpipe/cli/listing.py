@@ -191,9 +191,8 @@ def _schemes() -> list[Row]:
 
 def _files(precision: str, method: str) -> str:
     """List the suffixes of the files that a method gives in a precision."""
-    return (
-        ", ".join(FORMATS[form].suffix for form in FORMATS if precision in FORMATS[form].precisions_by(method)) or "-"
-    )
+    written = [FORMATS[form].suffix for form in FORMATS if precision in FORMATS[form].precisions_by(method)]
+    return ", ".join(written) or "-"
 
 
 def _formats() -> list[Row]:

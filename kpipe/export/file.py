@@ -23,8 +23,8 @@ class Agreement:
         samples: How many samples were compared.
         source: "data" when they are the caller's, "random" when they were drawn.
         signal_to_noise_db: Of a file in whole numbers held against a float model: how far the mean square of the error
-            lies below the variance of an output's entries over the samples, 10 · log10(mean var b / mean (a - b)²) in
-            decibels, least over the outputs. None for all other files.
+            lies below the variance of an output's values, 10 · log10(var b / mean (a - b)²) in decibels, least over the
+            outputs. None for all other files.
 
     Example:
         >>> print(Agreement(0.004, 1.0, 1.0, 0.995, 200, "data"))

@@ -50,8 +50,8 @@ def precision_faults(stages: Sequence[Stage]) -> list[str]:
         The faults, each with its path.
 
     Example:
-        >>> precision_faults([Export(precision="int8")])
-        ['stages[0].precision: int8 needs a quantized model; put a quantize stage before this one, or say method: converter']
+        >>> precision_faults([Export(precision="w4a8")])
+        ['stages[0].precision: w4a8 needs a quantized model; put a quantize stage before this one']
         >>> precision_faults([Export(precision="int8", method="converter")])
         []
     """

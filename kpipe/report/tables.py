@@ -146,7 +146,8 @@ def file_table(run: RunRecord) -> list[Row]:
 
 def agreement_table(run: RunRecord) -> list[Row]:
     """Give how far the answers of the delivered files are from the Keras model's, one row a file."""
-    names = dict.fromkeys(name for file in run.delivery for name, value in file.agreement.items() if single(value))
+    figures = [(name, value) for file in run.delivery for name, value in file.agreement.items() if single(value)]
+    names = dict.fromkeys(name for name, value in figures if value is not None)
     rows = [(file, {words(name): written(name, file.agreement.get(name)) for name in names}) for file in run.delivery]
     return [{"File": file.path, **row} for file, row in rows] if names else []
 

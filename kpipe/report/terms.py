@@ -46,8 +46,8 @@ TERMS = (
         "Answers of a file",
         "how far the answers of the file are from those of the model that it was exported from, on the same "
         "samples. A step is one step of the whole numbers that an int8 file answers in; argmax agreement is how often "
-        "both choose the same class. Signal to noise, in decibels, is that of a file that a converter rounded, against "
-        "the float model: 20 are an error of a tenth of what the answers scatter by. A file beyond the tolerance is not "
+        "both choose the same class. Signal to noise is that of a file that a converter rounded, against the float "
+        "model: 20 decibels are an error of a tenth of what the answers scatter by. A file beyond the tolerance is not "
         "delivered.",
     ),
 )

@@ -34,7 +34,7 @@ class Export(Stage):
         c_array: Whether the .tflite file is written as a C++ array too, with a header, for TFLite Micro.
         batch: How many samples the files take at once; None for any number; "own" for one in LiteRT and any in ONNX.
         unroll: Whether recurrent layers are written out step by step, without a loop.
-        io: Whether .tflite files in whole numbers take and give these, int8 or int16, or float32; None for whole numbers.
+        io: Whether .tflite files in whole numbers take and give these, int8 or int16, or float32; None for the former.
     """
 
     stage: Literal["export"] = "export"
