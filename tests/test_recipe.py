@@ -105,6 +105,22 @@ def test_a_good_recipe_is_read_with_its_defaults():
         ("stages.4.precision", "int8", "stages[4].precision: int8 needs a quantized model; put a quantize .*"),
         ("stages.6.precision", "float32", "stages[6].precision: a model quantized by int8 is written in int8 only.*"),
         ("stages.6.precision", "int4", "stages[6].precision: a model quantized by int8 is written in int8 only.*"),
+        (
+            "stages.6",
+            {"stage": "export", "precision": "int8", "method": "converter"},
+            "stages[6].method: converter rounds a float model, and this one is quantized by int8; leave method .*",
+        ),
+        (
+            "stages.4",
+            {"stage": "export", "name": "float", "precision": "int16x8"},
+            "stages[4]: int16x8 is written by method='converter' alone, from a float model into a .tflite file",
+        ),
+        (
+            "stages.4",
+            {"stage": "export", "name": "float", "precision": "int8", "method": "converter", "formats": ["onnx"]},
+            "stages[4]: method='converter' writes .tflite files; for onnx files call kpipe.quantize, .*",
+        ),
+        ("stages.4.method", "converted", "stages[4].method: unknown method 'converted'.* Did you mean 'converter'?"),
         ("stages.5.bits", {"logits": 5}, "stages[5].bits: bits of 'logits' is 5; expected 4, 8 or None, .*"),
         ("stages.5.bits", {"(": 8}, "stages[5].bits: bits is '(', which is no regular expression: .*"),
         ("stages.5.scheme", "int9", "stages[5].scheme: unknown scheme 'int9'.* Did you mean 'int8'?"),
@@ -309,3 +325,8 @@ def test_the_name_of_the_file_is_the_name_of_the_recipe(tmp_path):
     document = changed("name", None)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(document))
     assert load_recipe(tmp_path / "mine.yaml").name == "mine"
+
+
+def test_a_float_model_may_be_rounded_by_the_converter_before_it_is_quantized():
+    stage = {"stage": "export", "name": "float", "precision": "int16x8", "method": "converter"}
+    assert faults(changed("stages.4", stage)) == []

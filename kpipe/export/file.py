@@ -16,8 +16,9 @@ class Agreement:
 
     Args:
         max_relative_error: Greatest difference of an output over that output's greatest value, max|a - b| / max|b|.
-        within_two_steps: Fraction of values at most two steps of the output's grid off; None for floats.
-        max_steps: Greatest difference in steps of the output's grid; None for floats.
+        within_two_steps: Fraction of values at most two steps of the output's grid off; None where either computes in
+            float.
+        max_steps: Greatest difference in steps of the output's grid; None where either computes in float.
         argmax_agreement: Fraction of the rows whose greatest entry is at the same place, over the outputs with at least
             two entries; where the model's greatest entries are equal, any of them counts. None without such an output.
         samples: How many samples were compared.
@@ -31,7 +32,7 @@ class Agreement:
         200 samples (data): 100.0 % within 2 steps, at most 1.0 steps off, argmax agrees on 99.5 %
         >>> print(Agreement(2e-7, None, None, None, 8, "random"))
         8 samples (random): relative error at most 2.0e-07
-        >>> print(Agreement(0.03, 0.9, 7.0, 0.995, 200, "data", 35.2))
+        >>> print(Agreement(0.03, None, None, 0.995, 200, "data", 35.2))
         200 samples (data): noise 35.2 dB below the float model's outputs, argmax agrees on 99.5 %
     """
 

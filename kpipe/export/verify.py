@@ -131,7 +131,7 @@ def compare(runtime: Runtime, model: keras.Model, data: Any = None, twin: bool =
             f"{[r.shape for r in references]}. Is it another model's file?"
         )
     pairs = list(zip(answers, references, runtime.outputs, strict=True))
-    steps = [steps_apart(a, r, port.scale) for a, r, port in pairs if port.scale]
+    steps = [steps_apart(a, r, port.scale) for a, r, port in pairs if port.scale and twin]
     together = np.concatenate([each.reshape(-1) for each in steps]) if len(steps) == len(pairs) else None
     rows = [same_argmax(a, r, port.scale or 0.0) for a, r, port in pairs if r.ndim > 1 and r.shape[-1] > 1]
     return Agreement(

@@ -218,6 +218,13 @@ def test_ls_formats_says_the_precisions_and_the_runtime():
     assert "onnxruntime," in row
 
 
+def test_ls_schemes_says_who_rounds_into_which_files():
+    rows = {words[0]: words[1:8] for words in lines_of("schemes") if len(words) > 6}
+    assert rows["int8"] == ["8", "bits", "8", "bits", ".tflite,", ".onnx", ".tflite"]
+    assert rows["int16x8"][:6] == ["8", "bits", "16", "bits", "-", ".tflite"]
+    assert rows["w4a8"][4:7] == [".tflite,", ".onnx", "-"]
+
+
 def test_ls_recipes_gives_the_first_sentence_of_the_head():
     Path("recipes").mkdir()
     Path("recipes/a.yaml").write_text("#!/usr/bin/env -S kpipe run\n# Toys: small\n# ones. And more.\nname: a\n")

@@ -291,6 +291,34 @@ def test_an_export_in_floats_or_whole_numbers(model, context):
             assert {port.dtype for port in (*runtime.inputs, *runtime.outputs)} == {dtype}
 
 
+def test_an_export_rounded_by_the_converter(model, context):
+    x = keras.Input(context.data.train[0].shape[1:])
+    curved = keras.layers.ELU(name="curve")(keras.layers.Dense(4)(keras.layers.Flatten()(x)))
+    given = FloatModel(keras.Model(x, keras.layers.Dense(3)(curved), name="curved"))
+    stage = Export(precision="int16x8", method="converter", io="int16")
+    with pytest.warns(UserWarning, match="not all whole numbers"), noting(context.record):
+        assert stage.run(given, context) is given
+    (file,) = context.record.files
+    assert (file["precision"], file["agreement"]["source"]) == ("int16x8", "data")
+    assert file["agreement"]["samples"] == len(context.data.calibration)
+    assert file["agreement"]["signal_to_noise_db"] > 20 and 0 <= file["accuracy"] <= 1
+    (note,) = context.record.notes
+    assert "ELU computes in float" in note and "curve" in note
+    for wrong, why in (
+        ({"precision": "int16x8"}, "int16x8 is written by method='converter' alone"),
+        ({"method": "converter"}, "writes int8 or int16x8; received the precision None"),
+        ({"precision": "float16", "method": "converter"}, "writes int8 or int16x8; received the precision 'float16'"),
+        ({"precision": "int8", "method": "converter", "formats": ("tflite", "onnx")}, "for onnx files call kpipe.quan"),
+        ({"precision": "int16x8", "method": "converter", "io": "int8"}, "expected 'float32' or 'int16'"),
+        ({"io": "int16"}, "expected 'float32' or 'int8'"),
+        ({"method": "convertor"}, "Did you mean 'converter'"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            Export(**wrong)
+    with pytest.raises(ExportError, match="is quantized: its file is int8, and method='converter'"):
+        stage.run(Quantize().run(FloatModel(model), context), context)
+
+
 @pytest.mark.parametrize(
     "stage",
     [

@@ -35,8 +35,14 @@ class CompiledRuntime(Runtime):
             raise ExportError(f"ai-edge-litert cannot compile {path}: {first_lines(error)}") from error
         self._buffers = {p.name: self.model.create_input_buffer_by_name(self.key, p.name) for p in self.inputs}
         self._results = {p.name: self.model.create_output_buffer_by_name(self.key, p.name) for p in self.outputs}
-        with quiet_native():  # the first value that is written makes an environment, of which the runtime tells
-            self._write([np.zeros([size or 1 for size in port.shape], port.dtype) for port in self.inputs])
+        try:
+            with quiet_native():  # the first value that is written makes an environment, of which the runtime tells
+                self._write([np.zeros([size or 1 for size in port.shape], port.dtype) for port in self.inputs])
+        except ValueError as error:
+            raise ExportError(
+                f"Compiled models do not take the inputs of {path}: {first_lines(error)}. Export with io='float32', or "
+                "run it in another engine."
+            ) from error
 
     def invocation(self, inputs: Sequence[np.ndarray]) -> Callable[[], object]:
         """Write one batch of the file's own size, one sample where it is open, and give what runs the model on it."""
