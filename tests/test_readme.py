@@ -44,7 +44,7 @@ def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     assert kpipe.measure(small).macs <= 0.4 * kpipe.measure(model).macs
     assert names["smaller"].count_params() < model.count_params()
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("small.tflite", "small.onnx", "small_f16.tflite", "small_w8.onnx", "small_w4.tflite"),
+        *("small.tflite", "small.onnx", "small_f16.tflite", "small_w8.onnx", "small_w4.tflite", "small_16.tflite"),
     }
     assert (tmp_path / "small.tflite").stat().st_size < (tmp_path / "small_f16.tflite").stat().st_size
 
@@ -80,7 +80,9 @@ def test_the_page_on_quantization(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     keras.utils.set_random_seed(0)
     names = run("docs/quantization.md")
-    plain, better = capsys.readouterr().out.splitlines()[3].split()  # behind the agreements of three files
+    *agreements, figures = capsys.readouterr().out.splitlines()[:6]  # those of five files come first
+    assert [" dB below the float model's outputs" in line for line in agreements] == [False] * 3 + [True] * 2
+    plain, better = figures.split()
     assert float(better) < 0.8 * float(plain)
     assert float(names["quantized"].layers[1].left) == 0
     assert names["plan"].value >= names["plan"].baseline - 0.005

@@ -245,7 +245,8 @@ def check(agreement: Agreement, precision: str, what: str, hybrids: int = 0) -> 
         least_argmax = FLOAT_ARGMAX
         if not agreement.signal_to_noise_db >= SIGNAL_TO_NOISE:
             found = f"its error lies {agreement.signal_to_noise_db:.1f} dB below the scatter of an output"
-            faults.append(f"{found}, at least {SIGNAL_TO_NOISE:g} dB it must")
+            why = "was the calibration like these samples, and does no constant, such as a mask, stretch a range?"
+            faults.append(f"{found}, at least {SIGNAL_TO_NOISE:g} dB it must ({why})")
     elif agreement.max_steps is None or agreement.within_two_steps is None:
         tolerance = max(RELATIVE_TOLERANCE.get(precision, EXACT), HYBRID * hybrids**0.5)
         if not agreement.max_relative_error <= tolerance:
