@@ -105,7 +105,7 @@ def judge(inspection: Any, agreement: Any, here: float | None, there: float | No
         there: Accuracy on arm64.
     """
     from kpipe.errors import ExportError
-    from kpipe.export.verify import check
+    from kpipe.export.tolerance import check
 
     faults = []
     exact = agreement.max_steps is None and not inspection.hybrids

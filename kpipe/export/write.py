@@ -21,8 +21,9 @@ from kpipe.export.recurrent import unrolled
 from kpipe.export.sidecar import companions
 from kpipe.export.signature import check_exportable, checked_batch, output_names
 from kpipe.export.sizes import gzip_size, zstd_size
+from kpipe.export.tolerance import check
 from kpipe.export.trial import trust
-from kpipe.export.verify import DATA_SAMPLES, check, check_batches, compare
+from kpipe.export.verify import DATA_SAMPLES, check_batches, compare
 from kpipe.fake_quant import bake, float_layers, is_quantized, rounded_layers
 
 CALIBRATION_SAMPLES = 512

@@ -12,7 +12,8 @@ from keras import layers as L
 import kpipe
 from kpipe.errors import ExportError, KpipeError
 from kpipe.export import Agreement, File, dissect, inspect, load_runtime, read_metadata
-from kpipe.export.verify import check, signal_to_noise
+from kpipe.export.tolerance import check
+from kpipe.export.verify import signal_to_noise
 
 KINDS = {"int8": (tf.int8, tf.lite.OpsSet.TFLITE_BUILTINS_INT8)}
 KINDS["int16x8"] = (tf.int16, tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8)

@@ -13,7 +13,8 @@ from kpipe.errors import ExportError, KpipeError
 from kpipe.export import FORMATS, Agreement, inspect, load_runtime, write
 from kpipe.export import verify as verify_file
 from kpipe.export.sizes import gzip_size, zstd_size
-from kpipe.export.verify import check, predict, relative_error, same_argmax, steps_apart
+from kpipe.export.tolerance import check
+from kpipe.export.verify import predict, relative_error, same_argmax, steps_apart
 from kpipe.fake_quant import QuantizedWeights
 from tests.models import ZOO, build, samples
 
