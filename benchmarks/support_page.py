@@ -15,8 +15,8 @@ rounding does to such a network before any training, not what it costs in accura
 below: what computes in float, or keeps weights of more bits, inside the file; *no* means that the file is refused, with
 the reason. From one kind of processor to the next the figures differ a little.
 
-All of it is kpipe's own way; what TensorFlow's converter makes of layers by `method="converter"`, to int8 or `int16x8`, is
-shown in [quantization.md](quantization.md#tensorflows-own-way-by-name).
+All of it is kpipe's own way; what TensorFlow's converter makes of layers by `method="converter"`, to int8 or `int16x8`,
+is shown in [quantization.md](quantization.md#tensorflows-own-way-by-name).
 """
 
 
