@@ -14,6 +14,7 @@ from kpipe.errors import ExportError, KpipeError
 from kpipe.export import Agreement, File, dissect, inspect, load_runtime, read_metadata
 from kpipe.export.tolerance import check
 from kpipe.export.verify import signal_to_noise
+from tests.models import build, samples
 
 KINDS = {"int8": (tf.int8, tf.lite.OpsSet.TFLITE_BUILTINS_INT8)}
 KINDS["int16x8"] = (tf.int16, tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8)
@@ -215,6 +216,15 @@ def test_attention_with_a_mask_is_refused_and_a_softmax_over_the_middle_is_round
     assert "SOFTMAX" in {one.name for one in inspect(file.path).operations} and not inspect(file.path).floats
     with pytest.warns(UserWarning, match="axis is 1"):  # what kpipe does with it
         kpipe.quantize(middle, calibration=drawn(64, 5, 6))
+
+
+def test_a_bias_on_the_grid_of_another_input_is_refused(tmp_path):
+    model = build("siamese")
+    x = samples(model, 48)
+    with pytest.raises(ExportError, match=r"The converter gave siamese.*shared.* a bias on the grid of another input"):
+        kpipe.export(model, tmp_path / "m.tflite", "int16x8", calibration=x, **BY_CONVERTER)
+    assert not list(tmp_path.iterdir())
+    assert noise(kpipe.export(model, tmp_path / "m.tflite", "int8", calibration=x, **BY_CONVERTER)) > 30  # the control
 
 
 def test_verify_holds_a_rounded_file_against_the_float_model(written):

@@ -30,6 +30,8 @@ KERNELS = {
 """Bits of activations -> the converter's name for the kernels that compute with them."""
 BRANCHES = ("WHILE", "IF", "CALL_ONCE")
 """Operations whose graphs the converter's calibration does not survive: it ends the process."""
+BIASED, SAME_GRID = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), 1e-3
+"""Operations that add a bias to products of their first two inputs; how far the step of its grid may be from theirs."""
 
 
 def convert(model: keras.Model, precision: str, names: list[str], batch: int | None = 1, io: str = "int8") -> bytes:
@@ -86,13 +88,14 @@ def convert_calibrated(
         The file's content; its inputs and outputs are in the Keras order.
 
     Raises:
-        ExportError: When the converter refuses the model, or its calibration would not survive it.
+        ExportError: When the converter refuses the model, its calibration would not survive it, or a bias is on a wrong
+            grid.
     """
     bits = activation_bits(precision) or 8
     keys = input_names(model)
     with converter_of(model, names, batch) as converter, warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*Warning: tf\.lite\.Interpreter is deprecated", UserWarning)
-        branches = sorted(set(BRANCHES) & set(operators_of(converter.convert())))
+        branches = sorted(set(BRANCHES) & set(operator_names(read(converter.convert()))))
         if branches:
             raise ExportError(
                 f"method='converter' cannot calibrate model {model.name!r}: its file has {', '.join(branches)}, as of "
@@ -107,6 +110,12 @@ def convert_calibrated(
         if io != FLOAT:
             converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io)
         content = converter.convert()
+    if wrong := misplaced_biases(content):
+        raise ExportError(
+            f"The converter gave {', '.join(wrong)} of model {model.name!r} a bias on the grid of another input, as it "
+            f"does in int16x8 with a layer that is called on several; this file is {precision}. Call such layers once, "
+            "take int8, or round by kpipe.quantize."
+        )
     return in_order(content, keys, names)
 
 
@@ -129,11 +138,27 @@ def converter_of(model: keras.Model, names: list[str], batch: int | None) -> Ite
             raise ExportError(f"LiteRT's converter refuses model {model.name!r}{how}: {first_lines(error)}") from error
 
 
-def operators_of(content: bytes) -> list[str]:
-    """Name the kinds of operations of a file that was just written."""
+def read(content: bytes) -> Any:
+    """Read a file that was just written into objects."""
     from ai_edge_litert.tools import flatbuffer_utils
 
-    return operator_names(flatbuffer_utils.convert_bytearray_to_object(bytearray(content)))
+    return flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+
+
+def misplaced_biases(content: bytes) -> list[str]:
+    """Name the operations whose bias lies on another grid than their products: step of input · step of weight."""
+    model = read(content)
+    kinds, wrong = operator_names(model), []
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            ends = [graph.tensors[place].quantization for place in operator.inputs if place >= 0]
+            steps = [None if end is None else end.scale for end in ends]
+            if kinds[operator.opcodeIndex] not in BIASED or len(steps) != 3 or any(each is None for each in steps):
+                continue
+            taken, weight, bias = (np.asarray(each) for each in steps)
+            if not np.allclose(bias, taken * weight, rtol=SAME_GRID, atol=0):
+                wrong.append(text(graph.tensors[operator.outputs[0]].name).split(";")[0])
+    return wrong
 
 
 def in_order(content: bytes, inputs: list[str], outputs: list[str]) -> bytes:
@@ -142,7 +167,7 @@ def in_order(content: bytes, inputs: list[str], outputs: list[str]) -> bytes:
         return content
     from ai_edge_litert.tools import flatbuffer_utils
 
-    model: Any = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    model = read(content)
     signature = model.signatureDefs[0]
     graph = model.subgraphs[signature.subgraphIndex]
     for names, maps, end in ((inputs, signature.inputs, "inputs"), (outputs, signature.outputs, "outputs")):
