@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +41,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for place, case in enumerate(cases):
             if place not in kept:
                 case.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def _traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Keras make a model's variables before the first train step: made inside it, the step is traced twice.
+
+    That is a third of the time of a short fit. Tests marked as `plain_fit` fit as Keras does by itself.
+    """
+    if request.node.get_closest_marker("plain_fit") is None and "keras" in sys.modules:
+        from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+
+        monkeypatch.setattr(TensorFlowTrainer, "_maybe_symbolic_build", _build_all)
+
+
+def _build_all(model: Any, iterator: Any = None, data_batch: Any = None) -> None:
+    if model.optimizer is not None:
+        with model.distribute_strategy.scope():
+            model._symbolic_build(iterator=iterator, data_batch=data_batch)
 
 
 @pytest.fixture(scope="session")

@@ -57,6 +57,7 @@ MODES = {
 }
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     ("optimizer", "mode"),
     [("adam", mode) for mode in MODES] + [(name, "plain") for name in OPTIMIZERS if name != "adam"],
@@ -140,6 +141,7 @@ def test_a_mask_changes_while_it_is_held():
     np.testing.assert_array_equal(mask.numpy(), keep)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("other", [None, lambda w: w * 0.5])
 @pytest.mark.parametrize("optimizer", ["sgd momentum", "adam with averages"])
 def test_more_entries_of_a_mask_are_dropped(optimizer, other):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 import yaml
 
 import kpipe
@@ -49,6 +50,7 @@ def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "small.tflite").stat().st_size < (tmp_path / "small_f16.tflite").stat().st_size
 
 
+@pytest.mark.slow
 def test_the_page_on_weights(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     keras.utils.set_random_seed(0)
@@ -61,6 +63,7 @@ def test_the_page_on_weights(tmp_path, monkeypatch, capsys):
                 assert abs((kernel == 0).mean() - expected) <= 2 / kernel.size, (net, layer.name)
 
 
+@pytest.mark.slow
 def test_the_page_on_channels(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     keras.utils.set_random_seed(0)
@@ -76,6 +79,7 @@ def test_the_page_on_channels(tmp_path, monkeypatch, capsys):
     assert parse_recipe(recipe, ROOT).stages[1].stage == "prune_filters"
 
 
+@pytest.mark.slow
 def test_the_page_on_quantization(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     keras.utils.set_random_seed(0)

@@ -73,6 +73,7 @@ def test_the_page_is_what_was_measured():
     assert support.PAGE.read_text(encoding="utf-8") == support.page(json.loads(support.RECORD.read_text()))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("model", "name", "precision"), SAMPLE, ids=["-".join(one) for one in SAMPLE])
 def test_a_cell_measured_anew_says_the_same(model, name, precision):
     kept = json.loads(support.RECORD.read_text())[model][f"{name} {precision}"]

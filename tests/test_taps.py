@@ -49,6 +49,7 @@ CASES = {
 }
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("case", CASES)
 def test_the_mean_gradient_and_the_movement_are_those_of_the_batches(case):
     make, options = CASES[case]

@@ -41,6 +41,8 @@ def holds(model, watch, zeros, most=CLUSTERS):
     return few and exact and watch.same
 
 
+@pytest.mark.plain_fit
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_with_every_optimizer(optimizer):
     if optimizer == "muon" and getattr(O, "Muon", None) is None:
@@ -56,6 +58,8 @@ def test_with_every_optimizer(optimizer):
             assert (partition(average.numpy()) == partition(value)).all()
 
 
+@pytest.mark.plain_fit
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("mode", MODES)
 def test_in_every_mode_of_execution(mode):
     model = compiled(O.SGD(0.01, momentum=0.9), sparsity=0.4, **MODES[mode])
@@ -144,6 +148,7 @@ RULES = {
 }
 
 
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("gradient", ["sum", "mean"])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("steps", [1, 4])

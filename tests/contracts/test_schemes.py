@@ -38,6 +38,7 @@ def each():
             yield pytest.param(scheme, cls, id=f"{scheme}-{cls.__name__}", marks=marks)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("scheme", "cls"), list(each()))
 def test_a_layer_is_stored_as_the_scheme_says_and_right_in_both_runtimes(scheme, cls, tmp_path):
     made = quantized(seeded(CASES[cls]), scheme)
@@ -52,6 +53,7 @@ def test_a_layer_is_stored_as_the_scheme_says_and_right_in_both_runtimes(scheme,
         assert (file.precision, found.precision, found.faults, found.floats) == (scheme, scheme, (), ())
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_weights_stored_otherwise_than_the_scheme_says_are_caught(name, tmp_path):
     """Write the rounded weights as floats: the answers are right, and only what is stored tells."""

@@ -25,6 +25,7 @@ def whole(traced):
     return np.ones(traced.class_count, bool)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", ["conv_bn", "se_block", "siamese"])
 def test_the_size_is_that_of_the_exported_file(name, tmp_path):
     model = build(name)
@@ -33,6 +34,7 @@ def test_the_size_is_that_of_the_exported_file(name, tmp_path):
     assert abs(int8_bytes(model) - kpipe.export(quantized, tmp_path / "model.tflite").bytes) <= MARGIN
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", ["conv_bn", "residual", "grouped"])
 def test_the_estimate_misses_the_size_by_a_constant(name):
     model = build(name)

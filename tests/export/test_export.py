@@ -46,6 +46,7 @@ def quantized():
     return get
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", ["conv_bn", "grouped", "nested", "siamese"])
 def test_float_files_agree(name, suffix, tmp_path):
@@ -64,6 +65,7 @@ def test_float_files_agree(name, suffix, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [f"m.{suffix}"]
 
 
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", list(ZOO))
 def test_int8_files_agree_and_are_whole(name, suffix, quantized, tmp_path):

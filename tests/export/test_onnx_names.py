@@ -6,6 +6,7 @@ from kpipe.export import export
 from tests.models import ZOO, build, samples
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", ["residual", "concat", "depthwise", "siamese"])
 def test_the_same_model_gives_the_same_bytes(name, tmp_path):
     first = export(build(name), tmp_path / "first.onnx")
@@ -17,6 +18,7 @@ def test_the_same_model_gives_the_same_bytes(name, tmp_path):
     assert export(build(name, seed=1), tmp_path / "other.onnx").path.read_bytes() != first.path.read_bytes()
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", list(ZOO))
 def test_renamed_graphs_compute_the_same(name, tmp_path):
     import onnxruntime

@@ -16,6 +16,7 @@ from tests.legacy import old_layers
 from tests.legacy.old_files import OWN, answers, assert_equal, truth
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     "layer",
     [

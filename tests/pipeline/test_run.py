@@ -280,6 +280,7 @@ def test_the_environment_reported_is_the_one_that_the_timings_were_taken_in(docu
     assert other["environment"] == {"cpu": "another"}
 
 
+@pytest.mark.slow
 def test_a_format_asked_for_no_more_is_removed_from_finished_steps(document, tmp_path):
     document["stages"] = [{"stage": "shift"}, {"stage": "export", "formats": ["onnx", "tflite"]}]
     go(document, tmp_path / "run")

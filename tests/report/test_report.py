@@ -212,6 +212,7 @@ def unfenced(text: str) -> str:
 HOSTILE = "<script>alert('x')</script> | `a` *b* [c](d) & \"e\""
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     "plant",
     [
@@ -281,6 +282,7 @@ def test_null_and_absent_are_the_same(metrics, keys):
     assert texts[0] == texts[1] != texts[2]
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(("keys", "columns"), MISSING)
 def test_what_is_missing_shows_as_a_dash(metrics, write, keys, columns):
     without(metrics, keys, lambda place, key: place.pop(key))

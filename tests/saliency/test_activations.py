@@ -39,6 +39,7 @@ def scored(model: keras.Model, variable: keras.Variable, data: Any, role: str = 
     return found
 
 
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("name", LINEAR)
 def test_the_score_is_the_change_of_the_layers_output(name):
     """Take one weight after the other away, and measure."""
@@ -87,6 +88,7 @@ RECURRENT: dict[str, Any] = {
 }
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize("name", RECURRENT)
 def test_recurrent_kernels_meet_the_states_that_enter_the_steps(name, masked):

@@ -77,6 +77,7 @@ def differences(function: Callable, weights: list[np.ndarray], step: float, orde
     return found
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("name", "at_once"), [(name, 2**22) for name in LOSSES] + [("logits", 1)])
 def test_it_is_that_of_finite_differences(name, at_once, monkeypatch):
     """J by differences of the outputs in float64, H by its formula."""

@@ -85,6 +85,7 @@ def naive(model: keras.Model, variables: list, x: Any, y: Any, loss: Any) -> lis
     return [total / len(y) for total in totals]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("name", "at_once"),
     [

@@ -84,6 +84,7 @@ def test_kernels_have_few_values_and_the_record_says_how_few_bits(context, epoch
     assert any("bias" in row["layer"] for row in now.record.skipped)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     "fields", [{"per": "channel"}, {"layers": "hidden"}, {"init": "linear"}, {"gradient": "mean"}], ids=str
 )
@@ -115,6 +116,7 @@ LATER = {
 }
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize("later", LATER)
 def test_later_stages_keep_the_clusters(context, later, held):

@@ -141,6 +141,7 @@ def test_every_stage_has_a_case():
     assert set(CASES) == set(STAGES)
 
 
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_keeps_its_promise(name, context):
     stage, promise = CASES[name]

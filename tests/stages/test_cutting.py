@@ -246,6 +246,7 @@ def test_heads_go_in_rounds_and_are_trained_on(context):
     assert model.get_layer("a_attention").num_heads == 4
 
 
+@pytest.mark.slow
 def test_heads_come_to_the_ratio_however_many_the_rounds(context):
     after = PruneHeads(ratio=0.5, rounds=4, epochs=0).run(FloatModel(sequence_net()), context).model
     assert [after.get_layer(f"{name}_attention").num_heads for name in "ab"] == [2, 2]
@@ -294,6 +295,7 @@ def test_features_are_matched_by_the_channels_that_are_kept(context, trained):
     assert away[1] < 0.5 * away[0], away
 
 
+@pytest.mark.slow
 def test_the_baseline_teaches_a_narrower_model_by_a_learned_map(context, trained):
     narrow = prune_filters(trained.load(), FilterPlan.from_dict(_half(trained, context)))
     stage = PruneFilters(ratio=0.5, epochs=1, distill=Teaching(features=("conv",)), **FAST)
@@ -306,6 +308,7 @@ def _half(trained, context):
     return context.record.details["plan"]
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(
     "stage",
     [
@@ -341,6 +344,7 @@ def test_the_distill_stage_compares_features(context, trained):
     assert filters(after) == [8, 12]
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("regularizer", [None, {"depgraph": {"strength": 0.05}}], ids=str)
 def test_a_regulariser_changes_what_is_trained(context, trained, regularizer):
     """With it the channels are others than without, and the control is the run without."""

@@ -160,6 +160,7 @@ def test_prune_weights_of_some_layers(model, context):
     assert [bool((kernel == 0).any()) for kernel in kernels(after)] == [False, True, False]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     "stage",
     [

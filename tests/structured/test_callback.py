@@ -22,6 +22,7 @@ def answers(model, x):
     return np.concatenate([np.asarray(y).ravel() for y in keras.tree.flatten(model(x, training=False))])
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", ZOO)
 def test_shrunk_model_equals_the_trained_one(name):
     model = build(name)

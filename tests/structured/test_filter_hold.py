@@ -75,6 +75,8 @@ def same(small, model, tolerance=1e-5):
     return np.abs(np.asarray(small(X, training=False), "float32") - expected).max() < tolerance * np.abs(expected).max()
 
 
+@pytest.mark.plain_fit
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_with_every_optimizer(optimizer):
     if getattr(keras.optimizers, NEEDS.get(optimizer, "SGD"), None) is None:
@@ -96,6 +98,8 @@ def test_with_every_optimizer(optimizer):
     assert [small.get_layer("hidden").units, small.get_layer("inner").units] == [4, 2] and same(small, model)
 
 
+@pytest.mark.plain_fit
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("options", [{}, {"criterion": "taylor"}, {"regularizer": "depgraph"}], ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_in_every_mode_of_execution(mode, options):
@@ -181,6 +185,7 @@ def test_in_every_precision(policy):
 # ---- going on --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("criterion", ["l1", "random", "taylor"])
 def test_a_model_saved_with_its_optimizer_goes_on_where_it_was(tmp_path, criterion):
     model = compiled()

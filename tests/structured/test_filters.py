@@ -111,6 +111,7 @@ def difference(a, b, inputs):
 REQUESTS = [{"ratio": 0.5}, {"ratio": 0.3, "round_to": 2, "scope": "global"}, {"ratio": 0.7, "criterion": "random"}]
 
 
+@pytest.mark.sweep(14)
 @pytest.mark.parametrize("request_", REQUESTS, ids=str)
 @pytest.mark.parametrize("name", ZOO)
 def test_smaller_model_equals_consumers_zeroed_by_hand(name, request_):
@@ -126,6 +127,7 @@ def test_smaller_model_equals_consumers_zeroed_by_hand(name, request_):
     assert all(np.array_equal(a, np.asarray(v).copy()) for a, v in zip(before, model.variables, strict=True))
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", ZOO)
 def test_names_files_and_training_survive(name, tmp_path):
     model = build(name)

@@ -265,6 +265,7 @@ ENTRIES = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", ENTRIES)
 def test_entries_are_summed_over_all_that_a_channel_has(name):
     model = build("residual")

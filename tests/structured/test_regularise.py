@@ -145,6 +145,7 @@ def plain():
     return {name: trained(name and {name: {"strength": 0.02}}) for name in (None, *REGULARIZERS)}
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_step_is_the_same_however_it_is_taken(plain, way):
     found = trained({"depgraph": {"strength": 0.02}}, **WAYS[way])
@@ -203,6 +204,7 @@ def test_the_pull_rests_when_the_schedule_has_reached_its_end():
         fresh.fit(X, Y, batch_size=8, epochs=1, verbose=0, callbacks=[prune])
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", ["group_lasso", "depgraph", "growing"])
 def test_channels_that_are_pulled_are_small_when_they_go(name):
     """What goes at the end weighs less than where nothing pulled, so cutting it changes less."""

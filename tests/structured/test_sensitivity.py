@@ -66,6 +66,7 @@ def test_the_figures_are_those_of_rows_zeroed_by_hand():
     assert dropped != wrong.mean()
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", ["conv_bn", "residual", "concat", "depthwise", "se_block", "nested"])
 def test_the_figures_are_those_of_models_that_were_really_cut(name):
     net = build(name)

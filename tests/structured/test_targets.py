@@ -47,6 +47,7 @@ def wide(seed=0):
     return keras.Model(x, L.Dense(10, name="logits")(y), name="wide")
 
 
+@pytest.mark.sweep(10)
 @pytest.mark.parametrize("kind", ["macs", "params"])
 @pytest.mark.parametrize("scope", ["layer", "global", "isomorphic", {"convs": "^[abc]$"}], ids=str)
 @pytest.mark.parametrize("fraction", [0.4, 0.5, 0.85])

@@ -87,6 +87,8 @@ MODES = {
 }
 
 
+@pytest.mark.plain_fit
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_with_every_optimizer(optimizer):
     if getattr(keras.optimizers, NEEDS.get(optimizer, "SGD"), None) is None:
@@ -106,6 +108,7 @@ def test_with_every_optimizer(optimizer):
         assert average is None or not average.numpy()[value == 0].any()
 
 
+@pytest.mark.plain_fit
 @pytest.mark.parametrize("mode", MODES)
 def test_in_every_mode_of_execution(mode):
     model = compiled(O.SGD(0.1, momentum=0.9), **MODES[mode])
@@ -261,6 +264,7 @@ def test_a_model_saved_with_its_optimizer_goes_on_where_it_was(tmp_path):
     assert all(not variable.numpy()[old].any() for variable, old in zip(kernels(again), zero, strict=True))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("save_freq", ["epoch", 4])
 def test_backup_and_restore_goes_on_where_it_was(tmp_path, save_freq, first):
@@ -293,6 +297,7 @@ def test_every_checkpoint_is_sparse(tmp_path, first):
     assert len(list(tmp_path.iterdir())) == STEPS
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("on_epoch", [True, False])
 def test_averages_that_are_swapped_in_are_sparse(on_epoch, first):

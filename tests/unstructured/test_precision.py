@@ -44,6 +44,7 @@ def train(averages):
     return model, counts.zeros
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("averages", [False, True])
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"], indirect=True)
 def test_the_counts_are_exact_in_every_precision(policy, averages):

@@ -46,6 +46,7 @@ def test_a_criterion_of_norms_alone_refuses_kernels():
         prune_weights(build("dense"), 0.5, criterion="bn_scale")
 
 
+@pytest.mark.sweep(9)
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("criterion", OF_KERNELS)
 def test_the_count_is_exact_and_the_original_untouched(criterion, scope):

@@ -72,6 +72,7 @@ def test_zeros_hold_without_the_callback_once_it_has_begun():
         assert not known.weight.numpy()[~keep].any()
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("use_ema", [False, True], ids=["", "averages"])
 @pytest.mark.parametrize("executed", [1, 4, 5])
 def test_an_unbuilt_model_is_pruned_from_its_first_step_on(executed, use_ema):
