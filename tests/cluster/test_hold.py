@@ -42,7 +42,7 @@ def holds(model, watch, zeros, most=CLUSTERS):
 
 
 @pytest.mark.plain_fit
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_with_every_optimizer(optimizer):
     if optimizer == "muon" and getattr(O, "Muon", None) is None:
@@ -148,7 +148,7 @@ RULES = {
 }
 
 
-@pytest.mark.sweep(6)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("gradient", ["sum", "mean"])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("steps", [1, 4])

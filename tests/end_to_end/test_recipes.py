@@ -65,6 +65,7 @@ FAST = ("digits", "cifar10")
 """Between them they have most kinds of stages; the others run with the heavy sweeps."""
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(
     "path",
     [pytest.param(path, marks=[] if path.stem in FAST else pytest.mark.slow, id=path.stem) for path in RECIPES],

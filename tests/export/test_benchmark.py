@@ -35,6 +35,7 @@ def test_each_format_has_an_engine_and_each_engine_an_opener():
     assert [engines_of(form)[0] for form in FORMATS] == ["litert", "onnxruntime"]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("engine", LITERT)
 def test_engines_answer_as_the_keras_model_does(files, engine):
     model = build("siamese")

@@ -65,7 +65,7 @@ def test_float_files_agree(name, suffix, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [f"m.{suffix}"]
 
 
-@pytest.mark.sweep(8)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", list(ZOO))
 def test_int8_files_agree_and_are_whole(name, suffix, quantized, tmp_path):

@@ -62,6 +62,7 @@ def test_a_list_of_inputs_keeps_the_names_of_its_tensors():
     assert (input_names(model), output_names(model)) == (["a", "b"], ["out"])
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("suffix", "batch", "quantized"),
     [("tflite", None, False), ("tflite", 4, False), ("tflite", None, True), ("tflite", 4, True), ("onnx", 4, False)],
@@ -109,6 +110,7 @@ def recurrent(layer: Any) -> keras.Model:
     return keras.Sequential([keras.Input((3, 3), name="x"), layer, L.Dense(2, name="y")], name="steps")
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("suffix", "layer"),
     [

@@ -243,6 +243,7 @@ def test_the_time_of_a_file_of_batches_is_that_of_one_sample(document, tmp_path)
     assert file["accuracy"] == metrics["stages"][1]["metrics"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_removed_export_is_delivered_no_more(document, tmp_path):
     document["stages"] = [document["stages"][0], {"stage": "export"}, {"stage": "export", "name": "second"}]
     go(document, tmp_path / "run")
@@ -345,6 +346,7 @@ def test_a_run_that_fails_at_once_leaves_no_directory(document, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_student_whose_function_was_edited_is_taught_again(document, tmp_path):
     document["stages"] = [
         {"stage": "shift"},

@@ -33,6 +33,7 @@ def quantized():
     return get
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("name", list(ZOO))
 def test_splitting_changes_no_output(name):
     model = build(name)
@@ -41,6 +42,7 @@ def test_splitting_changes_no_output(name):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", list(ZOO))
 def test_quantized_stays_close_and_leaves_the_original_alone(name, quantized):
     model, made = quantized(name)

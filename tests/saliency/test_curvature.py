@@ -164,6 +164,7 @@ def test_what_has_no_gauss_newton_matrix_is_refused():
         gauss_newton_diagonal(wide, wide.weights, "mse")((np.ones((1, 2)), np.ones((1, 1025))))
 
 
+@pytest.mark.slow
 def test_on_real_data_the_loss_rises_least_by_optimal_brain_damage():
     """Half the weights of a net for digits go at once, nothing is retrained; the order of the paper."""
     x, y = load("digits").train

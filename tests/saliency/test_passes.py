@@ -45,6 +45,7 @@ def shift(model: keras.Model) -> None:
     model.set_weights([w + RNG.normal(0, 0.1, w.shape) for w in model.get_weights()])
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("field", FROM_DATA)
 def test_a_kept_pass_traces_once_and_follows_the_weights(field):
     model, counted = net()

@@ -56,6 +56,7 @@ def most(model):
     return max(len(np.unique(kernel)) for kernel in kernels(model))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("epochs", "teaching"), [(0, None), (2, None), (2, Teaching())])
 def test_kernels_have_few_values_and_the_record_says_how_few_bits(context, epochs, teaching):
     given, now = net(), context()
@@ -116,7 +117,7 @@ LATER = {
 }
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize("later", LATER)
 def test_later_stages_keep_the_clusters(context, later, held):

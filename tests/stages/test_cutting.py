@@ -88,6 +88,7 @@ def test_rounds_end_at_the_target_and_not_above(context, trained):
     assert all(part <= 0.25 ** (number / 3) + 1e-6 for number, part in enumerate(parts, 1)), parts
 
 
+@pytest.mark.slow
 def test_many_small_rounds_reach_the_ratio(context, trained):
     assert filters(run(PruneFilters(ratio=0.5, rounds=10, epochs=0), context, trained)) == [4, 6]
     parts = [(row["params"], row["macs"]) for row in context.record.details["rounds"]]
@@ -119,6 +120,7 @@ def test_one_round_is_as_without_rounds(context, trained):
     assert all((a == b).all() for a, b in zip(one.get_weights(), plain.get_weights(), strict=True))
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
@@ -237,6 +239,7 @@ def sequence_net():
     return keras.Model(x, keras.layers.Dense(3, name="logits")(keras.layers.Flatten(name="flat")(h)))
 
 
+@pytest.mark.slow
 def test_heads_go_in_rounds_and_are_trained_on(context):
     model = sequence_net()
     stage = PruneHeads(ratio=0.75, rounds=2, epochs=1, distill=Teaching(teacher="input", features=("_out",)), **FAST)

@@ -103,6 +103,7 @@ def test_patience_stops_and_goes_back_to_the_best(model, context, data):
     assert naive == pytest.approx(min(history), rel=1e-3)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("fields", "check"),
     [
@@ -143,6 +144,7 @@ def test_setting_no_weight_to_zero_warns_and_notes_it(model, context):
     assert len(context.record.notes) == 1
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("epochs", "teaching"), [(0, None), (2, None), (2, Teaching())])
 def test_prune_weights_has_exact_counts(model, data, tmp_path, baseline, epochs, teaching):
     context = taught(data, tmp_path, baseline)
@@ -160,7 +162,7 @@ def test_prune_weights_of_some_layers(model, context):
     assert [bool((kernel == 0).any()) for kernel in kernels(after)] == [False, True, False]
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     "stage",
     [
@@ -423,6 +425,7 @@ def test_float16_is_half_as_large(model, context):
     assert half["bytes"] < full["bytes"]
 
 
+@pytest.mark.slow
 def test_a_training_on_varied_images_follows_its_seed(data, tmp_path, baseline):
     def trained(stage, teach=False, **changes):
         keras.utils.set_random_seed(0)

@@ -76,7 +76,7 @@ def same(small, model, tolerance=1e-5):
 
 
 @pytest.mark.plain_fit
-@pytest.mark.sweep(6)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_with_every_optimizer(optimizer):
     if getattr(keras.optimizers, NEEDS.get(optimizer, "SGD"), None) is None:
@@ -99,7 +99,7 @@ def test_with_every_optimizer(optimizer):
 
 
 @pytest.mark.plain_fit
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("options", [{}, {"criterion": "taylor"}, {"regularizer": "depgraph"}], ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_in_every_mode_of_execution(mode, options):

@@ -111,7 +111,7 @@ def difference(a, b, inputs):
 REQUESTS = [{"ratio": 0.5}, {"ratio": 0.3, "round_to": 2, "scope": "global"}, {"ratio": 0.7, "criterion": "random"}]
 
 
-@pytest.mark.sweep(14)
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("request_", REQUESTS, ids=str)
 @pytest.mark.parametrize("name", ZOO)
 def test_smaller_model_equals_consumers_zeroed_by_hand(name, request_):

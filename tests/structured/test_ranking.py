@@ -265,7 +265,7 @@ ENTRIES = {
 }
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", ENTRIES)
 def test_entries_are_summed_over_all_that_a_channel_has(name):
     model = build("residual")
@@ -380,6 +380,7 @@ def kill(model, dead):
         variable.assign(np.moveaxis(value, 0, axis))
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("criterion", JUDGES)
 def test_dead_channels_are_chosen_and_nothing_changes(criterion):
     model, dead = build("dense"), [1, 4, 9, 15]
@@ -398,6 +399,7 @@ def test_dead_channels_are_chosen_and_nothing_changes(criterion):
     assert alive.groups[0].removed != tuple(dead)
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("criterion", ["l1", "fpgm", "lamp", "taylor"])
 @pytest.mark.parametrize("scope", ["layer", "global", "isomorphic"])
 def test_an_order_of_channels_does_not_matter(criterion, scope):

@@ -145,7 +145,7 @@ def plain():
     return {name: trained(name and {name: {"strength": 0.02}}) for name in (None, *REGULARIZERS)}
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_step_is_the_same_however_it_is_taken(plain, way):
     found = trained({"depgraph": {"strength": 0.02}}, **WAYS[way])

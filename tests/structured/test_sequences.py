@@ -69,6 +69,7 @@ CELLS = {
 }
 
 
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("sequences", [False, True])
 @pytest.mark.parametrize("make", CELLS.values(), ids=CELLS)
 def test_units_against_rows_zeroed_by_hand(make, sequences):
@@ -90,6 +91,7 @@ def test_gates_in_the_wrong_order_are_caught(monkeypatch):
         check_removal(model, remove_channels(model, traced, keep), traced, keep)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("mode", ["concat", "sum", "ave", "mul", None])
 def test_both_directions_against_rows_zeroed_by_hand(mode):
     keras.utils.set_random_seed(0)

@@ -61,6 +61,7 @@ def test_two_percent_below_and_never_above(kind, scope, fraction):
     assert getattr(measure(small), kind) == plan.after[kind] and getattr(measure(model), kind) == plan.before[kind]
 
 
+@pytest.mark.sweep(12)
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("kind", ["macs", "params"])
 @pytest.mark.parametrize("name", ZOO)

@@ -18,6 +18,7 @@ from tests.unstructured.wrapped_training import RAMP, X, Y, asked, fit, network
 # ---- every step ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     "options",
     [
