@@ -144,6 +144,7 @@ def forms():
     }
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("form", forms())
 def test_other_forms_of_data_and_callbacks(form):
     history = keras.callbacks.History()

@@ -73,7 +73,7 @@ def test_keras_own_distiller_learns_the_same():
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(
     "options", [{}, {"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 2}], ids=str
 )

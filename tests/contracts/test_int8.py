@@ -83,7 +83,7 @@ def each():
     return [pytest.param(c, id=c.__name__, marks=[] if c in QUICK else pytest.mark.slow) for c in LAYERS]
 
 
-@pytest.mark.sweep(9)
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("cls", each())
 def test_a_layer_is_rounded_or_an_island_and_right_in_both_runtimes(cls, tmp_path):
     model = seeded(CASES[cls])
@@ -96,7 +96,7 @@ def test_a_layer_is_rounded_or_an_island_and_right_in_both_runtimes(cls, tmp_pat
             kpipe.export(made, tmp_path / "model.tflite")
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("cls", [L.LeakyReLU, L.Rescaling, L.Multiply, L.GlobalAveragePooling2D])
 def test_a_wrong_fact_is_caught(cls, monkeypatch, tmp_path):
     monkeypatch.setitem(RULES, cls, dataclasses.replace(RULES[cls], quantization="same"))

@@ -178,6 +178,7 @@ def test_the_model_by_layers_is_exact_where_it_was_timed_and_straight_between(mo
     assert estimate(half) < estimate(keep_all_but(traced, 1, 4)) < estimate(every)
 
 
+@pytest.mark.slow
 def test_a_real_plan_for_milliseconds():
     keras.utils.set_random_seed(0)
     layers = [L.Conv2D(64, 3, activation="relu"), L.Conv2D(96, 3, activation="relu"), L.Conv2D(96, 3), L.Flatten()]

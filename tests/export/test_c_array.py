@@ -179,7 +179,7 @@ def test_a_broken_file_is_refused(broken):
         c_array(broken, "net")
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("place", ["m.tflite", "m.tflite.json", "m.cc", "m.h"])
 def test_an_interrupted_export_leaves_all_of_its_files_or_none(place, tmp_path, monkeypatch):
     model = build("dense")

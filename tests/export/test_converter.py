@@ -132,6 +132,7 @@ def test_inputs_outputs_batches_and_arrays(tmp_path):
     assert [path.name for path in file.beside] == ["m.cc", "m.h"]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("factor", [0.1, 300.0])
 def test_wrong_calibration_is_refused_and_leaves_nothing(kind, factor, tmp_path):

@@ -133,6 +133,7 @@ def test_a_dictionary_of_inputs_and_outputs(tmp_path):
         assert agreement(kpipe.export(model, tmp_path / f"m.{suffix}", data=data)).samples == 4
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_pruned_zeros_are_exact_zeros_in_the_file(suffix, tmp_path):
     model = build("conv_bn")
@@ -180,6 +181,7 @@ def in_keras_order(stored, kernel, suffix) -> np.ndarray:
     return found.transpose(axes)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_file_of_other_weights_is_refused(suffix, quantized, tmp_path):
     for model in (build("dense"), quantized("dense")):

@@ -110,7 +110,7 @@ def recurrent(layer: Any) -> keras.Model:
     return keras.Sequential([keras.Input((3, 3), name="x"), layer, L.Dense(2, name="y")], name="steps")
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(
     ("suffix", "layer"),
     [

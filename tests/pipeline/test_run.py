@@ -1,7 +1,10 @@
 """The pipeline with a stage of its own that changes weights without training, so that a run takes a second or two."""
 
 import copy
+import inspect
 import json
+import shutil
+from pathlib import Path
 from typing import Literal
 
 import keras
@@ -54,19 +57,35 @@ def net(classes):
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(5, activation="relu"), keras.layers.Dense(classes)])
 
 
+SOURCE = "import keras\nimport numpy as np\n\n\n" + "\n\n".join(map(inspect.getsource, (data, net, wide)))
+DOCUMENT = {
+    "name": "shifts",
+    "data": {"source": "pipeline_source:data", "calibration_samples": 16},
+    "model": {"factory": "pipeline_source:net"},
+    "stages": [{"stage": "shift", "by": 1.0}, {"stage": "shift", "by": 2.0}, {"stage": "export"}],
+}
+
+
 @pytest.fixture
-def document(tmp_path, monkeypatch, request):
-    (tmp_path / "pipeline_source.py").write_text(
-        "import keras\nimport numpy as np\n\n\n"
-        + "\n\n".join(__import__("inspect").getsource(function) for function in (data, net, wide))
-    )
+def document(tmp_path, monkeypatch):
+    (tmp_path / "pipeline_source.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
-    return {
-        "name": "shifts",
-        "data": {"source": "pipeline_source:data", "calibration_samples": 16},
-        "model": {"factory": "pipeline_source:net"},
-        "stages": [{"stage": "shift", "by": 1.0}, {"stage": "shift", "by": 2.0}, {"stage": "export"}],
-    }
+    return copy.deepcopy(DOCUMENT)
+
+
+@pytest.fixture(scope="module")
+def whole(shift, tmp_path_factory):
+    """Run the document once, elsewhere: the directory, and what the run found."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "pipeline_source.py").write_text(SOURCE)
+    metrics = parse_recipe(copy.deepcopy(DOCUMENT), folder).run(folder / "run", progress=Quiet())
+    return folder / "run", metrics
+
+
+@pytest.fixture
+def finished(whole, tmp_path):
+    """Give a copy of a finished run of the document."""
+    return Path(shutil.copytree(whole[0], tmp_path / "run"))
 
 
 class Heard(Quiet):
@@ -147,8 +166,8 @@ def test_a_finished_run_is_taken_over_whole(document, tmp_path):
     assert heard.taken == []
 
 
-def test_a_resumed_run_ends_like_an_uninterrupted_one(document, tmp_path):
-    whole, _ = go(document, tmp_path / "whole")
+def test_a_resumed_run_ends_like_an_uninterrupted_one(document, whole, tmp_path):
+    _, whole = whole
     broken = {**document, "stages": [*document["stages"][:1], {**document["stages"][1], "fails": True}]}
     with pytest.raises(KpipeError, match="02-shift: shift was told to fail"):
         go(broken, tmp_path / "broken")
@@ -162,19 +181,17 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(document, tmp_path):
     assert without_timings(other) != without_timings(whole)
 
 
-def test_a_changed_stage_runs_again_and_what_follows(document, tmp_path):
-    go(document, tmp_path / "run")
+def test_a_changed_stage_runs_again_and_what_follows(document, finished, tmp_path):
     document["stages"][1]["by"] = 3.0
-    changed, heard = go(document, tmp_path / "run")
+    changed, heard = go(document, finished)
     assert heard.taken == ["00-model", "01-shift"]
     assert heard.made == ["02-shift", "03-export"]
     fresh, _ = go(document, tmp_path / "fresh")
     assert without_timings(changed) == without_timings(fresh)
 
 
-def test_what_a_step_rests_on_makes_its_key(document, tmp_path):
+def test_what_a_step_rests_on_makes_its_key(document, finished):
     document["stages"] = document["stages"][:2]
-    go(document, tmp_path / "run")
     plan = parse_recipe(document).plan()
 
     def keys(change):
@@ -186,7 +203,7 @@ def test_what_a_step_rests_on_makes_its_key(document, tmp_path):
         return [step.key for step in plan_steps(plan, data, plan.make_model(data))]
 
     same = keys(lambda document: None)
-    assert same == [json.loads((tmp_path / "run" / name / "entry.json").read_text())["key"] for name in
+    assert same == [json.loads((finished / name / "entry.json").read_text())["key"] for name in
                     ("00-model", "01-shift", "02-shift")]  # fmt: skip
     assert plan.stage_keys == parse_recipe(document).plan().stage_keys
     for change, kept in (
@@ -203,13 +220,12 @@ def test_what_a_step_rests_on_makes_its_key(document, tmp_path):
         assert [a == b for a, b in zip(same, other, strict=False)] == [index < kept for index in range(3)]
 
 
-def test_a_renamed_run_delivers_under_its_new_name_and_repeats_nothing_else(document, tmp_path):
-    go(document, tmp_path / "run")
-    metrics, heard = go({**document, "name": "renamed"}, tmp_path / "run")
+def test_a_renamed_run_delivers_under_its_new_name_and_repeats_nothing_else(document, finished):
+    metrics, heard = go({**document, "name": "renamed"}, finished)
     assert heard.taken == ["00-model", "01-shift", "02-shift"]
     assert heard.made == ["03-export"]
     assert [file["path"] for file in metrics["delivery"]] == ["renamed.tflite"]
-    assert not (tmp_path / "run" / "shifts.tflite").exists()
+    assert not (finished / "shifts.tflite").exists()
 
 
 def test_a_format_asked_for_later_is_added_to_finished_steps(document, tmp_path):
@@ -271,6 +287,7 @@ def test_what_a_run_copied_before_it_was_killed_is_withdrawn_too(document, tmp_p
     assert not (tmp_path / "run" / "shifts.tflite").exists()
 
 
+@pytest.mark.slow
 def test_the_environment_reported_is_the_one_that_the_timings_were_taken_in(document, tmp_path, monkeypatch):
     document["stages"] = document["stages"][:1]
     first, _ = go(document, tmp_path / "run")

@@ -157,6 +157,7 @@ def test_a_range_that_nothing_was_told_of_is_the_debiased_average_of_the_batches
     np.testing.assert_allclose(layer.range(), average / (1 - momentum**5), rtol=1e-5)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(("jit", "at_once"), [(False, 1), (True, 4)])
 def test_ranges_freeze_after_just_so_many_batches_of_a_plain_fit(jit, at_once, tmp_path):
     x = drawn("normal")[:600].reshape(-1, 3)

@@ -82,6 +82,7 @@ def test_files_hold_what_the_scheme_says_and_agree(scheme, name, suffix, tmp_pat
         assert file.agreement.max_relative_error < (1e-5 if exact else 0.01 if scheme == "float16" else 0.03)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("scheme", marked(WEIGHTS_ONLY, {"int8_dynamic"}))
 def test_a_float_model_is_rounded_as_it_is_written(scheme, suffix, tmp_path):
@@ -197,6 +198,7 @@ def test_four_bits_take_half_the_room_of_eight(tmp_path):
             assert abs(sizes[eight] - sizes[four] - 200 * 300 / 2) < 600
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("scheme", marked(["w4a8", "int4"], {"w4a8"}))
 def test_each_layer_may_have_bits_of_its_own(scheme, suffix, tmp_path):

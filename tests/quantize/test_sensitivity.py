@@ -54,6 +54,7 @@ def test_activations_are_rounded_with_their_layer():
     assert damage[0]["a"] > 10 * damage[1]["a"] > 0
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", ["depthwise", "siamese", "conv_bn"])
 def test_every_layer_with_weights_has_a_row(name):
     model = build(name)

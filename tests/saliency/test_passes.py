@@ -45,7 +45,7 @@ def shift(model: keras.Model) -> None:
     model.set_weights([w + RNG.normal(0, 0.1, w.shape) for w in model.get_weights()])
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("field", FROM_DATA)
 def test_a_kept_pass_traces_once_and_follows_the_weights(field):
     model, counted = net()
@@ -66,6 +66,7 @@ def test_a_kept_pass_traces_once_and_follows_the_weights(field):
             assert not np.allclose(first, getattr(kept["b"], field), rtol=1e-3), "the weights have moved"
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("field", FROM_DATA)
 def test_weights_that_were_not_asked_for_before_join_those_that_were(field):
     model, counted = net()
@@ -82,6 +83,7 @@ def test_weights_that_were_not_asked_for_before_join_those_that_were(field):
             np.testing.assert_allclose(getattr(found[name], field), getattr(fresh[name], field), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("field", ["grad", "grad_sq", "curvature"])
 def test_another_compiled_loss_another_given_loss_and_another_model_count(field):
     model, _ = net()
@@ -100,6 +102,7 @@ def test_another_compiled_loss_another_given_loss_and_another_model_count(field)
     assert not np.allclose(found(other, "mse"), once, rtol=1e-3)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("field", ["grad", "grad_sq", "curvature"])
 def test_what_is_frozen_and_unfrozen_meanwhile_counts(field):
     model, _ = net()

@@ -56,7 +56,7 @@ def most(model):
     return max(len(np.unique(kernel)) for kernel in kernels(model))
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(("epochs", "teaching"), [(0, None), (2, None), (2, Teaching())])
 def test_kernels_have_few_values_and_the_record_says_how_few_bits(context, epochs, teaching):
     given, now = net(), context()
@@ -85,7 +85,7 @@ def test_kernels_have_few_values_and_the_record_says_how_few_bits(context, epoch
     assert any("bias" in row["layer"] for row in now.record.skipped)
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(
     "fields", [{"per": "channel"}, {"layers": "hidden"}, {"init": "linear"}, {"gradient": "mean"}], ids=str
 )
@@ -97,6 +97,7 @@ def test_what_a_recipe_may_say_is_done(context, fields):
     assert (len(np.unique(after.get_layer("conv").kernel.numpy())) > 24) == ("layers" in fields)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("preserve", [True, False])
 def test_zeros_of_a_pruned_model(context, preserve):
     now = context(holds_zeros=True)
@@ -117,7 +118,7 @@ LATER = {
 }
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize("later", LATER)
 def test_later_stages_keep_the_clusters(context, later, held):
@@ -134,6 +135,7 @@ def test_later_stages_keep_the_clusters(context, later, held):
     assert not all(np.array_equal(one, other) for one, other in zip(kernels(after), before, strict=True))
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("held", [True, False])
 def test_quantization_aware_training_keeps_the_clusters(context, held):
     """A batch norm that is folded scales each channel: the kernel has a codebook for each of them then."""

@@ -50,6 +50,7 @@ def sparsities(model):
 LINEAR = {"linear": {"final_sparsity": 0.5, "begin_epoch": 0.5, "end_epoch": 1.5, "updates_per_epoch": 5}}
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("teaching", [None, Teaching()], ids=["labels", "taught"])
 def test_a_schedule_in_epochs_is_followed_and_its_curve_kept(context, teaching):
     assert set(sparsities(pruned(context, schedule=LINEAR, distill=teaching)).values()) == {0.5}
@@ -145,6 +146,7 @@ def test_depthwise_kernels_are_pruned_where_they_are_asked_for(context, roles):
     assert np.count_nonzero(after.get_layer("logits").kernel == 0) == 2
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("regrowth", ["set", {"kind": "rigl", "frequency": 3, "fraction": 0.5}], ids=["set", "rigl"])
 def test_regrowth_moves_zeros_and_keeps_their_number(context, regrowth):
     regrowth = regrowth if isinstance(regrowth, dict) else {"kind": regrowth, "frequency": 3, "fraction": 0.5}

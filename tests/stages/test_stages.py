@@ -144,7 +144,7 @@ def test_setting_no_weight_to_zero_warns_and_notes_it(model, context):
     assert len(context.record.notes) == 1
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(("epochs", "teaching"), [(0, None), (2, None), (2, Teaching())])
 def test_prune_weights_has_exact_counts(model, data, tmp_path, baseline, epochs, teaching):
     context = taught(data, tmp_path, baseline)
@@ -162,7 +162,7 @@ def test_prune_weights_of_some_layers(model, context):
     assert [bool((kernel == 0).any()) for kernel in kernels(after)] == [False, True, False]
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(
     "stage",
     [
@@ -191,6 +191,7 @@ def test_the_zeros_are_lost_without_holding_them(model, context):
     assert sum(np.count_nonzero(kernel == 0) for kernel in kernels(after)) == 0
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_quantize_gives_a_quantized_model_that_keeps_zeros(model, data, tmp_path, baseline, epochs):
     context = taught(data, tmp_path, baseline, holds_zeros=True)
@@ -257,6 +258,7 @@ def test_what_quantize_leaves_in_float_is_in_the_record(data, tmp_path, baseline
         Quantize(islands="refuse").run(model, context)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_quantize_takes_a_scheme_and_bits_of_layers(model, context, epochs):
     for scheme, bits, precision in (

@@ -22,7 +22,7 @@ def answers(model, x):
     return np.concatenate([np.asarray(y).ravel() for y in keras.tree.flatten(model(x, training=False))])
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", ZOO)
 def test_shrunk_model_equals_the_trained_one(name):
     model = build(name)
@@ -52,6 +52,7 @@ class Watch(keras.callbacks.Callback):
         self.seen.append(int(produced.sum()))
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("fit", [{}, {"jit_compile": True}, {"run_eagerly": True}], ids=str)
 def test_channels_go_on_schedule_and_stay_gone(fit):
     model = build("residual")
@@ -187,6 +188,7 @@ def test_trace_of_a_trained_model_is_that_of_a_fresh_one():
     assert [g.name for g in trace(model).groups] == ["stem", "a", "c"]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("options", "kept"),
     [

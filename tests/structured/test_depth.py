@@ -163,6 +163,7 @@ def test_the_block_that_does_nothing_goes_first(scales):
     assert np.allclose(net(data), remove_layers(net, count=1, data=data)(data), atol=0.1)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(("idle", "gone"), [("down1", "feed1"), ("heads0", "attend0"), ("down0", "feed0")])
 def test_the_half_of_a_transformer_block_that_does_nothing_goes_first(idle, gone):
     net = transformer()

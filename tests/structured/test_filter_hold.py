@@ -99,7 +99,7 @@ def test_with_every_optimizer(optimizer):
 
 
 @pytest.mark.plain_fit
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("options", [{}, {"criterion": "taylor"}, {"regularizer": "depgraph"}], ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_in_every_mode_of_execution(mode, options):
@@ -122,6 +122,7 @@ def test_the_contract_fails_without_the_callback_and_when_the_constraint_is_lost
     assert fit(model, prune, Lose()).revived > 0
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("feed", FEEDS)
 def test_from_every_kind_of_data(feed):
     model, watch = compiled(), Watch()
@@ -143,6 +144,7 @@ def own_loop(model, prune, step):
     return watch
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", ["train_on_batch", "eager", "traced"])
 def test_in_a_loop_of_ones_own(kind):
     model = compiled(O.SGD(0.1, momentum=0.9))
@@ -171,6 +173,7 @@ def policy(request):
     keras.config.set_dtype_policy(before)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"], indirect=True)
 def test_in_every_precision(policy):
     model = compiled(O.SGD(0.1, momentum=0.9, use_ema=True), jit_compile=False)
@@ -200,6 +203,7 @@ def test_a_model_saved_with_its_optimizer_goes_on_where_it_was(tmp_path, criteri
     assert same(prune.shrink(), again)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("first", [True, False])
 def test_backup_and_restore_goes_on_where_it_was(tmp_path, first):
     def callbacks(*more):
@@ -282,6 +286,7 @@ def test_a_model_of_which_no_channel_may_go_is_refused():
         fit(model, FilterPruning(SCHEDULE))
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("first", [True, False])
 def test_a_layer_that_is_frozen_midway_is_left_as_it_is(first):
     model, freeze, prune = compiled(), Freeze("inner", False), FilterPruning(SCHEDULE)

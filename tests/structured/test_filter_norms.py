@@ -56,6 +56,7 @@ NORMS = {
 }
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("norm", NORMS)
 def test_channels_of_a_norm_stay_with_a_reason_and_the_others_go(norm):
     model = normed(NORMS[norm]())
@@ -66,12 +67,14 @@ def test_channels_of_a_norm_stay_with_a_reason_and_the_others_go(norm):
     assert difference(prune.shrink(), model) < 1e-5
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_norm_that_is_named_in_ignore_needs_no_warning(norm):
     model = normed(NORMS[norm]())
     assert fit(model, FilterPruning(SCHEDULE, ignore="stream")).plan.groups[0].name == "wide"
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("norm", [L.GroupNormalization(12), L.UnitNormalization()], ids=lambda norm: norm.name)
 def test_channels_go_where_zeros_do_not_count(norm):
     """With as many groups as channels nothing is computed over them, and a length with zeros is one without."""
@@ -80,6 +83,7 @@ def test_channels_go_where_zeros_do_not_count(norm):
     assert [g.kept for g in prune.plan.groups] == [6, 10] and difference(prune.shrink(), model) < 1e-5
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_model_that_differs_from_the_trained_one_is_not_returned(norm, monkeypatch):
     """The control: were such channels taken, zeros would count in the trained model and not in the smaller one."""
@@ -91,6 +95,7 @@ def test_a_model_that_differs_from_the_trained_one_is_not_returned(norm, monkeyp
         prune.shrink()
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("fit_options", [{}, {"jit_compile": True}], ids=str)
 def test_heads_and_their_sizes_go_exactly(fit_options):
     model = attending()

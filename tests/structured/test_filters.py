@@ -201,6 +201,7 @@ def test_a_layer_that_a_common_ranking_leaves_hardly_anything_of_is_named():
     assert not any(notes().values())  # each divided by its mean
 
 
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("kind", ["macs", "params"])
 @pytest.mark.parametrize("name", ["residual", "se_block", "concat", "siamese"])

@@ -310,6 +310,7 @@ def encoder(norm=True):
     return seeded(keras.Model([tokens, places], L.Dense(3, name="logits")(x)))
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("norm", [False, True])
 def test_a_transformer_encoder_at_half_its_width(norm):
     model = encoder(norm)

@@ -33,6 +33,7 @@ class Look(keras.callbacks.Callback):
         self.seen = self.seen or [variable.numpy() for variable in kernels(self.model)]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("regrowth", [None, Regrowth("set", 0.3, 3, 100)])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_backup_is_restored_as_it_was_whatever_was_pruned_before(tmp_path, first, regrowth):

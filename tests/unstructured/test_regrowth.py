@@ -109,6 +109,7 @@ def fit(model, prune, epochs=4):
     return watch
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("scope", ["layer", "erk"])
 @pytest.mark.parametrize("kind", GROWTHS)
 def test_zeros_move_and_their_number_is_exact_after_every_step(kind, scope):

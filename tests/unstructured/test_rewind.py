@@ -45,6 +45,7 @@ def test_every_round_begins_alike_under_its_masks_with_a_new_optimizer():
     assert net.optimizer.iterations.numpy() == 0
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("step", [1, 5])
 def test_rewinding_to_a_step_gives_the_weights_of_that_step(step):
     def train(model, callbacks):
@@ -66,6 +67,7 @@ def test_rewinding_to_a_step_gives_the_weights_of_that_step(step):
     assert not np.array_equal(ticket.start[0], net.get_weights()[0])
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(
     ("train", "message"),
     [
@@ -121,6 +123,7 @@ def test_a_ticket_can_be_pruned_further_from_where_it_stands():
     assert all(np.array_equal(*pair) for pair in zip(whole.masks.values(), second.masks.values(), strict=True))
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", ["conv_bn", "residual"])
 def test_other_nets_have_tickets_too(name):
     net = build(name)

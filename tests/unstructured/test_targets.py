@@ -181,7 +181,7 @@ def test_adapters_are_left_out_until_they_are_merged(make, shape, kernels, tmp_p
     assert chosen(plain) == [*kernels, "d/kernel"]
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 @pytest.mark.parametrize(
     ("make", "names"),

@@ -23,7 +23,7 @@ def inputs(model, count=8):
     return drawn[0] if len(drawn) == 1 else drawn
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", ZOO)
 def test_a_wrapped_model_computes_the_same_and_strips_to_exact_zeros(name):
     model = build(name)
@@ -149,7 +149,7 @@ FAMILIES = {
 }
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_of_layers_compute_save_and_strip(family, tmp_path):
     shape, make, count = FAMILIES[family]
