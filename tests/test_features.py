@@ -137,6 +137,7 @@ def test_a_learned_map_is_trained():
     assert not any("projection" in variable.path for variable in student.weights)
 
 
+@pytest.mark.slow
 def test_maps_of_an_image_are_compared():
     teacher, student = build("conv_bn", 1), build("conv_bn", 2)
     x = RNG.normal(size=(16, 10, 10, 3)).astype("float32")

@@ -35,6 +35,7 @@ def test_macs_per_layer_are_those_of_the_formulas():
     assert shared["shared"].macs == 2 * 10 * 7  # called twice
 
 
+@pytest.mark.slow
 def test_vgg16_at_224_has_its_published_count():
     """Simonyan and Zisserman's network: 138,357,544 parameters and 15.47 G multiply-accumulates."""
     x = image = keras.Input((224, 224, 3))

@@ -109,6 +109,7 @@ def test_the_users_constraint_comes_first_and_comes_back():
     assert variable.constraint is own and isinstance(own, keras.constraints.NonNeg)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("first_released", [0, 1])
 def test_two_holders_on_one_variable_let_go_in_any_order(first_released):
     model = compiled()

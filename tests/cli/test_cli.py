@@ -93,6 +93,7 @@ def test_run_prints_the_table_and_where_the_delivery_lies():
     assert (delivered / "report.md").is_file()
 
 
+@pytest.mark.slow
 def test_a_recipe_of_onnx_alone_runs_where_litert_cannot():
     """An inverse cosine has an ONNX operation and no LiteRT one."""
     document = yaml.safe_load(Path("tiny.yaml").read_text())

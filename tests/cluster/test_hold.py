@@ -88,6 +88,7 @@ def test_after_a_training_without_clusters(per):
         assert all(len(np.unique(column)) <= 4 for column in variable.numpy().T)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("lost", ["values", "gradients", None])
 def test_the_contract_fails_without_either_half(lost, monkeypatch):
     """Without the projection values part; without the shared gradient a step is not that of the common value."""
@@ -218,6 +219,7 @@ def test_a_fit_that_broke_off_is_let_go():
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_restored_weights_are_clustered(tmp_path):
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -242,6 +244,7 @@ def test_best_weights_that_are_restored_are_clustered(first):
     assert all(len(np.unique(variable.numpy())) <= CLUSTERS for variable in kernels(model))
 
 
+@pytest.mark.slow
 def test_a_distiller_trains_its_student():
     student, teacher = compiled(), compiled()
     distiller = keras.distillation.Distiller(teacher, student, keras.distillation.LogitsDistillation())

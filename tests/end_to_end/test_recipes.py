@@ -61,11 +61,12 @@ TINY = {
 """Model of a recipe -> what makes it small."""
 
 
-FAST = ("digits", "cifar10")
-"""Between them they have most kinds of stages; the others run with the heavy sweeps."""
+LEAST = {"spoken_digits_pcqat": 2}
+"""How many times smaller the tiny form of a recipe at least becomes, where 3 is too much to ask of so small a net."""
+FAST = ("digits",)
+"""The others run with the heavy sweeps."""
 
 
-@pytest.mark.sweep(1)
 @pytest.mark.parametrize(
     "path",
     [pytest.param(path, marks=[] if path.stem in FAST else pytest.mark.slow, id=path.stem) for path in RECIPES],
@@ -88,8 +89,7 @@ def test_a_recipe_runs_in_a_tiny_form(path, tmp_path, monkeypatch):
     assert [entry["stage"] for entry in metrics["stages"]] == [stage["stage"] for stage in document["stages"]]
     assert all(entry["stage"] in STAGES for entry in metrics["stages"])
     assert all((tmp_path / "run" / file["path"]).is_file() for file in metrics["delivery"])
-    quantized = any(stage["stage"] == "quantize" for stage in document["stages"])
-    assert metrics["summary"]["smaller"] > (2 if quantized else 1)
+    assert metrics["summary"]["smaller"] > LEAST.get(path.stem, 3)
 
 
 def test_pruning_in_ones_own_fit_runs_on_a_few_samples(tmp_path, monkeypatch, capsys):

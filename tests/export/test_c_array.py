@@ -110,6 +110,7 @@ def test_tflite_micro_runs_the_array_in_the_estimated_arena(int8, capfd):
     assert total <= estimate.total < total + 2048
 
 
+@pytest.mark.slow
 def test_many_small_tensors_need_room_for_the_planner_itself(tmp_path):
     """The plan of a few small layers takes more than what it plans: with less TFLite Micro does not load the file."""
     model = build("siamese")

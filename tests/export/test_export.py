@@ -46,7 +46,7 @@ def quantized():
     return get
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", ["conv_bn", "grouped", "nested", "siamese"])
 def test_float_files_agree(name, suffix, tmp_path):
@@ -65,7 +65,7 @@ def test_float_files_agree(name, suffix, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [f"m.{suffix}"]
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", list(ZOO))
 def test_int8_files_agree_and_are_whole(name, suffix, quantized, tmp_path):
@@ -81,6 +81,7 @@ def test_int8_files_agree_and_are_whole(name, suffix, quantized, tmp_path):
         assert all(port.scale for port in runtime.outputs)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", ["conv_bn", "depthwise"])
 def test_float16_is_smaller_and_agrees(name, tmp_path):
     model = build(name)

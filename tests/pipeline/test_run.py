@@ -75,11 +75,11 @@ def document(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def whole(shift, tmp_path_factory):
-    """Run the document once, elsewhere: the directory, and what the run found."""
-    folder = tmp_path_factory.mktemp("whole")
+    """Run the document once, elsewhere: the directory, what the run found, and what it made."""
+    folder, heard = tmp_path_factory.mktemp("whole"), Heard()
     (folder / "pipeline_source.py").write_text(SOURCE)
-    metrics = parse_recipe(copy.deepcopy(DOCUMENT), folder).run(folder / "run", progress=Quiet())
-    return folder / "run", metrics
+    metrics = parse_recipe(copy.deepcopy(DOCUMENT), folder).run(folder / "run", progress=heard)
+    return folder / "run", metrics, heard
 
 
 @pytest.fixture
@@ -114,10 +114,9 @@ def without_timings(metrics):
     return metrics
 
 
-def test_a_run_writes_its_directory(document, tmp_path):
-    metrics, heard = go(document, tmp_path / "run")
+def test_a_run_writes_its_directory(whole):
+    directory, metrics, heard = whole
     assert heard.made == ["00-model", "01-shift", "02-shift", "03-export"]
-    directory = tmp_path / "run"
     assert sorted(path.name for path in directory.iterdir()) == [
         ".delivered.json", "00-model", "01-shift", "02-shift", "03-export",
         "latency.json", "metrics.json", "recipe.yaml", "shifts.tflite", "shifts.tflite.json",
@@ -144,8 +143,8 @@ def test_a_run_writes_its_directory(document, tmp_path):
     }  # fmt: skip
 
 
-def test_the_baseline_is_the_model_as_it_came_without_a_training_first(document, tmp_path):
-    metrics, _ = go(document, tmp_path / "run")
+def test_the_baseline_is_the_model_as_it_came_without_a_training_first(whole):
+    _, metrics, _ = whole
     summary = metrics["summary"]
     assert summary["baseline"] == "00-model"
     assert summary["accuracy_baseline"] == metrics["stages"][0]["metrics"]["accuracy"]
@@ -167,7 +166,7 @@ def test_a_finished_run_is_taken_over_whole(document, tmp_path):
 
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(document, whole, tmp_path):
-    _, whole = whole
+    _, whole, _ = whole
     broken = {**document, "stages": [*document["stages"][:1], {**document["stages"][1], "fails": True}]}
     with pytest.raises(KpipeError, match="02-shift: shift was told to fail"):
         go(broken, tmp_path / "broken")
@@ -249,6 +248,7 @@ def test_what_is_delivered_no_more_is_withdrawn(document, tmp_path):
     assert (tmp_path / "run" / "mine.txt").exists()
 
 
+@pytest.mark.slow
 def test_the_time_of_a_file_of_batches_is_that_of_one_sample(document, tmp_path):
     document["stages"] = [document["stages"][0], {"stage": "export", "batch": 4}]
     metrics, _ = go(document, tmp_path / "run")

@@ -115,6 +115,7 @@ def test_with_relu_it_is_the_diagonal_of_the_hessian(name):
     assert not np.allclose(bent, differences(mean_loss, weights, 1e-4, 2)[0], rtol=1e-2, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_convolution_with_batch_norm_in_inference_and_uneven_batches():
     """A kernel that is used at many places is one weight; J by one plain Jacobian a sample."""
     model = build("conv_bn")

@@ -143,6 +143,7 @@ def siamese() -> tuple[keras.Model, dict[str, np.ndarray], dict[str, np.ndarray]
     return model, {"left": left, "right": right}, y
 
 
+@pytest.mark.slow
 def test_losses_by_output_with_weights_as_compiled():
     model, x, y = siamese()
     losses = {"first": LOGITS, "second": "mse"}
@@ -163,6 +164,7 @@ def test_losses_by_output_with_weights_as_compiled():
         assert not np.allclose(c, b, rtol=1e-2), "without the loss weights it is another loss"
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("form", ["arrays", "tf.data"])
 def test_sample_weights_count(form):
     model, x, y = case("twice")

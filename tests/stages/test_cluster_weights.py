@@ -169,6 +169,7 @@ def net(classes):
 """
 
 
+@pytest.mark.slow
 def test_in_a_run_later_stages_are_told(tmp_path, monkeypatch):
     (tmp_path / "clusters_source.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)

@@ -80,6 +80,7 @@ def test_the_plan_of_all_rounds_cuts_the_first_model(context, trained):
     assert plan.before["params"] == measure(trained.load()).params and plan.after["params"] == measure(after).params
 
 
+@pytest.mark.slow
 def test_rounds_end_at_the_target_and_not_above(context, trained):
     before = measure(trained.load()).macs
     after = run(PruneFilters(target=Target(macs=0.25), rounds=3, epochs=1, **FAST), context, trained)
@@ -103,6 +104,7 @@ def test_limits_are_those_of_all_rounds(context, trained):
     assert min(filters(after)) == 4 and measure(after).macs <= 0.3 * measure(trained.load()).macs
 
 
+@pytest.mark.slow
 def test_rounds_that_take_nothing_are_gone_through_and_said_only_of_all(context, trained):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -195,6 +197,7 @@ def test_until_with_rounds_stops_where_the_amount_is_reached(context, trained):
     assert context.record.details["until"]["end"] == "all 2 rounds are within it"
 
 
+@pytest.mark.slow
 def test_until_ends_where_no_channel_can_go_any_more(context, trained):
     stage = PruneFilters(ratio=0.75, until=Until(max_accuracy_drop=0.99), epochs=0)
     assert filters(run(stage, context, trained)) == [1, 1]
@@ -270,6 +273,7 @@ def test_named_layers_are_taken_out(context):
     assert "a_attention" not in {layer.name for layer in after.layers}
 
 
+@pytest.mark.slow
 def test_layers_go_until_none_can(context):
     stage = RemoveLayers(count=1, until=Until(max_accuracy_drop=0.99), epochs=0)
     after = stage.run(FloatModel(sequence_net()), context).model
@@ -284,6 +288,7 @@ def outputs(model, name, x):
     return np.asarray(keras.Model(model.inputs[0], model.get_layer(name).output)(x))
 
 
+@pytest.mark.slow
 def test_features_are_matched_by_the_channels_that_are_kept(context, trained):
     """Taught by the features of the model as it came, the kept channels stay closer to what they were."""
     x, away = context.data.test[0], []
@@ -402,6 +407,7 @@ def test_what_does_not_go_together_is_refused_where_the_recipe_is_read(make, mat
         make()
 
 
+@pytest.mark.slow
 def test_movement_is_followed_along_a_schedule(context, trained):
     stage = PruneFilters(schedule={"polynomial_decay": {"final_sparsity": 0.5}}, criterion="movement", epochs=1, **FAST)
     assert filters(run(stage, context, trained)) == [4, 6]

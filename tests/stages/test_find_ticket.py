@@ -36,6 +36,7 @@ STILL = Optimizer(name="sgd", learning_rate=1e-30, decay="none")
 """Steps so small that they change no weight but those that are zero."""
 
 
+@pytest.mark.slow
 def test_it_begins_with_the_model_or_anew(data, tmp_path):
     model = net()
     model.layers[-1].bias.assign([0.0, 0.0])  # it moves a little, which tells that it was trained
@@ -64,6 +65,7 @@ def test_the_zeros_of_earlier_stages_stay(data, tmp_path):
     assert np.count_nonzero(after.get_layer("logits").kernel) == 16
 
 
+@pytest.mark.slow
 def test_a_later_training_keeps_the_ticket(data, tmp_path):
     found = FindTicket(sparsity=0.5, per_round=0.5, epochs=1).run(FloatModel(net()), context(data, tmp_path))
     zero = found.model.get_layer("hidden").kernel.numpy() == 0

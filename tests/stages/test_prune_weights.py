@@ -103,6 +103,7 @@ def test_a_criterion_sees_what_it_looks_at(context, data, criterion, sees):
     assert (kernel[4:] != 0).all() == sees
 
 
+@pytest.mark.slow
 def test_movement_is_gathered_while_the_stage_trains(context):
     chosen = [
         np.asarray(pruned(context, sparsity=0.5, criterion=one, epochs=1).layers[0].kernel) != 0

@@ -90,6 +90,7 @@ def test_train_learns_and_keeps_the_curves(model, context, data):
     assert np.mean(after.model.predict(data.test[0], verbose=0).argmax(axis=1) == data.test[1]) > 0.8
 
 
+@pytest.mark.slow
 def test_patience_stops_and_goes_back_to_the_best(model, context, data):
     stage = Train(epochs=50, batch_size=16, optimizer=Optimizer(learning_rate=0.3, decay="none"), patience=1)
     after = stage.run(FloatModel(model), context).model
@@ -405,6 +406,7 @@ def test_export_refuses_a_file_that_lost_too_much(model, data, tmp_path, baselin
     assert Export(max_accuracy_drop=0.1).run(trained, taught(data, tmp_path, baseline)) is trained
 
 
+@pytest.mark.slow
 def test_export_refuses_to_judge_an_accuracy_that_there_is_not(model, data, tmp_path, baseline):
     stage = Export(max_accuracy_drop=0.1)
     with pytest.raises(KpipeError, match="compares with a baseline, and there is none"):
@@ -419,6 +421,7 @@ def test_export_refuses_to_judge_an_accuracy_that_there_is_not(model, data, tmp_
     assert regression.record.files[0]["accuracy"] is None
 
 
+@pytest.mark.slow
 def test_float16_is_half_as_large(model, context):
     Export(name="full").run(FloatModel(model), context)
     Export(name="half", precision="float16").run(FloatModel(model), context)

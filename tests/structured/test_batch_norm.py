@@ -177,6 +177,7 @@ def test_a_layer_that_sees_nothing_but_masked_values_keeps_its_statistics_and_is
     assert np.allclose(anew.get_layer("norm").moving_variance, [1.0, 4.0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_brings_accuracy_back_after_a_cut():
     """Half the filters of a convolutional net trained on digits for a moment, without any training afterwards."""
     keras.utils.set_random_seed(0)

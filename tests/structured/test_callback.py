@@ -22,7 +22,7 @@ def answers(model, x):
     return np.concatenate([np.asarray(y).ravel() for y in keras.tree.flatten(model(x, training=False))])
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", ZOO)
 def test_shrunk_model_equals_the_trained_one(name):
     model = build(name)
@@ -95,6 +95,7 @@ def test_a_second_fit_goes_on_and_constraints_come_back():
     assert set(first) < set(prune.plan.groups[0].removed) and len(prune.plan.groups[0].removed) == 8
 
 
+@pytest.mark.slow
 def test_gradient_criteria_and_distillation():
     teacher, student = build("conv_bn"), build("conv_bn", seed=5)
     x, y = samples(teacher, 40)[0], np.arange(40) % 5
@@ -188,7 +189,7 @@ def test_trace_of_a_trained_model_is_that_of_a_fresh_one():
     assert [g.name for g in trace(model).groups] == ["stem", "a", "c"]
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(
     ("options", "kept"),
     [

@@ -76,7 +76,7 @@ def same(small, model, tolerance=1e-5):
 
 
 @pytest.mark.plain_fit
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_with_every_optimizer(optimizer):
     if getattr(keras.optimizers, NEEDS.get(optimizer, "SGD"), None) is None:
@@ -309,6 +309,7 @@ def test_a_layer_that_is_unfrozen_midway_is_pruned_from_then_on():
     assert same(prune.shrink(), model)
 
 
+@pytest.mark.slow
 def test_what_has_gone_of_a_frozen_layer_is_known_when_it_is_unfrozen_and_fit_again():
     model, prune = compiled(), FilterPruning(ConstantSparsity(0.5, 0))
     model.get_layer("hidden").trainable = False

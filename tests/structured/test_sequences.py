@@ -399,6 +399,7 @@ def test_multiplications_of_convolutional_cells():
     assert trace(model).macs() == 3 * 9 * 9 * 4 * 5 * (2 + 5)
 
 
+@pytest.mark.slow
 def test_a_gru_classifier_at_half_its_width():
     keras.utils.set_random_seed(0)
     tokens = keras.Input((STEPS,), dtype="int32", name="tokens")

@@ -69,6 +69,7 @@ class Rollback(keras.callbacks.Callback):
                 variable.assign(value)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("first", [True, False])
 def test_weights_that_are_set_back_have_the_zeros_of_then(first):
     prune, watch = WeightPruning(PolynomialDecay(0.0, 0.8, 0, 18, power=1, frequency=6)), Watch()
@@ -112,6 +113,7 @@ class Unfreeze(keras.callbacks.Callback):
             self.model.make_train_function(force=True)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("first", [True, False])
 def test_a_layer_that_is_unfrozen_after_the_last_update_is_brought_to_what_was_reached(first):
     model, prune = compiled(), WeightPruning(PolynomialDecay(0.0, 0.75, 0, 4))

@@ -169,7 +169,7 @@ def test_subclassed_models_unknown_and_frozen_layers():
     assert any("Scale" in reason for reason in reasons) and any("frozen" in reason for reason in reasons)
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", [name for name in ZOO if name != "siamese"])
 def test_every_model_of_the_zoo(name):
     model = build(name)
@@ -185,7 +185,7 @@ def test_every_model_of_the_zoo(name):
 FROM_TRAINING = [name for name in CRITERIA if set(CRITERIA.facts(name)["needs"]) & set(FIELDS)]
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("criterion", [name for name in CRITERIA if name != "bn_scale"])  # it judges norms
 def test_every_criterion(criterion):
     model = compiled()

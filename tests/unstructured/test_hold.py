@@ -88,7 +88,7 @@ MODES = {
 
 
 @pytest.mark.plain_fit
-@pytest.mark.sweep(7)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_with_every_optimizer(optimizer):
     if getattr(keras.optimizers, NEEDS.get(optimizer, "SGD"), None) is None:
@@ -264,7 +264,7 @@ def test_a_model_saved_with_its_optimizer_goes_on_where_it_was(tmp_path):
     assert all(not variable.numpy()[old].any() for variable, old in zip(kernels(again), zero, strict=True))
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("save_freq", ["epoch", 4])
 def test_backup_and_restore_goes_on_where_it_was(tmp_path, save_freq, first):
@@ -282,6 +282,7 @@ def test_backup_and_restore_goes_on_where_it_was(tmp_path, save_freq, first):
     assert zeros == expected(STEPS)[-1] and watch.revived == 0 and sum(watch.zeros[0]) >= sum(expected(4)[-1])
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("first", [True, False])
 def test_every_checkpoint_is_sparse(tmp_path, first):
     save = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}-{batch}.keras", save_freq=1)
@@ -297,7 +298,7 @@ def test_every_checkpoint_is_sparse(tmp_path, first):
     assert len(list(tmp_path.iterdir())) == STEPS
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("on_epoch", [True, False])
 def test_averages_that_are_swapped_in_are_sparse(on_epoch, first):

@@ -180,6 +180,7 @@ def test_grown_weights_learn():
         assert grown.any() and (variable.numpy()[grown] != 0).mean() > 0.9
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("criterion", ["taylor", "movement"])
 def test_with_a_criterion_that_needs_the_training_itself(criterion):
     model = compiled()

@@ -107,6 +107,7 @@ def test_zeros_stay_zero_in_the_rounds_and_after():
     assert (loose.get_weights()[0][~mask] != 0).any()
 
 
+@pytest.mark.slow
 def test_the_history_holds_what_the_training_returned():
     fitted = find_ticket(small(), fit, rounds=2)
     assert [(one.number, len(one.logs["loss"])) for one in fitted.history] == [(1, 1), (2, 1)]

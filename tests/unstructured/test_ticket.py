@@ -60,6 +60,7 @@ def test_weights_that_begin_alike_each_time_are_told():
         find_ticket(net, shift, rounds=1).reinitialised()
 
 
+@pytest.mark.slow
 def test_a_saved_ticket_is_the_same_ticket(tmp_path):
     ticket = find_ticket(small(), fit, rounds=2)
     ticket.save(tmp_path / "ticket.npz")

@@ -149,7 +149,7 @@ FAMILIES = {
 }
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_of_layers_compute_save_and_strip(family, tmp_path):
     shape, make, count = FAMILIES[family]
@@ -210,7 +210,7 @@ class Holding(L.Layer):
         return cls(**config | {"inner": keras.saving.deserialize_keras_object(config["inner"])})
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("outer", [L.TimeDistributed, Holding, lambda layer: Holding(L.TimeDistributed(layer))])
 @pytest.mark.parametrize("inner", [lambda: L.Dense(4), lambda: L.LSTM(3, return_sequences=True), lambda: Mix(4)])
 def test_wrappers_inside_other_layers_come_out_too(outer, inner, tmp_path):
