@@ -12,11 +12,11 @@ channels, in turns: it does not depend on the weights, and rows that were made o
 Torch-Pruning's ResNet-56 on the whole of CIFAR-10: 0.11 points better at 2.57 times fewer MACs (Fang et al., DepGraph,
 2023).
 
-    KPIPE_DATA=folder-of-cifar10.npz python benchmarks/cifar.py --seeds 2     # hours on 2 cores
+    KPIPE_DATA=folder-of-cifar10.npz python benchmarks/cifar.py --seeds 0 1   # hours on 2 cores
     KPIPE_DATA=folder-of-cifar10.npz python benchmarks/cifar.py --quick       # minutes; its figures mean nothing
 
-Every finished stage is kept in benchmarks/results/: a run that was broken off goes on where it was. The figures of
-what is finished are kept in benchmarks/records/.
+Every finished stage is kept in benchmarks/results/, so that a run that was broken off goes on where it was. The trained
+networks and the figures of what is finished are kept in benchmarks/records/.
 """
 
 import argparse
@@ -60,32 +60,37 @@ def measured(document, folder):
 
 
 def of_seed(document, seed, folder, record):
-    """Train the network of one seed, cut it in every way, and give a row for each; the record is kept row by row.
+    """Cut the network of one seed in every way, and give a row for each; the record is kept row by row.
 
-    A network that was trained anew has to be the one that the rows of the record came from.
+    The trained network is kept beside the record: it takes the longest to make. Without it all rows are made anew.
     """
-    rows = json.loads(record.read_text()) if record is not None and record.exists() else {}
-    if set(rows) == {"trained", *WAYS}:
-        return rows
+    kept = folder / "trained.keras" if record is None else record.with_suffix(".keras")
+    rows = json.loads(record.read_text()) if kept.exists() and record is not None and record.exists() else {}
     train, prune, *further = copy.deepcopy(document["stages"])
     further[-1] |= {"formats": ["tflite"], "max_accuracy_drop": None}
     head = {key: value for key, value in document.items() if key != "stages"} | {"seed": seed}
-    (base,) = measured({**head, "name": "base", "stages": [train]}, folder / "base")
-    trained = row(base, base, None) | {"loss": base["metrics"]["loss"]}
-    if rows and rows["trained"]["loss"] != trained["loss"]:
-        print("The network was trained anew and is another one: all ways are run again.", flush=True)
-        rows = {}
-    rows.setdefault("trained", trained)
-    model = {"load": str((folder / "base" / base["name"] / "model.keras").resolve())}
+    if not kept.exists():
+        (base,) = measured({**head, "name": "base", "stages": [train]}, folder / "base")
+        keep_network(folder / "base" / base["name"] / "model.keras", kept)
     for way in (way for way in WAYS if way not in rows):
         stage = {key: value for key, value in {**prune, **WAYS[way]}.items() if value is not None}
+        model = {"load": str(kept.resolve())}
         name = way.replace(" ", "_")
         found = measured({**head, "name": name, "model": model, "stages": [stage, *further]}, folder / name)
-        by_stage = {one["stage"]: one for one in found}
+        base, by_stage = found[0], {one["stage"]: one for one in found}
+        rows.setdefault("trained", row(base, base, None))
         rows[way] = row(base, by_stage["prune_filters"], by_stage.get("quantize"))
         if record is not None:
             papers.keep(record, rows)
-    return rows
+    return {way: rows[way] for way in ("trained", *WAYS)}
+
+
+def keep_network(path, kept):
+    """Store a network without what its training needs."""
+    import keras
+
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    keras.models.load_model(path, compile=False).save(kept)
 
 
 def row(base, cut, quantized):
@@ -161,7 +166,7 @@ def show(results):
 def main():
     """Read the arguments, run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=1, help="networks to train and cut")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="networks to train and cut")
     parser.add_argument("--quick", action="store_true", help="one epoch of a few images")
     arguments = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -169,7 +174,7 @@ def main():
     document = shortened(document) if arguments.quick else document
     place = papers.folder("cifar", {"recipe": document, "ways": WAYS})
     results = []
-    for seed in range(arguments.seeds):
+    for seed in arguments.seeds:
         record = None if arguments.quick else papers.RECORDS / "cifar" / f"{place.name}_seed{seed}.json"
         results.append(of_seed(document, seed, place / f"seed{seed}", record))
     show(results)
