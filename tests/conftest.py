@@ -45,18 +45,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Keras make a model's variables before the first train step: made inside it, the step is traced twice.
+    """Let Keras make the optimizer's and the metrics' variables before the first train step of a built model.
 
-    That is a third of the time of a short fit. Tests marked as `plain_fit` fit as Keras does by itself.
+    Made inside it, as Keras does, the step is traced twice, a third of the time of a short fit. Slow tests and those
+    marked as `plain_fit` fit as Keras does by itself.
     """
-    if request.node.get_closest_marker("plain_fit") is None and "keras" in sys.modules:
+    as_keras = any(request.node.get_closest_marker(name) is not None for name in ("slow", "plain_fit"))
+    if not as_keras and "keras" in sys.modules:
         from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
-        monkeypatch.setattr(TensorFlowTrainer, "_maybe_symbolic_build", _build_all)
+        monkeypatch.setattr(TensorFlowTrainer, "_maybe_symbolic_build", _build_around)
 
 
-def _build_all(model: Any, iterator: Any = None, data_batch: Any = None) -> None:
-    if model.optimizer is not None:
+def _build_around(model: Any, iterator: Any = None, data_batch: Any = None) -> None:
+    if model.optimizer is not None and all(layer.built for layer in model._flatten_layers()):
         with model.distribute_strategy.scope():
             model._symbolic_build(iterator=iterator, data_batch=data_batch)
 

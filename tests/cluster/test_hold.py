@@ -290,6 +290,7 @@ class Own(keras.Model):
         return self.second(self.first(x))
 
 
+@pytest.mark.plain_fit
 def test_a_model_without_weights_begins_after_its_first_batch():
     model = Own()
     model.compile("adam", LOSS)

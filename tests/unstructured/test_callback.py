@@ -159,6 +159,7 @@ class Own(keras.Model):
         return self.head(self.scale(self.inner(self.frozen(x))))
 
 
+@pytest.mark.plain_fit
 def test_subclassed_models_unknown_and_frozen_layers():
     model = Own()
     model.compile("adam", LOSS)

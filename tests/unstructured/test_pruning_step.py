@@ -73,6 +73,7 @@ def test_zeros_hold_without_the_callback_once_it_has_begun():
         assert not known.weight.numpy()[~keep].any()
 
 
+@pytest.mark.plain_fit
 @pytest.mark.sweep(3)
 @pytest.mark.parametrize("use_ema", [False, True], ids=["", "averages"])
 @pytest.mark.parametrize("executed", [1, 4, 5])

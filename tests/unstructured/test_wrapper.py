@@ -82,6 +82,7 @@ class Attending(keras.Model):
         return self.remember(x)[0]
 
 
+@pytest.mark.plain_fit
 @pytest.mark.sweep(1)
 @pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"steps_per_execution": 2}], ids=str)
 def test_layers_that_only_a_call_builds_are_masked_in_the_first_step(options):
