@@ -5,4 +5,14 @@ from kpipe.data.batches import CALIBRATION_SAMPLES, batches, samples, weighted_b
 from kpipe.data.sentences import sentences
 from kpipe.data.sources import SOURCES, Dataset, load
 
-__all__ = ["SOURCES", "Dataset", "augmented", "batches", "load", "samples", "sentences", "weighted_batches"]
+__all__ = [
+    "CALIBRATION_SAMPLES",
+    "SOURCES",
+    "Dataset",
+    "augmented",
+    "batches",
+    "load",
+    "samples",
+    "sentences",
+    "weighted_batches",
+]

@@ -29,10 +29,10 @@ SIGNAL_TO_NOISE, FLOAT_ARGMAX = 20.0, 0.9
 by which its error lies below the scatter of the outputs, and the fraction of equal argmax.
 
 20 dB are an error of a tenth of the scatter. Two convolutional nets trained on digits reached 34 and 38 dB with int8,
-36 and 44 with int16x8 on samples that their converter had not seen; ranges half of what they had to be left 4 and 10 dB,
-a quarter 0 and 2. Untrained nets with biases as great as their kernels answer nearly the same to every noise that they
-are fed, so that 8 bits of weights left some with less than 20. Of 10 normal
-outputs with an error of a tenth, one row in 12 has its argmax elsewhere."""
+36 and 44 with int16x8 on samples that their converter had not seen; ranges half of what they had to be left 4 and 10
+dB, a quarter 0 and 2. Untrained nets with biases as great as their kernels answer nearly the same to every noise that
+they are fed, so that 8 bits of weights left some with less than 20. Of 10 normal outputs with an error of a tenth,
+one row in 12 has its argmax elsewhere."""
 
 
 def check(agreement: Agreement, precision: str, what: str, hybrids: int = 0) -> None:

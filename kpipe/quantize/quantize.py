@@ -81,9 +81,10 @@ def quantize(
         A new model with the same inputs and outputs, not compiled.
 
     Raises:
-        KpipeError: When the scheme is unknown or a converter's alone, the model is quantized already, the calibration data is missing, empty, of another shape or not finite,
-            a layer cannot be quantized, `exclude` or `bits` mean no layer with weights, the observer or improvement is
-            unknown, an observer gives no range, or there are islands and they are refused.
+        KpipeError: When the scheme is unknown or a converter's alone, the model is quantized already, the calibration
+            data is missing, empty, of another shape or not finite, a layer cannot be quantized, `exclude` or `bits`
+            mean no layer with weights, the observer or improvement is unknown, an observer gives no range, or there are
+            islands and they are refused.
         SurgeryError: When the model's graph cannot be read.
 
     Example:

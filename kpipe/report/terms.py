@@ -50,9 +50,9 @@ TERMS = (
     (
         "Answers of a file",
         "how far the answers of the file are from those of the model that it was exported from, on the same "
-        "samples. A step is one step of the whole numbers that a file answers in where it computes in them; argmax agreement is how often "
-        "both choose the same class. Signal to noise is that of a file that a converter rounded, against the float "
-        "model: 20 decibels are an error of a tenth of what an entry of the answers scatters by between samples. A file beyond the tolerance is not "
-        "delivered.",
+        "samples. A step is one step of the whole numbers that a file answers in where it computes in them; "
+        "argmax agreement is how often both choose the same class. Signal to noise is that of a file that a "
+        "converter rounded, against the float model: 20 decibels are an error of a tenth of what an entry of the "
+        "answers scatters by between samples. A file beyond the tolerance is not delivered.",
     ),
 )
