@@ -192,7 +192,7 @@ def signal_to_noise(answer: np.ndarray, reference: np.ndarray) -> float:
         return float("-inf")
     counted = np.maximum(signal, LEAST_SIGNAL * signal.max())[signal > 0]
     loudest = float(np.max(noise[signal > 0] / counted))
-    return -round(10 * float(np.log10(loudest)), 3) if loudest else float("inf")
+    return round(10 * float(np.log10(1 / loudest)), 3) if loudest else float("inf")
 
 
 def _by_entry(values: np.ndarray) -> np.ndarray:

@@ -11,7 +11,8 @@ from keras import layers as L
 
 import kpipe
 from kpipe.errors import ExportError, KpipeError
-from kpipe.export import Agreement, File, dissect, inspect, load_runtime, read_metadata
+from kpipe.export import Agreement, File, dissect, inspect, load_runtime, native, read_metadata
+from kpipe.export.litert.compiled import CompiledRuntime
 from kpipe.export.micro import c_array
 from kpipe.export.tolerance import check
 from kpipe.export.verify import signal_to_noise
@@ -134,6 +135,29 @@ def test_inputs_outputs_batches_and_arrays_of_eight_bits(tmp_path):
     assert [path.name for path in array.beside] == ["n.cc", "n.h"]
     with pytest.raises(ExportError, match=r"computes in 16 bits with some of its operators only"):
         c_array(file.path.read_bytes(), "m")
+
+
+class Refusing:
+    """A buffer that takes no values."""
+
+    def write(self, _: Any) -> None:
+        raise ValueError("no such type")
+
+
+def test_float_ends_are_advised_only_where_they_are_what_helps(written, monkeypatch):
+    with pytest.raises(ExportError, match=r"do not take the inputs .* Export with io='float32', or run it in another"):
+        CompiledRuntime(written[0]["int16x8"].path)
+    CompiledRuntime(written[0]["int8"].path).close()  # the control
+    real = native.litert_compiled
+
+    def refusing(path: Any, threads: int) -> Any:
+        model = real(path, threads)
+        monkeypatch.setattr(type(model), "create_input_buffer_by_name", lambda *_: Refusing())
+        return model
+
+    monkeypatch.setattr(native, "litert_compiled", refusing)
+    with pytest.raises(ExportError, match=r"no such type\. Run it in another engine"):
+        CompiledRuntime(written[0]["int8"].path)
 
 
 @pytest.mark.sweep(2)
