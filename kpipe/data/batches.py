@@ -103,6 +103,10 @@ def _slices(data: Any, count: int, batch_size: int) -> Iterator[Any]:
         yield _map(lambda a, rows=rows: a[rows], data)
 
 
+CALIBRATION_SAMPLES = 512
+"""The most samples on which ranges are found, unless asked otherwise."""
+
+
 def samples(data: Any, model: keras.Model, limit: int | None = 256, what: str = "calibration") -> list[np.ndarray]:
     """Collect input samples as one array an input of the model, checked.
 

@@ -24,8 +24,8 @@ class Agreement:
         samples: How many samples were compared.
         source: "data" when they are the caller's, "random" when they were drawn.
         signal_to_noise_db: Of a file in whole numbers held against a float model: how far the mean square of the error
-            lies below the variance of an output's values, 10 · log10(var b / mean (a - b)²) in decibels, least over the
-            outputs. None for all other files.
+            lies below the variance over the samples, 10 · log10(var b / mean (a - b)²) in decibels, least over the
+            outputs and the entries of their last axis. None for all other files.
 
     Example:
         >>> print(Agreement(0.004, 1.0, 1.0, 0.995, 200, "data"))
@@ -68,7 +68,7 @@ class File:
     Args:
         path: Where it lies.
         format: "tflite" or "onnx".
-        precision: "float32", or the scheme by which it was rounded, such as "int8".
+        precision: "float32", or that of the scheme or converter by which it was rounded, such as "int8" or "int16x8".
         bytes: Its size.
         gzip_bytes: Its size when compressed with gzip at level 9, which is where zeros and clusters pay.
         agreement: How it agreed with the Keras model when it was written; None for a file from elsewhere.
@@ -140,7 +140,7 @@ def named_after(scope: str, layer: str) -> bool:
 
 @dataclass(frozen=True)
 class FloatOperation:
-    """An operation of an int8 file that computes in float.
+    """An operation that computes in float in a file where whole numbers flow.
 
     Args:
         scope: Where it comes from, as the converter named it: names of layers between slashes.
@@ -172,7 +172,7 @@ class Inspection:
 
     Args:
         operations: Its operations, like ones counted together, most frequent first.
-        precision: That of the scheme which rounds as it does, or "float32".
+        precision: That of the scheme or converter which rounds as it does, or "float32".
         faults: Why no runtime without an extension computes it.
         floats: Where whole numbers flow between its operations, what computes in float.
         stored: The type and the number of entries of each constant with several axes.

@@ -21,12 +21,10 @@ class Converter:
     """How a format's own converter rounds a float model, with ranges that it finds on calibration data.
 
     Args:
-        name: What it is called.
         precisions: What it can write.
         convert: `(model, precision, output names, batch, io, calibration inputs) -> content`.
     """
 
-    name: str
     precisions: tuple[str, ...]
     convert: Callable[[keras.Model, str, list[str], int | None, str, Sequence[np.ndarray]], bytes]
 

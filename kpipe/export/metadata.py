@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from kpipe.errors import ExportError
-from kpipe.export.formats import OWN, format_of
+from kpipe.export.formats import FLOAT, OWN, format_of
 from kpipe.export.normalisation import normalisations
 from kpipe.export.recurrent import recurrence
 from kpipe.export.signature import input_names, output_names
@@ -34,8 +34,12 @@ def own_version() -> str:
 def found_of(
     model: keras.Model, format: str, precision: str, batch: int | None, unroll: bool = False, method: str = OWN
 ) -> dict[str, Any]:
-    """Give what is known of a file when it is written: all the keys that cannot be given but version and model."""
-    found = {"format": format, "precision": precision, "scheme": scheme_of(model), "method": method}
+    """Give what is known of a file when it is written: all the keys that cannot be given but version and model.
+
+    What is float32 nobody has rounded, and its method is None.
+    """
+    rounded_by = None if precision == FLOAT else method
+    found = {"format": format, "precision": precision, "scheme": scheme_of(model), "method": rounded_by}
     return {**found, "batch": batch, "recurrent": recurrence(model, unroll)}
 
 

@@ -82,7 +82,7 @@ def unwritten(precision: str | None, name: str, method: str) -> str:
     written = FORMATS[name].precisions_by(method)
     if precision in written or (precision is None and method == OWN):
         return ""
-    able = [each for each in FORMATS if precision in (None, *FORMATS[each].precisions_by(CONVERTER))]
+    able = [each for each in FORMATS if precision in FORMATS[each].precisions_by(CONVERTER)]
     if method == CONVERTER and not written:
         others = ", ".join(FORMATS[each].suffix for each in FORMATS if FORMATS[each].converter is not None)
         return f"method='converter' writes {others} files; for {name} files call kpipe.quantize, and leave method out"

@@ -9,17 +9,20 @@ from pathlib import Path
 from kpipe.errors import ExportError
 from kpipe.export.file import File
 from kpipe.export.micro import CArray, array_content, array_paths, c_array
+from kpipe.export.micro.operators import WIDE
+from kpipe.fake_quant import activation_bits
 
 Text = Callable[[File, bytes], str]
 """From a file and its bytes to the text beside it."""
 
 
-def companions(path: Path, format: str, json_too: bool, array_too: bool) -> dict[Path, Text]:
+def companions(path: Path, format: str, precision: str, json_too: bool, array_too: bool) -> dict[Path, Text]:
     """Say what is to be written beside a file.
 
     Args:
         path: The file.
         format: Its format.
+        precision: Its precision.
         json_too: Whether its metadata are written as JSON.
         array_too: Whether it is written as an array.
 
@@ -27,10 +30,10 @@ def companions(path: Path, format: str, json_too: bool, array_too: bool) -> dict
         Path -> what gives the text, in the order in which they are written.
 
     Raises:
-        ExportError: When an array is asked for a format that TFLite Micro does not read.
+        ExportError: When an array is asked for a format that TFLite Micro does not read, or for activations of 16 bits.
 
     Example:
-        >>> [place.name for place in companions(Path("net.tflite"), "tflite", True, True)]
+        >>> [place.name for place in companions(Path("net.tflite"), "tflite", "int8", True, True)]
         ['net.tflite.json', 'net.cc', 'net.h']
     """
     found: dict[Path, Text] = {json_path(path): sidecar} if json_too else {}
@@ -38,6 +41,8 @@ def companions(path: Path, format: str, json_too: bool, array_too: bool) -> dict
         return found
     if format != "tflite":
         raise ExportError(f"c_array=True is for .tflite files, which TFLite Micro runs; {path} is of {format}.")
+    if activation_bits(precision) == 16:
+        raise ExportError(f"c_array=True is not for {precision}: {WIDE}.")
     source, header = array_paths(path)
 
     def array(content: bytes) -> CArray:

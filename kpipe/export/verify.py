@@ -11,7 +11,8 @@ from kpipe.data import samples
 from kpipe.errors import ExportError
 from kpipe.export.engines import engines_of
 from kpipe.export.file import Agreement, File
-from kpipe.export.formats import format_of
+from kpipe.export.formats import OWN, format_of
+from kpipe.export.metadata import read_metadata
 from kpipe.export.precision import rounded_for
 from kpipe.export.runtime import Runtime
 from kpipe.export.signature import check_exportable
@@ -22,6 +23,9 @@ from kpipe.fake_quant import SCHEMES, FakeQuant, activation_bits, is_quantized
 BATCH_TOLERANCE = 1e-2
 """Greatest relative difference of answers to the same samples in batches of other sizes: sums in another order."""
 DATA_SAMPLES, RANDOM_SAMPLES = 256, 64
+LEAST_SIGNAL = 0.1
+"""The least variance that an entry of an output counts with, of the greatest beside it: all lie on one grid, and what
+hardly varies is not refused for a fraction of its step."""
 
 
 def verify(file: File | str | Path, model: keras.Model, data: Any = None) -> Agreement:
@@ -35,13 +39,14 @@ def verify(file: File | str | Path, model: keras.Model, data: Any = None) -> Agr
     reported: noise lies on the borders between classes.
 
     A file in whole numbers that a converter has rounded (`export` by method="converter") is held against the float
-    model, for none computes as it does. The mean square of the error must lie 20 dB below the variance of each output's
-    values, an error of a tenth of their scatter, and the argmax must agree on 90 % of the rows.
+    model, for none computes as it does. At each entry of an output's last axis, the mean square of the error must lie
+    20 dB below the variance over the samples (counted as at least a tenth of the greatest beside it), an error of a
+    tenth of the scatter; and the argmax must agree on 90 % of the rows. So is a file that does not say who rounded it.
 
     Args:
         file: A file, or its path.
-        model: The Keras model that it was written from; for a file in whole numbers the quantized one, or the float one
-            where a converter rounded.
+        model: The Keras model that it was written from; for a file in whole numbers that kpipe rounded the quantized
+            one, for one that a converter rounded, or that is from elsewhere, the float one.
         data: Samples, anything that `model.fit` takes, of which at most 256 are used. None: 64 seeded random ones; a
             file in whole numbers held against a float model needs samples like those of its calibration.
 
@@ -49,8 +54,8 @@ def verify(file: File | str | Path, model: keras.Model, data: Any = None) -> Agr
         How well they agree.
 
     Raises:
-        ExportError: When the file cannot be loaded, has other inputs or outputs than the model, does not agree, or data
-            is needed and not given.
+        ExportError: When the file cannot be loaded, has other inputs or outputs than the model, does not agree, data is
+            needed and not given, or a float model is given for a file in whole numbers that kpipe rounded.
         KpipeError: When the data is empty, of another shape, or not finite.
 
     Example:
@@ -73,6 +78,11 @@ def verify(file: File | str | Path, model: keras.Model, data: Any = None) -> Agr
     if found.precision in SCHEMES and SCHEMES[found.precision].activations is None:
         model = rounded_for(model, found.precision)
     twin = activation_bits(found.precision) is None or is_quantized(model)
+    if not twin and read_metadata(path).get("method") == OWN:
+        raise ExportError(
+            f"{path} is {found.precision} as kpipe rounded it, and {model.name!r} is a float model. Give the quantized "
+            "model that the file was written from: it computes as the file does, and is held against it more closely."
+        )
     if not twin and data is None:
         raise ExportError(
             f"{path} is {found.precision}, and {model.name!r} is a float model: it takes data to compare them on, like "
@@ -155,30 +165,39 @@ def relative_error(answer: np.ndarray, reference: np.ndarray) -> float:
 
 
 def signal_to_noise(answer: np.ndarray, reference: np.ndarray) -> float:
-    """Give 10 · log10(var b / mean (a - b)²) in decibels.
+    """Give 10 · log10(var b / mean (a - b)²) in decibels, least over the entries of the last axis.
 
-    What all values have in common is no signal: an answer that is always the reference's mean has 0 dB.
+    Variance and mean are taken over the samples, and added up over the axes between: what all samples have in common is
+    no signal, be it as great as it may. An entry that varies less than the others counts as if its variance were a
+    tenth of the greatest; one that never varies does not count.
 
     Args:
         answer: a, (samples, ...).
         reference: b, of the same shape.
 
     Returns:
-        Decibels; infinite where nothing differs, minus infinity where an answer is not finite or nothing scatters.
+        Decibels; infinite where nothing differs, minus infinity where an answer is not finite or nothing varies.
 
     Example:
         >>> signal_to_noise(np.array([0.9, -0.9]), np.array([1.0, -1.0]))
         20.0
-        >>> signal_to_noise(np.array([5.0, 5.0]), np.array([4.0, 6.0]))
+        >>> signal_to_noise(np.array([[5.0, 1.0], [5.0, -1.0]]), np.array([[4.0, 1.0], [6.0, -1.0]]))
         0.0
     """
-    noise = float(np.mean((answer.astype(np.float64) - reference) ** 2))
-    signal = float(np.var(reference.astype(np.float64)))
-    if not noise:
+    squares = (answer.astype(np.float64) - reference) ** 2
+    noise, signal = _by_entry(np.mean(squares, axis=0)), _by_entry(np.var(reference.astype(np.float64), axis=0))
+    if not noise.any():
         return float("inf")
-    if not signal or not np.isfinite(noise):
+    if not signal.any() or not np.isfinite(noise).all():
         return float("-inf")
-    return round(10 * float(np.log10(signal / noise)), 3)
+    counted = np.maximum(signal, LEAST_SIGNAL * signal.max())[signal > 0]
+    loudest = float(np.max(noise[signal > 0] / counted))
+    return round(10 * float(np.log10(1 / loudest)), 3) if loudest else float("inf")
+
+
+def _by_entry(values: np.ndarray) -> np.ndarray:
+    """Add up over all axes but the last."""
+    return np.atleast_1d(values).reshape(-1, values.shape[-1] if values.ndim else 1).sum(0)
 
 
 def steps_apart(answer: np.ndarray, reference: np.ndarray, scale: float) -> np.ndarray:

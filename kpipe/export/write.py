@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from kpipe.atomic import replace_together
-from kpipe.data import samples
+from kpipe.data import CALIBRATION_SAMPLES, samples
 from kpipe.errors import ExportError
 from kpipe.export.file import Agreement, File
 from kpipe.export.formats import CONVERTER, FORMATS, OWN, format_of
@@ -25,9 +25,6 @@ from kpipe.export.tolerance import check
 from kpipe.export.trial import trust
 from kpipe.export.verify import DATA_SAMPLES, check_batches, compare
 from kpipe.fake_quant import bake, float_layers, is_quantized, rounded_layers
-
-CALIBRATION_SAMPLES = 512
-"""The most samples on which a converter finds its ranges, as many as `kpipe.quantize` takes."""
 
 
 def export(
@@ -106,13 +103,13 @@ def export(
     names = output_names(model)
     precision = settled(model, precision, name, form, method)
     io = settled_io(io, precision, name, form)
-    beside = companions(path, name, metadata is not None, c_array)
+    beside = companions(path, name, precision, metadata is not None, c_array)
     for place in (path, *beside):
         check_folder(place)
     ranges_from = calibration_of(model, calibration, method)
     if data is not None:  # read once, before any work: it may be a generator, and it may be wrong
         data = packed(samples(data, model, limit=DATA_SAMPLES, what="verification"))
-    elif ranges_from is not None:
+    elif method == CONVERTER:
         data = packed(ranges_from)
     batch = form.batch if batch == "own" else checked_batch(batch)
     if method == OWN:
@@ -120,7 +117,7 @@ def export(
     stepped = unrolled(model) if unroll else model
     found = found_of(model, name, precision, batch, unroll, method)
     facts = describe(model, found, None if callable(metadata) else metadata)
-    if form.converter is not None and ranges_from is not None:
+    if method == CONVERTER and form.converter is not None:
         content = form.converter.convert(stepped, precision, names, batch, io, ranges_from)
     else:
         content = form.convert(bake(stepped) if is_quantized(model) else stepped, precision, names, batch, io)
@@ -148,8 +145,8 @@ def export(
     return file
 
 
-def calibration_of(model: keras.Model, calibration: Any, method: str) -> list[np.ndarray] | None:
-    """Give the samples on which a converter finds its ranges; None where kpipe rounds, and takes none here."""
+def calibration_of(model: keras.Model, calibration: Any, method: str) -> list[np.ndarray]:
+    """Give the samples on which a converter finds its ranges; none where kpipe rounds."""
     if method == CONVERTER and calibration is None:
         raise ExportError(
             "method='converter' needs calibration data: calibration=..., some hundred inputs like those the model will "
@@ -160,7 +157,7 @@ def calibration_of(model: keras.Model, calibration: Any, method: str) -> list[np
             "calibration is what method='converter' finds ranges on; kpipe.quantize takes that of kpipe's own way. "
             "Leave it out, or give the method."
         )
-    return None if calibration is None else samples(calibration, model, limit=CALIBRATION_SAMPLES, what="calibration")
+    return [] if calibration is None else samples(calibration, model, limit=CALIBRATION_SAMPLES, what="calibration")
 
 
 def packed(inputs: list[np.ndarray]) -> Any:

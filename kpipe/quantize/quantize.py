@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from kpipe.data import samples
+from kpipe.data import CALIBRATION_SAMPLES, samples
 from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.fake_quant import (
     CONVERTED,
@@ -39,7 +39,7 @@ def quantize(
     observer: str | Mapping[str, Any] | Observe = "minmax",
     momentum: float | None = None,
     improve: str | None = None,
-    calibration_samples: int | None = 512,
+    calibration_samples: int | None = CALIBRATION_SAMPLES,
 ) -> keras.Model:
     """Make a model compute with the rounding of the file that it will become.
 
@@ -81,9 +81,10 @@ def quantize(
         A new model with the same inputs and outputs, not compiled.
 
     Raises:
-        KpipeError: When the scheme is unknown, the calibration data is missing, empty, of another shape or not finite,
-            a layer cannot be quantized, `exclude` or `bits` mean no layer with weights, the observer or improvement is
-            unknown, an observer gives no range, or there are islands and they are refused.
+        KpipeError: When the scheme is unknown or a converter's alone, the model is quantized already, the calibration
+            data is missing, empty, of another shape or not finite, a layer cannot be quantized, `exclude` or `bits`
+            mean no layer with weights, the observer or improvement is unknown, an observer gives no range, or there are
+            islands and they are refused.
         SurgeryError: When the model's graph cannot be read.
 
     Example:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from kpipe.export.formats import CONVERTER
-from kpipe.fake_quant import CONVERTED, activation_bits
+from kpipe.export.formats import CONVERTER, FORMATS
+from kpipe.fake_quant import activation_bits
 from kpipe.pipeline import FloatModel, QuantizedModel, Stage, wiring
 from kpipe.pipeline.steps import losses_of
 from kpipe.pipeline.task import ENTROPIES
@@ -52,6 +52,10 @@ def precision_faults(stages: Sequence[Stage]) -> list[str]:
     Example:
         >>> precision_faults([Export(precision="w4a8")])
         ['stages[0].precision: w4a8 needs a quantized model; put a quantize stage before this one']
+        >>> precision_faults([Export(precision="int8", formats=("tflite", "onnx"))])
+        ['stages[0].precision: int8 needs a quantized model; put a quantize stage before this one']
+        >>> precision_faults([Export(precision="int8")])[0].endswith(", or say method: converter")
+        True
         >>> precision_faults([Export(precision="int8", method="converter")])
         []
     """
@@ -80,7 +84,8 @@ def _export_fault(stage: Export, own: str, quantized: bool) -> str | None:
         why = f"precision: a model quantized by {own} is written in {own} only, not in {asked}"
         return f"{why}; leave precision out, or export before quantize"
     if not quantized and activation_bits(asked) is not None:
-        how = f", or say method: {CONVERTER}" if asked in CONVERTED else ""
+        able = all(asked in FORMATS[name].precisions_by(CONVERTER) for name in stage.formats)
+        how = f", or say method: {CONVERTER}" if able else ""
         return f"precision: {asked} needs a quantized model; put a quantize stage before this one{how}"
     return None
 

@@ -29,6 +29,11 @@ TERMS = (
         "floats of half the size; what flows between the layers stays in float. The file shrinks about as much as the "
         "weights do. Fewer bits of weights make a file faster only where the runtime has kernels for them.",
     ),
+    (
+        "int16x8",
+        "weights of 8 bits beside activations of 16, rounded by TensorFlow's converter: nearer to the float model than "
+        "int8, about as small, and slow where the runtime has only reference kernels.",
+    ),
     ("Params", "the numbers that the Keras model stores, statistics of normalisation included."),
     ("MACs", "multiply-accumulate operations for one sample: what the arithmetic costs, whatever the device."),
     (
@@ -45,9 +50,9 @@ TERMS = (
     (
         "Answers of a file",
         "how far the answers of the file are from those of the model that it was exported from, on the same "
-        "samples. A step is one step of the whole numbers that an int8 file answers in; argmax agreement is how often "
-        "both choose the same class. Signal to noise is that of a file that a converter rounded, against the float "
-        "model: 20 decibels are an error of a tenth of what the answers scatter by. A file beyond the tolerance is not "
-        "delivered.",
+        "samples. A step is one step of the whole numbers that a file answers in where it computes in them; "
+        "argmax agreement is how often both choose the same class. Signal to noise is that of a file that a "
+        "converter rounded, against the float model: 20 decibels are an error of a tenth of what an entry of the "
+        "answers scatters by between samples. A file beyond the tolerance is not delivered.",
     ),
 )

@@ -6,9 +6,11 @@ from pydantic import Field, model_validator
 
 from kpipe.errors import ExportError, KpipeError
 from kpipe.export import FORMATS
-from kpipe.export.formats import CONVERTER, OWN
+from kpipe.export.formats import CONVERTER, FLOAT, OWN
 from kpipe.export.metadata import FOUND
+from kpipe.export.micro.operators import WIDE
 from kpipe.export.precision import settled_io, unwritten
+from kpipe.fake_quant import activation_bits
 from kpipe.pipeline import STAGES, AnyModel, Context, Stage
 from kpipe.pipeline.examine import export_file
 from kpipe.stages.fields import FormatName, MethodName, PrecisionName
@@ -63,6 +65,8 @@ class Export(Stage):
                 settled_io(self.io, self.precision or "int8", name, FORMATS[name])
         if self.c_array and "tflite" not in self.formats:
             raise KpipeError("c_array is made of the tflite file; expected tflite among the formats")
+        if self.c_array and activation_bits(self.precision or FLOAT) == 16:
+            raise KpipeError(f"c_array is not for {self.precision}: {WIDE}")
         if taken := [key for key in self.metadata if key in FOUND]:
             raise KpipeError(f"metadata holds {', '.join(taken)}, which kpipe finds itself; choose other keys")
         return self

@@ -11,7 +11,9 @@ from keras import layers as L
 
 import kpipe
 from kpipe.errors import ExportError, KpipeError
-from kpipe.export import Agreement, File, dissect, inspect, load_runtime, read_metadata
+from kpipe.export import Agreement, File, dissect, inspect, load_runtime, native, read_metadata
+from kpipe.export.litert.compiled import CompiledRuntime
+from kpipe.export.micro import c_array
 from kpipe.export.tolerance import check
 from kpipe.export.verify import signal_to_noise
 from tests.models import build, samples
@@ -119,17 +121,43 @@ def test_sixteen_bits_are_nearer_than_eight_and_weights_take_as_much_room(writte
     assert noise(sixteen) > noise(eight) + 2
     assert abs(sixteen.bytes - eight.bytes) < 500
     plain = kpipe.export(net(), eight.path.with_name("float.tflite"))
-    assert read_metadata(plain.path)["method"] == "kpipe" and noise(plain) is None
+    assert read_metadata(plain.path)["method"] is None and noise(plain) is None
 
 
-def test_inputs_outputs_batches_and_arrays(tmp_path):
+def test_inputs_outputs_batches_and_arrays_of_eight_bits(tmp_path):
     file = kpipe.export(
-        net(), tmp_path / "m.tflite", "int16x8", X, io="float32", batch=4, c_array=True, calibration=X, **BY_CONVERTER
+        net(), tmp_path / "m.tflite", "int16x8", X, io="float32", batch=4, calibration=X, **BY_CONVERTER
     )
     with load_runtime(file.path) as runtime:
         assert [(port.dtype, port.shape[0]) for port in (*runtime.inputs, *runtime.outputs)] == [("float32", 4)] * 2
         assert signal_to_noise(runtime.run([X])[0], np.asarray(net()(X))) > 30
-    assert [path.name for path in file.beside] == ["m.cc", "m.h"]
+    array = kpipe.export(net(), tmp_path / "n.tflite", "int8", X, c_array=True, calibration=X, **BY_CONVERTER)
+    assert [path.name for path in array.beside] == ["n.cc", "n.h"]
+    with pytest.raises(ExportError, match=r"computes in 16 bits with some of its operators only"):
+        c_array(file.path.read_bytes(), "m")
+
+
+class Refusing:
+    """A buffer that takes no values."""
+
+    def write(self, _: Any) -> None:
+        raise ValueError("no such type")
+
+
+def test_float_ends_are_advised_only_where_they_are_what_helps(written, monkeypatch):
+    with pytest.raises(ExportError, match=r"do not take the inputs .* Export with io='float32', or run it in another"):
+        CompiledRuntime(written[0]["int16x8"].path)
+    CompiledRuntime(written[0]["int8"].path).close()  # the control
+    real = native.litert_compiled
+
+    def refusing(path: Any, threads: int) -> Any:
+        model = real(path, threads)
+        monkeypatch.setattr(type(model), "create_input_buffer_by_name", lambda *_: Refusing())
+        return model
+
+    monkeypatch.setattr(native, "litert_compiled", refusing)
+    with pytest.raises(ExportError, match=r"no such type\. Run it in another engine"):
+        CompiledRuntime(written[0]["int8"].path)
 
 
 @pytest.mark.sweep(2)
@@ -141,7 +169,9 @@ def test_wrong_calibration_is_refused_and_leaves_nothing(kind, factor, tmp_path)
     if (kind, factor) == ("int16x8", 300.0):  # the control: 16 bits have room for that
         assert noise(kpipe.export(net(), tmp_path / "n.tflite", kind, **wrong)) > 20
         return
-    with pytest.raises(ExportError, match=rf"\({kind}\) does not agree .* dB below the scatter .* at least 20 dB"):
+    with pytest.raises(
+        ExportError, match=rf"\({kind}\) does not agree .* dB (below|above) the scatter .* at least 20 dB"
+    ):
         kpipe.export(net(), tmp_path / "m.tflite", kind, **wrong)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
@@ -162,6 +192,7 @@ def test_wrong_calibration_is_refused_and_leaves_nothing(kind, factor, tmp_path)
         ("m.tflite", {"precision": "int8"}, "not quantized.* or let TensorFlow's converter round it: method="),
         ("m.tflite", {"precision": "w4a8"}, r"not quantized.*export what it gives\.$"),
         ("m.tflite", {"precision": "int16x8", "io": "int8", **BY_CONVERTER}, "expected 'float32' or 'int16'"),
+        ("m.tflite", {"precision": "int16x8", "c_array": True, **BY_CONVERTER}, "c_array=True is not for int16x8"),
         ("m.tflite", {"precision": "int8", "io": "int16", **BY_CONVERTER}, "expected 'float32' or 'int8'"),
         ("m.tflite", {"precision": "int8", "calibration": X[:, :5], **BY_CONVERTER}, "calibration data .* expected"),
         ("m.tflite", {"precision": "int8", "calibration": X[:1], **BY_CONVERTER}, "one sample have no scatter"),
@@ -208,7 +239,7 @@ def test_attention_with_a_mask_is_refused_and_a_softmax_over_the_middle_is_round
     x = keras.Input((4, 6), name="x")
     keras.utils.set_random_seed(0)
     attended = L.MultiHeadAttention(2, 3)(x, x, use_causal_mask=True)
-    with pytest.raises(ExportError, match="dB below the scatter"):
+    with pytest.raises(ExportError, match=r"dB (below|above) the scatter"):
         kpipe.export(
             keras.Model(x, attended), tmp_path / "m.tflite", "int8", calibration=drawn(64, 4, 6), **BY_CONVERTER
         )
@@ -221,11 +252,35 @@ def test_attention_with_a_mask_is_refused_and_a_softmax_over_the_middle_is_round
 
 def test_a_bias_on_the_grid_of_another_input_is_refused(tmp_path):
     model = build("siamese")
-    x = samples(model, 48)
+    x = [100 * each for each in samples(model, 48)]  # means of pixels hardly vary otherwise
     with pytest.raises(ExportError, match=r"The converter gave siamese.*shared.* a bias on the grid of another input"):
         kpipe.export(model, tmp_path / "m.tflite", "int16x8", calibration=x, **BY_CONVERTER)
     assert not list(tmp_path.iterdir())
-    assert noise(kpipe.export(model, tmp_path / "m.tflite", "int8", calibration=x, **BY_CONVERTER)) > 30  # the control
+    assert noise(kpipe.export(model, tmp_path / "m.tflite", "int8", calibration=x, **BY_CONVERTER)) > 20  # the control
+
+
+def two_ranges(left: keras.layers.Layer, right: keras.layers.Layer) -> tuple[keras.Model, list[np.ndarray]]:
+    """Give a model of two branches, and samples of which the second branch sees values ten times as great."""
+    inputs = [keras.Input((5, 5, 2), name=name) for name in ("a", "b")]
+    outputs = [left(inputs[0]), right(inputs[1])]
+    return keras.Model(inputs, outputs, name="branches"), [drawn(48, 5, 5, 2), 10 * drawn(48, 5, 5, 2, seed=1)]
+
+
+def convolution(kind: type, name: str, bias: float | None = None) -> keras.layers.Layer:
+    start = "zeros" if bias is None else keras.initializers.Constant(bias)
+    return kind(3, 3, bias_initializer=start, kernel_initializer=keras.initializers.GlorotUniform(len(name)), name=name)
+
+
+def test_a_shared_bias_of_a_transposed_convolution_is_refused_and_zeros_or_biases_apart_are_not(tmp_path):
+    kind, by = L.Conv2DTranspose, {"precision": "int16x8", **BY_CONVERTER}
+    shared = convolution(kind, "shared", 0.5)
+    for left, right in ((shared, shared), (convolution(kind, "one", 0.5), convolution(kind, "second", 0.5))):
+        model, x = two_ranges(left, right)
+        with pytest.raises(ExportError, match="layers whose biases are equal, or one called on several inputs"):
+            kpipe.export(model, tmp_path / "m.tflite", calibration=x, **by)
+    for biases in ((None, None), (0.5, 0.25)):
+        model, x = two_ranges(*(convolution(kind, *each) for each in zip(("one", "second"), biases, strict=True)))
+        assert noise(kpipe.export(model, tmp_path / "m.tflite", calibration=x, **by)) > 25
 
 
 def test_verify_holds_a_rounded_file_against_the_float_model(written):
@@ -236,20 +291,59 @@ def test_verify_holds_a_rounded_file_against_the_float_model(written):
         kpipe.verify(files["int16x8"], model)
     other = net()
     other.get_layer("conv").kernel.assign(-other.get_layer("conv").kernel)
-    with pytest.raises(ExportError, match="dB below the scatter"):
+    with pytest.raises(ExportError, match=r"dB (below|above) the scatter"):
         kpipe.verify(files["int16x8"], other, X)
+
+
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated", "ignore:Statistics for quantized inputs")
+def test_a_file_that_kpipe_rounded_is_not_held_by_the_looser_bar(written, tmp_path):
+    files, model = written
+    quantized = kpipe.quantize(model, calibration=X)
+    own = kpipe.export(quantized, tmp_path / "own.tflite", data=X)
+    with pytest.raises(ExportError, match=r"is int8 as kpipe rounded it, .* Give the quantized model"):
+        kpipe.verify(own, model, X)
+    assert read_metadata(own.path)["method"] == "kpipe"
+    assert kpipe.verify(own, quantized, X).max_steps is not None  # the controls
+    foreign = tmp_path / "foreign.tflite"
+    foreign.write_bytes(by_hand(model, "int8"))
+    assert kpipe.verify(foreign, model, X).signal_to_noise_db == noise(files["int8"])
 
 
 def test_the_noise_is_that_of_the_formula():
     rng = np.random.default_rng(0)
     reference = rng.normal(3, 2, size=(50, 7)).astype("float32")
     answer = reference + rng.normal(0, 0.1, size=reference.shape).astype("float32")
-    power = np.mean(np.square(answer - reference, dtype=np.float64))
-    expected = 10 * np.log10(np.var(reference, dtype=np.float64) / power)
+    power = np.mean(np.square(answer - reference, dtype=np.float64), axis=0)
+    expected = np.min(10 * np.log10(np.var(reference, axis=0, dtype=np.float64) / power))
     assert signal_to_noise(answer, reference) == pytest.approx(expected, abs=0.01)
+    offset = 1000 * np.arange(7)  # columns far apart are no signal
+    assert signal_to_noise(answer + offset, reference + offset) == pytest.approx(expected, abs=0.01)
+    images = [array.reshape(10, 5, 7) for array in (answer, reference)]
+    power = np.sum(np.mean(np.square(images[0] - images[1], dtype=np.float64), axis=0), axis=0)
+    expected = np.min(10 * np.log10(np.sum(np.var(images[1], axis=0, dtype=np.float64), axis=0) / power))
+    assert signal_to_noise(*images) == pytest.approx(expected, abs=0.01)
     assert signal_to_noise(reference, reference) == np.inf
     assert signal_to_noise(np.full_like(reference, np.nan), reference) == -np.inf
     assert signal_to_noise(answer, np.ones_like(reference)) == -np.inf
+    assert signal_to_noise(answer[:, 0], reference[:, 0]) == signal_to_noise(answer[:, :1], reference[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("small", "decibels"),
+    [(1.0, 20.0), (0.5, 20 * np.log10(5)), (0.01, 10.0), (0.0, 40.0)],  # its own, a tenth of the greatest, not counted
+)
+def test_the_entry_with_the_most_noise_counts_by_its_own_variance_unless_that_is_little(small, decibels):
+    sign = np.tile([[1.0], [-1.0]], (8, 1))
+    reference, errors = sign * [1.0, small], np.tile([[0.01, 0.1], [-0.01, 0.1]], (8, 1))
+    assert signal_to_noise(reference + errors, reference) == pytest.approx(decibels, abs=0.01)
+
+
+def test_columns_on_a_grid_that_offsets_make_coarse_are_refused(tmp_path):
+    model, x = sequence(L.Dense(2), shape=(4,)), drawn(64, 4)
+    assert noise(kpipe.export(model, tmp_path / "m.tflite", "int8", calibration=x, **BY_CONVERTER)) > 30  # the control
+    model.layers[-1].bias.assign([0.0, 1000.0])
+    with pytest.raises(ExportError, match=r"dB (below|above) the scatter"):
+        kpipe.export(model, tmp_path / "n.tflite", "int8", calibration=x, **BY_CONVERTER)
 
 
 def test_the_tolerances_are_those_promised():
@@ -259,3 +353,16 @@ def test_the_tolerances_are_those_promised():
     for worse in ((0.89, 20.0), (1.0, 19.9), (1.0, float("-inf")), (1.0, float("nan"))):
         with pytest.raises(ExportError, match=r"it \(int8\) does not agree"):
             check(Agreement(**good, argmax_agreement=worse[0], signal_to_noise_db=worse[1]), "int8", "it")
+
+
+@pytest.mark.parametrize(
+    ("decibels", "said"),
+    [
+        (4.0, "lies 4.0 dB below the"),
+        (-4.0, "lies 4.0 dB above the"),
+        (float("-inf"), "not finite, or one of the model"),
+    ],
+)
+def test_each_kind_of_noise_has_words(decibels, said):
+    with pytest.raises(ExportError, match=said):
+        check(Agreement(0.5, None, None, None, 9, "data", decibels), "int8", "it")

@@ -12,7 +12,7 @@ def test_the_page_on_files(tmp_path, monkeypatch, capsys):
     for block in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
         exec(compile(block, str(PAGE), "exec"), names)
     beside, said, rounded_by = capsys.readouterr().out.splitlines()[:3]
-    assert rounded_by == "converter kpipe"
+    assert rounded_by == "converter None"
     assert "net.tflite.json" in beside and "'bird'" in said and "'by': 'file'" in said
     made = {"net.tflite", "net.tflite.json", "net.cc", "net.h", "net_any.tflite", "net_8.onnx", "net_16.tflite"}
     assert {path.name for path in tmp_path.iterdir()} == made

@@ -315,6 +315,7 @@ def test_an_export_rounded_by_the_converter(model, context):
         ({"method": "converter"}, "writes int8 or int16x8; received the precision None"),
         ({"precision": "float16", "method": "converter"}, "writes int8 or int16x8; received the precision 'float16'"),
         ({"precision": "int8", "method": "converter", "formats": ("tflite", "onnx")}, "for onnx files call kpipe.quan"),
+        ({"precision": "int16x8", "method": "converter", "c_array": True}, "c_array is not for int16x8"),
         ({"precision": "int16x8", "method": "converter", "io": "int8"}, "expected 'float32' or 'int16'"),
         ({"io": "int16"}, "expected 'float32' or 'int8'"),
         ({"method": "convertor"}, "Did you mean 'converter'"),

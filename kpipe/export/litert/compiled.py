@@ -39,9 +39,10 @@ class CompiledRuntime(Runtime):
             with quiet_native():  # the first value that is written makes an environment, of which the runtime tells
                 self._write([np.zeros([size or 1 for size in port.shape], port.dtype) for port in self.inputs])
         except ValueError as error:
+            wide = any(port.dtype == "int16" for port in self.inputs)
+            how = "Export with io='float32', or run" if wide else "Run"
             raise ExportError(
-                f"Compiled models do not take the inputs of {path}: {first_lines(error)}. Export with io='float32', or "
-                "run it in another engine."
+                f"Compiled models do not take the inputs of {path}: {first_lines(error)}. {how} it in another engine."
             ) from error
 
     def invocation(self, inputs: Sequence[np.ndarray]) -> Callable[[], object]:

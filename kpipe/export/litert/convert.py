@@ -24,14 +24,16 @@ from kpipe.fake_quant import CONVERTED, SCHEMES, activation_bits
 from kpipe.fake_quant.affine import HALF
 
 KERNELS = {
-    8: tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
-    16: tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
+    "int8": tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
+    "int16x8": tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
 }
-"""Bits of activations -> the converter's name for the kernels that compute with them."""
+"""Precision -> the converter's name for the kernels that compute in it."""
 BRANCHES = ("WHILE", "IF", "CALL_ONCE")
 """Operations whose graphs the converter's calibration does not survive: it ends the process."""
-BIASED, SAME_GRID = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), 1e-3
-"""Operations that add a bias to products of their first two inputs; how far the step of its grid may be from theirs."""
+BIASED = {**dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), (0, 1, 2)), "TRANSPOSE_CONV": (2, 1, 3)}
+"""Operation that adds a bias to products -> the places of what comes in, the weight, and the bias among its inputs."""
+SAME_GRID = 1e-3
+"""How far the step of a bias may be from that of the products, relatively."""
 
 
 def convert(model: keras.Model, precision: str, names: list[str], batch: int | None = 1, io: str = "int8") -> bytes:
@@ -91,7 +93,6 @@ def convert_calibrated(
         ExportError: When the converter refuses the model, its calibration would not survive it, or a bias is on a wrong
             grid.
     """
-    bits = activation_bits(precision) or 8
     keys = input_names(model)
     with converter_of(model, names, batch) as converter, warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*Warning: tf\.lite\.Interpreter is deprecated", UserWarning)
@@ -103,7 +104,7 @@ def convert_calibrated(
                 "unroll=True, or round by kpipe.quantize, which leaves them in float."
             )
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.target_spec.supported_ops = [KERNELS[bits], tf.lite.OpsSet.TFLITE_BUILTINS]
+        converter.target_spec.supported_ops = [KERNELS[precision], tf.lite.OpsSet.TFLITE_BUILTINS]
         converter.representative_dataset = lambda: (
             dict(zip(keys, arrays, strict=True)) for arrays, _ in batches_of(inputs, batch or 1)
         )
@@ -113,8 +114,8 @@ def convert_calibrated(
     if wrong := misplaced_biases(content):
         raise ExportError(
             f"The converter gave {', '.join(wrong)} of model {model.name!r} a bias on the grid of another input, as it "
-            f"does in int16x8 with a layer that is called on several; this file is {precision}. Call such layers once, "
-            "take int8, or round by kpipe.quantize."
+            "does in int16x8 with layers whose biases are equal, or one called on several inputs; this file is "
+            f"{precision}. Call such layers once, train the biases apart, take int8, or round by kpipe.quantize."
         )
     return in_order(content, keys, names)
 
@@ -146,14 +147,22 @@ def read(content: bytes) -> Any:
 
 
 def misplaced_biases(content: bytes) -> list[str]:
-    """Name the operations whose bias lies on another grid than their products: step of input · step of weight."""
+    """Name the operations whose bias lies on another grid than their products: step of input · step of weight.
+
+    A bias of zeros is right on any grid.
+    """
     model = read(content)
     kinds, wrong = operator_names(model), []
     for graph in model.subgraphs:
         for operator in graph.operators:
-            ends = [graph.tensors[place].quantization for place in operator.inputs if place >= 0]
-            steps = [None if end is None else end.scale for end in ends]
-            if kinds[operator.opcodeIndex] not in BIASED or len(steps) != 3 or any(each is None for each in steps):
+            places = BIASED.get(kinds[operator.opcodeIndex], ())
+            found = [int(operator.inputs[place]) for place in places if place < len(operator.inputs)]
+            if len(found) < 3 or min(found) < 0:
+                continue
+            tensors = [graph.tensors[each] for each in found]
+            levels = model.buffers[tensors[-1].buffer].data
+            steps = [None if each.quantization is None else each.quantization.scale for each in tensors]
+            if any(each is None for each in steps) or (levels is not None and not np.any(levels)):
                 continue
             taken, weight, bias = (np.asarray(each) for each in steps)
             if not np.allclose(bias, taken * weight, rtol=SAME_GRID, atol=0):
@@ -187,6 +196,6 @@ FORMATS("tflite")(
         extract=extract,
         batch=1,
         whole_ends=True,
-        converter=Converter("TensorFlow's converter", tuple(CONVERTED), convert_calibrated),
+        converter=Converter(tuple(CONVERTED), convert_calibrated),
     )
 )

@@ -30,6 +30,13 @@ SPELT = {
 KERNELS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")
 
 
+WIDE = (
+    "TFLite Micro computes in 16 bits with some of its operators only, and kpipe does not know with which; make arrays "
+    "of int8 or float32 files"
+)
+"""Why no array is made of files with activations of 16 bits."""
+
+
 def resolver_call(operator: str) -> str:
     """Name the method by which TFLite Micro's resolver is given an operator.
 
@@ -66,7 +73,7 @@ def operators_of(model: Any) -> list[str]:
 
     Raises:
         ExportError: When TFLite Micro lacks one, or what it does with one: floats beside 8-bit weights, 16-bit floats,
-            sizes that are open. All of them are named.
+            sizes that are open. All of them are named. Or where one gives whole numbers of 16 bits.
     """
     from ai_edge_litert import schema_py_generated as schema
 
@@ -82,6 +89,8 @@ def operators_of(model: Any) -> list[str]:
             if name not in OPERATORS:
                 faults.append(f"it has no {name}")
             faults += _type_faults(schema, graph, operator, name)
+            if any(graph.tensors[index].type == schema.TensorType.INT16 for index in operator.outputs):
+                raise ExportError(f"{WIDE}.")
     if any(-1 in (tensor.shapeSignature if tensor.shapeSignature is not None else ()) for tensor in _tensors(model)):
         faults.append("it takes no open sizes; export with a fixed batch")
     if faults:
