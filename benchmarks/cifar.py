@@ -26,6 +26,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import papers
 import yaml
@@ -90,7 +91,8 @@ def keep_network(path, kept):
     import keras
 
     kept.parent.mkdir(parents=True, exist_ok=True)
-    keras.models.load_model(path, compile=False).save(kept)
+    network: Any = keras.models.load_model(path, compile=False)
+    network.save(kept)
 
 
 def row(base, cut, quantized):
