@@ -90,6 +90,7 @@ def test_labels_alone_are_plain_training(labels):
     assert np.mean(np.argmax(taught(X), -1) == Y) > np.mean(np.argmax(build("dense", 2)(X), -1) == Y) + 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(1)
 @pytest.mark.parametrize("labels", ["numbers", "numbers with an axis", "one-hot"])
 def test_labels_of_every_pixel_are_learnt(labels):

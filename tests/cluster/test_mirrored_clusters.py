@@ -4,13 +4,14 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def found(written):
     return json.loads((written("cluster/mirrored_clusters.py") / "found.json").read_text())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", ["adam", "averages", "scaled"])
 def test_two_mirrored_devices_hold_the_same_clusters(found, case):
     assert found["replicas"] == 2 and found[case] == {"most": 6, "alike": True, "averages": True}

@@ -34,6 +34,7 @@ def test_the_size_is_that_of_the_exported_file(name, tmp_path):
     assert abs(int8_bytes(model) - kpipe.export(quantized, tmp_path / "model.tflite").bytes) <= MARGIN
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", ["conv_bn", "residual", "grouped"])
 def test_the_estimate_misses_the_size_by_a_constant(name):

@@ -63,14 +63,10 @@ TINY = {
 
 LEAST = {"spoken_digits_pcqat": 2}
 """How many times smaller the tiny form of a recipe at least becomes, where 3 is too much to ask of so small a net."""
-FAST = ("digits",)
-"""The others run with the heavy sweeps."""
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=[] if path.stem in FAST else pytest.mark.slow, id=path.stem) for path in RECIPES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_runs_in_a_tiny_form(path, tmp_path, monkeypatch):
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     draw(tmp_path)

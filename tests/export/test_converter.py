@@ -250,6 +250,7 @@ def test_attention_with_a_mask_is_refused_and_a_softmax_over_the_middle_is_round
         kpipe.quantize(middle, calibration=drawn(64, 5, 6))
 
 
+@pytest.mark.slow
 def test_a_bias_on_the_grid_of_another_input_is_refused(tmp_path):
     model = build("siamese")
     x = [100 * each for each in samples(model, 48)]  # means of pixels hardly vary otherwise

@@ -227,6 +227,7 @@ def test_a_renamed_run_delivers_under_its_new_name_and_repeats_nothing_else(docu
     assert not (finished / "shifts.tflite").exists()
 
 
+@pytest.mark.slow
 def test_a_format_asked_for_later_is_added_to_finished_steps(document, tmp_path):
     document["stages"] = document["stages"][1:]
     go(document, tmp_path / "run")
@@ -273,6 +274,7 @@ def test_a_removed_export_is_delivered_no_more(document, tmp_path):
     assert without_timings(metrics) == without_timings(fresh)
 
 
+@pytest.mark.slow
 def test_what_a_run_copied_before_it_was_killed_is_withdrawn_too(document, tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt

@@ -132,6 +132,7 @@ def test_a_convolution_with_batch_norm_in_inference_and_uneven_batches():
     np.testing.assert_allclose(got, wanted, rtol=5e-3, atol=1e-5 * wanted.max())
 
 
+@pytest.mark.slow
 def test_outputs_add_up_by_their_loss_weights_and_samples_by_theirs():
     keras.utils.set_random_seed(0)
     inputs = keras.Input((5,))

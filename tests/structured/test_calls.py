@@ -115,6 +115,7 @@ def stateful():
     return model
 
 
+@pytest.mark.slow
 def test_stateful_layers_are_compared_from_rest_whatever_state_they_are_in():
     model, data = stateful(), (np.ones((8, 5, 3)), np.ones((8, 2)))
     prune = FilterPruning(ConstantSparsity(0.5, begin_step=0))
