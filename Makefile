@@ -28,7 +28,7 @@ demo: $(STAMP)   ## compress a small network on scikit-learn's digits and print 
 	@$(BIN)/kpipe run recipes/digits.yaml
 
 test: $(STAMP)   ## run the test suite (the heavy sweeps: make slow)
-	@$(BIN)/python -m pytest -n 2 -m "not slow" --durations=40
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations=40
 
 slow: $(STAMP)   ## run the heavy sweeps
 	@$(BIN)/python -m pytest -m slow

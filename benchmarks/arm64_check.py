@@ -80,7 +80,8 @@ def test_split(recipe: Path) -> tuple[np.ndarray, np.ndarray]:
 def agreement_of(ports: Sequence[Any], here: Sequence[np.ndarray], there: Sequence[np.ndarray]) -> Any:
     """Measure how answers there agree with those here, as files are compared with Keras models."""
     from kpipe.export.file import Agreement
-    from kpipe.export.verify import relative_error, same_argmax, steps_apart
+    from kpipe.export.steps import steps_apart
+    from kpipe.export.verify import relative_error, same_argmax
 
     pairs = list(zip(there, here, ports, strict=True))
     steps = [steps_apart(a, b, port.scale).ravel() for a, b, port in pairs if port.scale]

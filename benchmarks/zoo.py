@@ -10,8 +10,11 @@ pass the comparison within 1e-4, answer bit by bit alike after `save` and `load_
 step of `fit`.
 
     python benchmarks/zoo.py                              # all of keras.applications: hours
+    python benchmarks/zoo.py --more                       # those that are not in the record yet
     python benchmarks/zoo.py --quick                      # one of each family, the first request alone
     python benchmarks/zoo.py --only ResNet50 --only VGG16
+
+What is found is kept in benchmarks/records/zoo.json, model by model.
 """
 
 import argparse
@@ -26,7 +29,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "zoo.json"
+import papers
+
+RECORD = Path(__file__).parent / "records" / "zoo.json"
 FIRST = (0.5, 8, "layer")
 SIDE = 96
 """Pixels a side of the images for all other requests."""
@@ -178,6 +183,7 @@ def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", help="a model; may be given several times")
+    parser.add_argument("--more", action="store_true", help="what the record does not hold yet")
     parser.add_argument("--quick", action="store_true", help="one of each family, one request")
     parser.add_argument("--here", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -187,14 +193,14 @@ def main() -> None:
     head = ("model", "params", "groups", "build s", "cut s", "memory", "left", "differs", "done")
     print("{:18} {:>7} {:>6} {:>7} {:>7} {:>7} {:>6} {:>9} {:>4}".format(*head))
     rows = {}
-    if options.only and RESULTS.exists():
-        rows = {row["model"]: row for row in json.loads(RESULTS.read_text())}
-    for name in options.only or (FAMILIES if options.quick else names()):
+    if (options.only or options.more) and RECORD.exists():
+        rows = {row["model"]: row for row in json.loads(RECORD.read_text())}
+    asked = options.only or (FAMILIES if options.quick else names())
+    for name in [name for name in asked if not (options.more and name in rows)]:
         rows[name] = apart(name, options.quick)
         print(line(rows[name]), flush=True)
         if not options.quick:
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+            papers.keep(RECORD, list(rows.values()))
     if any(row["failures"] or missed(row) for row in rows.values()):
         sys.exit(1)
 

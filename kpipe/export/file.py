@@ -16,9 +16,9 @@ class Agreement:
 
     Args:
         max_relative_error: Greatest difference of an output over that output's greatest value, max|a - b| / max|b|.
-        within_two_steps: Fraction of values at most two steps of the output's grid off; None where either computes in
-            float.
-        max_steps: Greatest difference in steps of the output's grid; None where either computes in float.
+        within_two_steps: Fraction of values at most two steps off: of the output's grid or, where these are fewer, of
+            the grid before the softmax, sigmoid or tanh that makes it; None where either computes in float.
+        max_steps: Greatest difference in such steps; None where either computes in float.
         argmax_agreement: Fraction of the rows whose greatest entry is at the same place, over the outputs with at least
             two entries; where the model's greatest entries are equal, any of them counts. None without such an output.
         samples: How many samples were compared.

@@ -59,7 +59,7 @@ def check(agreement: Agreement, precision: str, what: str, hybrids: int = 0) -> 
         least_argmax = ARGMAX_AGREEMENT
         within, most = COARSE.get(precision, (WITHIN_TWO_STEPS, MOST_STEPS))
         if agreement.within_two_steps < within:
-            found = f"{agreement.within_two_steps:.1%} of the values lie within 2 steps of the output's grid"
+            found = f"{agreement.within_two_steps:.1%} of the values lie within 2 steps"
             faults.append(f"{found}, at least {within:.0%} must")
         if not agreement.max_steps <= most:
             faults.append(f"a value is {agreement.max_steps:.1f} steps off, at most {most:g} are allowed")

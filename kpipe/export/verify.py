@@ -11,11 +11,12 @@ from kpipe.data import samples
 from kpipe.errors import ExportError
 from kpipe.export.engines import engines_of
 from kpipe.export.file import Agreement, File
-from kpipe.export.formats import OWN, format_of
+from kpipe.export.formats import CONVERTER, OWN, format_of
 from kpipe.export.metadata import read_metadata
 from kpipe.export.precision import rounded_for
 from kpipe.export.runtime import Runtime
 from kpipe.export.signature import check_exportable
+from kpipe.export.steps import squashing_of, steps_apart
 from kpipe.export.tolerance import check
 from kpipe.export.trial import assure
 from kpipe.fake_quant import SCHEMES, FakeQuant, activation_bits, is_quantized
@@ -34,9 +35,10 @@ def verify(file: File | str | Path, model: keras.Model, data: Any = None) -> Agr
     Files that compute in float must agree within a relative error of 1e-4 (float16: 1e-2), or 0.02 · √n where n of
     their operations round what comes in (LiteRT's kernels of whole weights, "int8_dynamic"). A float model is compared
     with its weights rounded as those of the file are. Outputs of files in whole numbers must have at least 97 % of the
-    values within two steps of their grid and none beyond six (w4a8: 90 % and eight); on the caller's own data, the
-    argmax of outputs with at least two entries must agree on 99 % of the rows. On random samples the argmax is only
-    reported: noise lies on the borders between classes.
+    values within two steps of their grid and none beyond six (w4a8: 90 % and eight), or of the grid of what goes into
+    the softmax, sigmoid or tanh that makes them; on the caller's own data, the argmax of outputs with at least two
+    entries must agree on 99 % of the rows. On random samples the argmax is only reported: noise lies on the borders
+    between classes.
 
     A file in whole numbers that a converter has rounded (`export` by method="converter") is held against the float
     model, for none computes as it does. At each entry of an output's last axis, the mean square of the error must lie
@@ -55,7 +57,8 @@ def verify(file: File | str | Path, model: keras.Model, data: Any = None) -> Agr
 
     Raises:
         ExportError: When the file cannot be loaded, has other inputs or outputs than the model, does not agree, data is
-            needed and not given, or a float model is given for a file in whole numbers that kpipe rounded.
+            needed and not given, or a model is given that the file was not rounded from: a float one for whole numbers
+            by kpipe, a quantized one for those by a converter.
         KpipeError: When the data is empty, of another shape, or not finite.
 
     Example:
@@ -78,7 +81,13 @@ def verify(file: File | str | Path, model: keras.Model, data: Any = None) -> Agr
     if found.precision in SCHEMES and SCHEMES[found.precision].activations is None:
         model = rounded_for(model, found.precision)
     twin = activation_bits(found.precision) is None or is_quantized(model)
-    if not twin and read_metadata(path).get("method") == OWN:
+    rounded_by = read_metadata(path).get("method")
+    if rounded_by == CONVERTER and is_quantized(model):
+        raise ExportError(
+            f"{path} is {found.precision} as TensorFlow's converter rounded it, and {model.name!r} is a quantized "
+            "model, which computes otherwise. Give the float model that the file was written from, and data=..."
+        )
+    if not twin and rounded_by == OWN:
         raise ExportError(
             f"{path} is {found.precision} as kpipe rounded it, and {model.name!r} is a float model. Give the quantized "
             "model that the file was written from: it computes as the file does, and is held against it more closely."
@@ -115,7 +124,11 @@ def compare(runtime: Runtime, model: keras.Model, data: Any = None, twin: bool =
             f"{[r.shape for r in references]}. Is it another model's file?"
         )
     pairs = list(zip(answers, references, runtime.outputs, strict=True))
-    steps = [steps_apart(a, r, port.scale) for a, r, port in pairs if port.scale and twin]
+    steps = [
+        steps_apart(a, r, port.scale, squashing_of(output))
+        for (a, r, port), output in zip(pairs, model.outputs, strict=True)
+        if port.scale and twin
+    ]
     together = np.concatenate([each.reshape(-1) for each in steps]) if len(steps) == len(pairs) else None
     rows = [same_argmax(a, r, port.scale or 0.0) for a, r, port in pairs if r.ndim > 1 and r.shape[-1] > 1]
     return Agreement(
@@ -198,16 +211,6 @@ def signal_to_noise(answer: np.ndarray, reference: np.ndarray) -> float:
 def _by_entry(values: np.ndarray) -> np.ndarray:
     """Add up over all axes but the last."""
     return np.atleast_1d(values).reshape(-1, values.shape[-1] if values.ndim else 1).sum(0)
-
-
-def steps_apart(answer: np.ndarray, reference: np.ndarray, scale: float) -> np.ndarray:
-    """Give |a - b| in steps of the output's grid.
-
-    Example:
-        >>> steps_apart(np.array([1.0]), np.array([0.5]), 0.25)
-        array([2.])
-    """
-    return np.abs(answer.astype(np.float64) - reference) / scale
 
 
 def same_argmax(answer: np.ndarray, reference: np.ndarray, step: float = 0.0) -> np.ndarray:

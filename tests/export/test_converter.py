@@ -303,6 +303,8 @@ def test_a_file_that_kpipe_rounded_is_not_held_by_the_looser_bar(written, tmp_pa
     own = kpipe.export(quantized, tmp_path / "own.tflite", data=X)
     with pytest.raises(ExportError, match=r"is int8 as kpipe rounded it, .* Give the quantized model"):
         kpipe.verify(own, model, X)
+    with pytest.raises(ExportError, match=r"is int8 as TensorFlow's converter rounded it, .* Give the float model"):
+        kpipe.verify(files["int8"], quantized, X)
     assert read_metadata(own.path)["method"] == "kpipe"
     assert kpipe.verify(own, quantized, X).max_steps is not None  # the controls
     foreign = tmp_path / "foreign.tflite"

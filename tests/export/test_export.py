@@ -13,8 +13,9 @@ from kpipe.errors import ExportError, KpipeError
 from kpipe.export import FORMATS, Agreement, inspect, load_runtime, write
 from kpipe.export import verify as verify_file
 from kpipe.export.sizes import gzip_size, zstd_size
+from kpipe.export.steps import Squashing, squashing_of, steps_apart
 from kpipe.export.tolerance import check
-from kpipe.export.verify import predict, relative_error, same_argmax, steps_apart
+from kpipe.export.verify import predict, relative_error, same_argmax
 from kpipe.fake_quant import QuantizedWeights
 from tests.models import ZOO, build, samples
 
@@ -218,6 +219,43 @@ def test_measures_by_hand():
     assert steps_apart(a, b, 0.5).tolist() == [[0.0, 2.0], [2.0, 0.0]]
     assert same_argmax(a, b).tolist() == [True, True]  # a tie of the model may be settled either way
     assert same_argmax(a[:, ::-1], b).tolist() == [True, False]
+
+
+def test_steps_before_a_function_by_hand():
+    p, step = 0.3, 0.2
+    raised = {  # what becomes of the function's value when what goes in grows by three steps
+        0.0: 1 / (1 + (1 - p) / p * np.exp(-3 * step)),
+        -1.0: np.tanh(np.arctanh(p) + 3 * step),
+    }
+    for low, value in raised.items():
+        found = steps_apart(np.array([value, 0.0]), np.array([p, 0.0]), 1 / 256, Squashing(low, step))
+        assert np.allclose(found, [3.0, 0.0])
+        assert np.allclose(steps_apart(np.array([value]), np.array([p]), 0.5, Squashing(low, step)), (value - p) * 2)
+    assert np.isnan(steps_apart(np.array([np.nan]), np.array([p]), 1 / 256, Squashing(0.0, step)))
+
+
+@pytest.mark.parametrize("function", ["softmax", "sigmoid", "tanh"])
+def test_behind_a_function_of_steep_logits_steps_are_those_of_the_logits(function, tmp_path):
+    keras.utils.set_random_seed(0)
+    wide = keras.initializers.RandomNormal(stddev=4.0)
+    x = np.random.default_rng(0).normal(size=(256, 8)).astype("float32")
+    model = keras.Sequential([keras.Input((8,)), L.Dense(3, function, kernel_initializer=wide, name="logits")])
+    quantized = kpipe.quantize(model, calibration=x)
+    file = kpipe.export(quantized, tmp_path / "net.tflite", data=x)
+    squashing = squashing_of(quantized.outputs[0])
+    logits = x @ model.get_weights()[0]
+    span = np.max(logits) - np.min(logits)
+    assert squashing is not None and abs(squashing.step - span / 255) < 1e-3 and squashing.step > 0.1
+
+    with load_runtime(file) as runtime:
+        (answer,), (port,) = runtime.run([x]), runtime.outputs
+    bias = next(weight for weight in quantized.weights if weight.path.endswith("bias"))
+    bias.assign([squashing.step, 0.0, 0.0])
+    assert steps_apart(answer, predict(quantized, [x])[0], port.scale).max() > 6  # of the output's own grid
+    assert kpipe.verify(file, quantized).max_steps <= 2.5
+    bias.assign([12 * squashing.step, 0.0, 0.0])
+    with pytest.raises(ExportError, match="steps off, at most 6 are allowed"):
+        kpipe.verify(file, quantized)
 
 
 def test_precisions_that_cannot_be(quantized, tmp_path):
