@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/data),)
 export KPIPE_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help install demo test lint slow bench arm64-check clean
+.PHONY: help install demo test docs lint slow bench arm64-check clean
 help:            ## list the targets
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 16
 
@@ -28,10 +28,13 @@ demo: $(STAMP)   ## compress a small network on scikit-learn's digits and print 
 	@$(BIN)/kpipe run recipes/digits.yaml
 
 test: $(STAMP)   ## run the test suite (the heavy sweeps: make slow)
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations=40
+	@$(BIN)/python -m pytest -n 2 -m "not slow" --durations=40
 
 slow: $(STAMP)   ## run the heavy sweeps
 	@$(BIN)/python -m pytest -m slow
+
+docs: $(STAMP)   ## run every block of Python of the README and the pages
+	@$(BIN)/python -m pytest -n 2 tests/test_readme.py tests/export/test_page.py
 
 lint: $(STAMP)   ## ruff and pyright
 	@$(BIN)/ruff check .

@@ -78,7 +78,7 @@ def test_split(recipe: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def agreement_of(ports: Sequence[Any], here: Sequence[np.ndarray], there: Sequence[np.ndarray]) -> Any:
-    """Measure how answers there agree with those here, as files are compared with Keras models."""
+    """Measure how answers there agree with those here, in steps of the outputs' own grids."""
     from kpipe.export.file import Agreement
     from kpipe.export.steps import steps_apart
     from kpipe.export.verify import relative_error, same_argmax

@@ -13,6 +13,7 @@ Torch-Pruning's ResNet-56 on the whole of CIFAR-10: 0.11 points better at 2.57 t
 2023).
 
     KPIPE_DATA=folder-of-cifar10.npz python benchmarks/cifar.py --seeds 0 1   # hours on 2 cores
+    KPIPE_DATA=folder-of-cifar10.npz python benchmarks/cifar.py --seeds 0 --ways "kpipe 2.5x" "l1 2.5x"
     KPIPE_DATA=folder-of-cifar10.npz python benchmarks/cifar.py --quick       # minutes; its figures mean nothing
 
 Every finished stage is kept in benchmarks/results/, so that a run that was broken off goes on where it was. The trained
@@ -60,8 +61,8 @@ def measured(document, folder):
     return parse_recipe(document, RECIPE.parent).run(folder)["stages"]
 
 
-def of_seed(document, seed, folder, record):
-    """Cut the network of one seed in every way, and give a row for each; the record is kept row by row.
+def of_seed(document, seed, folder, record, ways=tuple(WAYS)):
+    """Cut the network of one seed in some ways, and give a row for each that is known; the record is kept row by row.
 
     The trained network is kept beside the record: it takes the longest to make. Without it all rows are made anew.
     """
@@ -73,7 +74,7 @@ def of_seed(document, seed, folder, record):
     if not kept.exists():
         (base,) = measured({**head, "name": "base", "stages": [train]}, folder / "base")
         keep_network(folder / "base" / base["name"] / "model.keras", kept)
-    for way in (way for way in WAYS if way not in rows):
+    for way in (way for way in ways if way not in rows):
         stage = {key: value for key, value in {**prune, **WAYS[way]}.items() if value is not None}
         model = {"load": str(kept.resolve())}
         name = way.replace(" ", "_")
@@ -83,7 +84,7 @@ def of_seed(document, seed, folder, record):
         rows[way] = row(base, by_stage["prune_filters"], by_stage.get("quantize"))
         if record is not None:
             papers.keep(record, rows)
-    return {way: rows[way] for way in ("trained", *WAYS)}
+    return {way: rows[way] for way in ("trained", *WAYS) if way in rows}
 
 
 def keep_network(path, kept):
@@ -146,20 +147,23 @@ def show(results):
     from rich.table import Table
 
     table = Table(title=f"ResNet-20 on CIFAR-10, {len(results)} seeds, files in LiteRT, one thread")
-    columns = ("", "times fewer MACs", "params", "float", "points lost", "ms", "int8", "points lost", "ms")
+    columns = ("", "seeds", "times fewer MACs", "params", "float", "points lost", "ms", "int8", "points lost", "ms")
     for column in columns:
         table.add_column(column, justify="right" if column else "left")
     milliseconds = [timed(rows) for rows in results]
-    for way in results[0]:
-        rows = [rows[way] for rows in results]
-        cells = [way, papers.spread([one["times fewer MACs"] for one in rows])]
+    for way in ("trained", *WAYS):
+        known = [number for number, rows in enumerate(results) if way in rows]
+        if not known:
+            continue
+        rows = [results[number][way] for number in known]
+        cells = [way, str(len(rows)), papers.spread([one["times fewer MACs"] for one in rows])]
         cells.append(f"{sum(one['params'] for one in rows) / len(rows):,.0f}")
         for place, kind in enumerate(("float", "int8")):
             if rows[0][kind] is None:
                 cells += ["", "", ""]
                 continue
-            lost = [before["trained"]["float"] - one[kind] for before, one in zip(results, rows, strict=True)]
-            mean = sum(times[way][place] for times in milliseconds) / len(rows)
+            lost = [results[number]["trained"]["float"] - results[number][way][kind] for number in known]
+            mean = sum(milliseconds[number][way][place] for number in known) / len(known)
             cells += [papers.spread([one[kind] for one in rows]), papers.spread(lost), f"{mean:.3f}"]
         table.add_row(*cells)
     Console(width=140).print(table)
@@ -169,6 +173,7 @@ def main():
     """Read the arguments, run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="networks to train and cut")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="ways to cut them")
     parser.add_argument("--quick", action="store_true", help="one epoch of a few images")
     arguments = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -178,7 +183,7 @@ def main():
     results = []
     for seed in arguments.seeds:
         record = None if arguments.quick else papers.RECORDS / "cifar" / f"{place.name}_seed{seed}.json"
-        results.append(of_seed(document, seed, place / f"seed{seed}", record))
+        results.append(of_seed(document, seed, place / f"seed{seed}", record, arguments.ways))
     show(results)
 
 

@@ -95,17 +95,20 @@ def _awaited(place: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def written(once) -> Callable[[str], Path]:
-    """Give `written(script)`: the folder into which a script of `tests` has written, in a process of its own."""
+def written(once) -> Callable[..., Path]:
+    """Give `written(script, ...)`: the folder into which a script of `tests` has written, in a process of its own.
 
-    def run(script: str, folder: Path) -> None:
-        command = [sys.executable, str(ROOT / "tests" / script), str(folder)]
+    The script is called with the folder and what else is given.
+    """
+
+    def run(script: str, arguments: tuple[str, ...], folder: Path) -> None:
+        command = [sys.executable, str(ROOT / "tests" / script), str(folder), *arguments]
         done = subprocess.run(
             command, env={**os.environ, **QUIET}, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
         assert done.returncode == 0, done.stderr[-3000:]
 
-    return lambda script: once(Path(script).stem, partial(run, script))
+    return lambda script, *arguments: once(" ".join((Path(script).stem, *arguments)), partial(run, script, arguments))
 
 
 @pytest.fixture(scope="session")

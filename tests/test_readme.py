@@ -28,6 +28,7 @@ def run(page):
     return names
 
 
+@pytest.mark.slow
 def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     keras.utils.set_random_seed(0)

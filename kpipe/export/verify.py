@@ -36,9 +36,9 @@ def verify(file: File | str | Path, model: keras.Model, data: Any = None) -> Agr
     their operations round what comes in (LiteRT's kernels of whole weights, "int8_dynamic"). A float model is compared
     with its weights rounded as those of the file are. Outputs of files in whole numbers must have at least 97 % of the
     values within two steps of their grid and none beyond six (w4a8: 90 % and eight), or of the grid of what goes into
-    the softmax, sigmoid or tanh that makes them; on the caller's own data, the argmax of outputs with at least two
-    entries must agree on 99 % of the rows. On random samples the argmax is only reported: noise lies on the borders
-    between classes.
+    the softmax, sigmoid or tanh that makes them, whichever are fewer; on the caller's own data, the argmax of outputs
+    with at least two entries must agree on 99 % of the rows. On random samples the argmax is only reported: noise lies
+    on the borders between classes.
 
     A file in whole numbers that a converter has rounded (`export` by method="converter") is held against the float
     model, for none computes as it does. At each entry of an output's last axis, the mean square of the error must lie
@@ -125,7 +125,7 @@ def compare(runtime: Runtime, model: keras.Model, data: Any = None, twin: bool =
         )
     pairs = list(zip(answers, references, runtime.outputs, strict=True))
     steps = [
-        steps_apart(a, r, port.scale, squashing_of(output))
+        steps_apart(a, r, port.scale, squashing_of(output, port.scale))
         for (a, r, port), output in zip(pairs, model.outputs, strict=True)
         if port.scale and twin
     ]

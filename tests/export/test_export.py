@@ -228,10 +228,14 @@ def test_steps_before_a_function_by_hand():
         -1.0: np.tanh(np.arctanh(p) + 3 * step),
     }
     for low, value in raised.items():
-        found = steps_apart(np.array([value, 0.0]), np.array([p, 0.0]), 1 / 256, Squashing(low, step))
+        squashing = Squashing(low, (1 - low) / 256, step)
+        found = steps_apart(np.array([value, low]), np.array([p, low]), squashing.grid, squashing)
         assert np.allclose(found, [3.0, 0.0])
-        assert np.allclose(steps_apart(np.array([value]), np.array([p]), 0.5, Squashing(low, step)), (value - p) * 2)
-    assert np.isnan(steps_apart(np.array([np.nan]), np.array([p]), 1 / 256, Squashing(0.0, step)))
+        assert np.allclose(steps_apart(np.array([value]), np.array([p]), 0.5, squashing), (value - p) * 2)  # fewer
+        wild = steps_apart(np.array([np.nan, np.inf, 5.0]), np.array([p, 1.0, 1.0]), squashing.grid, squashing)
+        assert np.isnan(wild[0]) and np.isinf(wild[1]) and np.isclose(wild[2], 4 / squashing.grid)
+        coarse = Squashing(low, squashing.grid, 100.0)  # from end to end twelve steps, be they as coarse as they may
+        assert np.allclose(steps_apart(np.array([low]), np.array([1.0]), squashing.grid, coarse), 12.0)
 
 
 @pytest.mark.parametrize("function", ["softmax", "sigmoid", "tanh"])
@@ -242,13 +246,13 @@ def test_behind_a_function_of_steep_logits_steps_are_those_of_the_logits(functio
     model = keras.Sequential([keras.Input((8,)), L.Dense(3, function, kernel_initializer=wide, name="logits")])
     quantized = kpipe.quantize(model, calibration=x)
     file = kpipe.export(quantized, tmp_path / "net.tflite", data=x)
-    squashing = squashing_of(quantized.outputs[0])
+    with load_runtime(file) as runtime:
+        (answer,), (port,) = runtime.run([x]), runtime.outputs
+    squashing = squashing_of(quantized.outputs[0], port.scale)
     logits = x @ model.get_weights()[0]
     span = np.max(logits) - np.min(logits)
     assert squashing is not None and abs(squashing.step - span / 255) < 1e-3 and squashing.step > 0.1
 
-    with load_runtime(file) as runtime:
-        (answer,), (port,) = runtime.run([x]), runtime.outputs
     bias = next(weight for weight in quantized.weights if weight.path.endswith("bias"))
     bias.assign([squashing.step, 0.0, 0.0])
     assert steps_apart(answer, predict(quantized, [x])[0], port.scale).max() > 6  # of the output's own grid
@@ -256,6 +260,23 @@ def test_behind_a_function_of_steep_logits_steps_are_those_of_the_logits(functio
     bias.assign([12 * squashing.step, 0.0, 0.0])
     with pytest.raises(ExportError, match="steps off, at most 6 are allowed"):
         kpipe.verify(file, quantized)
+
+
+def test_a_file_without_the_function_or_of_another_net_is_no_file_of_it(tmp_path):
+    wide = keras.initializers.RandomNormal(stddev=100.0, seed=0)
+    x = np.random.default_rng(0).normal(size=(256, 8)).astype("float32")
+
+    def net(function):
+        return keras.Sequential([keras.Input((8,)), L.Dense(3, function, kernel_initializer=wide, name="logits")])
+
+    squashed, bare = (kpipe.quantize(net(function), calibration=x) for function in ("softmax", None))
+    kpipe.verify(kpipe.export(squashed, tmp_path / "net.tflite", data=x), squashed)
+    wide = keras.initializers.RandomNormal(stddev=100.0, seed=1)
+    other = kpipe.quantize(net("softmax"), calibration=x)
+    for wrong in (bare, other):
+        file = kpipe.export(wrong, tmp_path / "wrong.tflite", data=x)
+        with pytest.raises(ExportError, match="does not agree"):
+            kpipe.verify(file, squashed)
 
 
 def test_precisions_that_cannot_be(quantized, tmp_path):

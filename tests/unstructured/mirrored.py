@@ -1,4 +1,4 @@
-"""Prune on two mirrored devices: `python mirrored.py FOLDER` writes what came of it to `found.json`."""
+"""Prune on two mirrored devices: `python mirrored.py FOLDER CASE ...` writes what came of it to `found.json`."""
 
 import json
 import sys
@@ -95,29 +95,38 @@ def pulled(strategy):
     return float(np.abs(hidden.numpy() - expected).max() / np.abs(rate * factor * before).max())
 
 
-def main(folder):
-    """Run every case."""
+def adam():
+    return O.Adam(0.01)
+
+
+def wrapped(model):
+    return prune_low_magnitude(model, SCHEDULE)
+
+
+MOVES = Regrowth("rigl", 0.4, frequency=3, end_step=16)
+CASES = {
+    "averages": lambda at: fit(compiled(at, lambda: O.Adam(0.01, use_ema=True)), WeightPruning(SCHEDULE)),
+    "scaled": lambda at: fit(compiled(at, lambda: O.LossScaleOptimizer(O.SGD(0.1, 0.9))), WeightPruning(SCHEDULE)),
+    "taylor": lambda at: fit(compiled(at, adam), WeightPruning(SCHEDULE, "taylor")),
+    "rigl": lambda at: fit(compiled(at, adam), WeightPruning(ConstantSparsity(0.6, 0), regrowth=MOVES)),
+    "wrapped": lambda at: fit(compiled(at, adam, wrapped), UpdatePruningStep()),
+    "gradient": mean_gradient,
+    "filters": filters,
+    "filters, pulled": lambda at: filters(at, criterion="taylor", regularizer="depgraph"),
+    "pulled": pulled,
+}
+"""Name -> what is found of it, under a strategy."""
+
+
+def main(folder, *names):
+    """Run the cases of these names."""
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    moves = Regrowth("rigl", 0.4, frequency=3, end_step=16)
-    found = {
-        "averages": fit(compiled(strategy, lambda: O.Adam(0.01, use_ema=True)), WeightPruning(SCHEDULE)),
-        "scaled": fit(compiled(strategy, lambda: O.LossScaleOptimizer(O.SGD(0.1, 0.9))), WeightPruning(SCHEDULE)),
-        "taylor": fit(compiled(strategy, lambda: O.Adam(0.01)), WeightPruning(SCHEDULE, "taylor")),
-        "rigl": fit(compiled(strategy, lambda: O.Adam(0.01)), WeightPruning(ConstantSparsity(0.6, 0), regrowth=moves)),
-        "wrapped": fit(
-            compiled(strategy, lambda: O.Adam(0.01), lambda model: prune_low_magnitude(model, SCHEDULE)),
-            UpdatePruningStep(),
-        ),
-        "gradient": mean_gradient(strategy),
-        "filters": filters(strategy),
-        "filters, pulled": filters(strategy, criterion="taylor", regularizer="depgraph"),
-        "pulled": pulled(strategy),
-    }
+    found = {name: CASES[name](strategy) for name in names}
     found["replicas"] = strategy.num_replicas_in_sync
     (Path(folder) / "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
