@@ -81,7 +81,7 @@ def test_the_student_learns_the_teacher_and_both_stay_as_they_are(soft):
     assert type(taught) is type(student) and taught is not student and taught.inputs[0].name == "features"
 
 
-@pytest.mark.sweep(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", ["numbers", "one-hot"])
 def test_labels_alone_are_plain_training(labels):
     y = np.eye(4, dtype="float32")[Y] if labels == "one-hot" else Y

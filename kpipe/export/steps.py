@@ -73,7 +73,7 @@ def squashing_of(output: Any, scale: float) -> Squashing | None:
         (None, None)
     """
     rounded, squashed = _made(output)
-    if not isinstance(rounded, FakeQuant) or rounded.fixed not in FIXED_RANGES.values():
+    if not isinstance(rounded, FakeQuant) or rounded.fixed is None or rounded.fixed not in FIXED_RANGES.values():
         return None
     _, inputs = _made(squashed[0])
     before, _ = _made(inputs[0]) if inputs else (None, [])
@@ -83,7 +83,7 @@ def squashing_of(output: Any, scale: float) -> Squashing | None:
     return Squashing(rounded.fixed[0], grid, _step(before))
 
 
-def _made(tensor: Any) -> tuple[Any, list[Any]]:
+def _made(tensor: Any) -> tuple[Any, Any]:
     """Give what makes a tensor, and of what; layers that only move values are passed by."""
     operation, node, _ = tensor._keras_history
     inputs = operation._inbound_nodes[node].input_tensors

@@ -68,6 +68,7 @@ def open_sized():
     return keras.Model(x, L.Dense(2)(L.GlobalAveragePooling2D()(L.Conv2D(4, 3)(x))))
 
 
+@pytest.mark.slow
 def test_what_the_file_holds_in_float_is_named_once_and_counts(tmp_path):
     keras.utils.set_random_seed(0)
     tokens = keras.Input((5,), dtype="int32", name="tokens")

@@ -88,6 +88,7 @@ def test_a_recipe_runs_in_a_tiny_form(path, tmp_path, monkeypatch):
     assert metrics["summary"]["smaller"] > LEAST.get(path.stem, 3)
 
 
+@pytest.mark.slow
 def test_pruning_in_ones_own_fit_runs_on_a_few_samples(tmp_path, monkeypatch, capsys):
     digits = load("digits")
     few = replace(

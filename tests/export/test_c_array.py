@@ -140,6 +140,7 @@ def test_a_plan_never_lays_two_living_tensors_over_one_another():
         assert max(living) <= peak(tensors) <= sum(one.size for one in tensors)
 
 
+@pytest.mark.slow
 def test_a_chain_takes_the_greatest_pair_of_neighbours():
     """In a chain of layers only what goes in and what comes out lives: the peak is the largest sum of two."""
     model = keras.Sequential([keras.Input((10,)), L.Dense(40), L.Dense(100), L.Dense(30), L.Dense(3)])

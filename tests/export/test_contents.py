@@ -105,6 +105,7 @@ def test_shared_weights_are_counted_once(suffix, tmp_path):
     assert sum(node.weight.bytes for node in found.nodes if node.weight) == 4 * kernels
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_float_islands_are_named(suffix, tmp_path):
     x = keras.Input((6,), name="x")
@@ -120,6 +121,7 @@ def test_float_islands_are_named(suffix, tmp_path):
     assert not dissect(kpipe.export(model, tmp_path / f"plain.{suffix}")).floats
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(("name", "suffix"), [("residual", "tflite"), ("depthwise", "onnx")])
 def test_tables_stay_readable(name, suffix, tmp_path):
     lines = str(dissect(kpipe.export(build(name), tmp_path / f"m.{suffix}"))).splitlines()

@@ -272,6 +272,7 @@ def convolution(kind: type, name: str, bias: float | None = None) -> keras.layer
     return kind(3, 3, bias_initializer=start, kernel_initializer=keras.initializers.GlorotUniform(len(name)), name=name)
 
 
+@pytest.mark.slow
 def test_a_shared_bias_of_a_transposed_convolution_is_refused_and_zeros_or_biases_apart_are_not(tmp_path):
     kind, by = L.Conv2DTranspose, {"precision": "int16x8", **BY_CONVERTER}
     shared = convolution(kind, "shared", 0.5)

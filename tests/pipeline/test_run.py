@@ -180,6 +180,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(document, whole, tmp_path)
     assert without_timings(other) != without_timings(whole)
 
 
+@pytest.mark.slow
 def test_a_changed_stage_runs_again_and_what_follows(document, finished, tmp_path):
     document["stages"][1]["by"] = 3.0
     changed, heard = go(document, finished)

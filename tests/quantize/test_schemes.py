@@ -99,6 +99,7 @@ def test_a_float_model_is_rounded_as_it_is_written(scheme, suffix, tmp_path):
         kpipe.verify(file, other)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_file_that_lost_its_rounding_is_refused(suffix, monkeypatch, tmp_path):
     """Write in float what should hold whole numbers: nothing but the types in the file can tell."""

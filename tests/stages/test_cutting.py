@@ -258,6 +258,7 @@ def test_heads_come_to_the_ratio_however_many_the_rounds(context):
     assert [after.get_layer(f"{name}_attention").num_heads for name in "ab"] == [2, 2]
 
 
+@pytest.mark.slow
 def test_layers_go_in_rounds_and_are_trained_on(context):
     stage = RemoveLayers(count=2, rounds=2, epochs=1, distill=Teaching(teacher="input", features=("^flat$",)), **FAST)
     model = sequence_net()
@@ -316,7 +317,7 @@ def _half(trained, context):
     return context.record.details["plan"]
 
 
-@pytest.mark.sweep(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stage",
     [
@@ -347,12 +348,13 @@ def test_features_that_no_layer_has_are_named(context, trained):
         run(PruneFilters(ratio=0.5, epochs=1, distill=Teaching(features=("cnov",))), context, trained)
 
 
+@pytest.mark.slow
 def test_the_distill_stage_compares_features(context, trained):
     after = Distill(epochs=1, features=("conv1",), feature_weight=2.0, **FAST).run(FloatModel(small()), context).model
     assert filters(after) == [8, 12]
 
 
-@pytest.mark.sweep(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("regularizer", [None, {"depgraph": {"strength": 0.05}}], ids=str)
 def test_a_regulariser_changes_what_is_trained(context, trained, regularizer):
     """With it the channels are others than without, and the control is the run without."""

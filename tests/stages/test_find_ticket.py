@@ -48,6 +48,7 @@ def test_it_begins_with_the_model_or_anew(data, tmp_path):
         assert np.isin(after[after != 0], kernel).all() == same
 
 
+@pytest.mark.slow
 def test_the_zeros_of_earlier_stages_stay(data, tmp_path):
     model = net()
     kernel = model.get_layer("hidden").kernel

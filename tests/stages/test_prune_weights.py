@@ -116,6 +116,7 @@ UNTRAINED = {"batch_size": 64, "optimizer": Optimizer()}
 """What a stage that does not train has to leave at its defaults."""
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(("epochs", "given"), [(0, UNTRAINED), (1, {})], ids=["at once", "trained"])
 def test_two_of_four_inputs_are_kept(context, epochs, given):
     after = pruned(context, sparsity=0.5, pattern="2:4", epochs=epochs, **given)

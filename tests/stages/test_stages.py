@@ -207,6 +207,7 @@ def test_quantize_gives_a_quantized_model_that_keeps_zeros(model, data, tmp_path
         assert (kernel[zero] == 0).all()
 
 
+@pytest.mark.slow
 def test_quantize_takes_an_observer_and_freezes_ranges(model, context):
     x, updates = context.data.train[0], 8 // 4
     for fields, most in (({}, updates), ({"freeze_ranges_after": 1}, 1), ({"observer": "mse"}, 0)):
@@ -287,6 +288,7 @@ def test_weights_that_keep_more_bits_are_in_the_record(data, tmp_path, baseline)
     assert row["layer"] == "up" and row["reason"].startswith("its weights have 8 bits: no runtime has")
 
 
+@pytest.mark.slow
 def test_an_export_in_floats_or_whole_numbers(model, context):
     with pytest.raises(ValueError, match="onnx files have float32 inputs and outputs always; leave io out"):
         Export(formats=("onnx",), io="int8")

@@ -75,8 +75,8 @@ def same(small, model, tolerance=1e-5):
     return np.abs(np.asarray(small(X, training=False), "float32") - expected).max() < tolerance * np.abs(expected).max()
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.plain_fit
-@pytest.mark.sweep(3)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_with_every_optimizer(optimizer):
     if getattr(keras.optimizers, NEEDS.get(optimizer, "SGD"), None) is None:
@@ -98,8 +98,8 @@ def test_with_every_optimizer(optimizer):
     assert [small.get_layer("hidden").units, small.get_layer("inner").units] == [4, 2] and same(small, model)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.plain_fit
-@pytest.mark.sweep(3)
 @pytest.mark.parametrize("options", [{}, {"criterion": "taylor"}, {"regularizer": "depgraph"}], ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_in_every_mode_of_execution(mode, options):
@@ -144,7 +144,7 @@ def own_loop(model, prune, step):
     return watch
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("kind", ["train_on_batch", "eager", "traced"])
 def test_in_a_loop_of_ones_own(kind):
     model = compiled(O.SGD(0.1, momentum=0.9))

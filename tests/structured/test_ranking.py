@@ -323,6 +323,7 @@ def test_whole_filters_of_maps_gates_and_depthwise_layers():
     np.testing.assert_allclose(scored(model, "fpgm", normalise="none")["stem"], both, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_channel_is_drawn_once_whatever_holds_it():
     model = build("residual")
     found = scored(model, "random")

@@ -87,8 +87,8 @@ MODES = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.plain_fit
-@pytest.mark.sweep(5)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_with_every_optimizer(optimizer):
     if getattr(keras.optimizers, NEEDS.get(optimizer, "SGD"), None) is None:

@@ -46,7 +46,7 @@ def test_a_criterion_of_norms_alone_refuses_kernels():
         prune_weights(build("dense"), 0.5, criterion="bn_scale")
 
 
-@pytest.mark.sweep(9)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("criterion", OF_KERNELS)
 def test_the_count_is_exact_and_the_original_untouched(criterion, scope):
@@ -122,6 +122,7 @@ def along_inputs(model):
     }
 
 
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("scope", ["layer", "global", "global:lamp", "erk"])
 @pytest.mark.parametrize(("pattern", "n", "m"), [("2:4", 2, 4), ("1:4", 1, 4), ("1:2", 1, 2)])
 def test_n_of_m_goes_along_the_inputs_of_every_kind_of_kernel(pattern, n, m, scope):
