@@ -22,7 +22,7 @@ from kpipe import costs as costs
 from kpipe.cluster import cluster_weights
 from kpipe.distill import distill
 from kpipe.errors import ExportError, KpipeError, NoEffectWarning, RecipeError, SurgeryError
-from kpipe.export import benchmark, export, verify
+from kpipe.export import benchmark, export, join_signatures, verify
 from kpipe.graph import functionalize
 from kpipe.measure import measure
 from kpipe.quantize import plan_quantization, quantization_sensitivity, quantize
@@ -61,6 +61,7 @@ __all__ = [
     "export",
     "find_ticket",
     "functionalize",
+    "join_signatures",
     "layers",
     "legacy",
     "load_recipe",

@@ -22,6 +22,7 @@ from kpipe.report.units import DASH, kilobytes, milliseconds, plain, share, time
         "kpipe bench exported/digits/digits.tflite",
         "kpipe bench exported/digits/01-train/model.tflite exported/digits/digits.tflite --threads 2 --runs 200",
         "kpipe bench exported/digits/digits.tflite --engine litert --engine litert_builtin --per-op",
+        "kpipe bench autoencoder.tflite --signature decode",
         "kpipe bench before.tflite after.tflite after.onnx --compare --json",
     )
 )
@@ -38,6 +39,7 @@ def bench(
     compare: Annotated[
         bool, typer.Option("--compare", help="Give ratios to the first file, and compare outputs on random inputs.")
     ] = False,
+    signature: Annotated[str | None, typer.Option(help="Which signature to run, for files of several.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
     """Time one or several files on one sample; with several, each is also compared with the first.
@@ -50,7 +52,8 @@ def bench(
             if not path.is_file():
                 raise KpipeError(f"There is no file {path} (looked in {path.resolve().parent}).")
         with aside().status("timing"):
-            timed = benchmark(files, threads=threads, runs=runs, engine=engine or None, cold=cold, per_op=per_op)
+            how = {"engine": engine or None, "cold": cold, "per_op": per_op, "signature": signature}
+            timed = benchmark(files, threads=threads, runs=runs, **how)
             compared = compare_latencies(timed) if compare else []
         if as_json:
             out().print(as_text(timed, compared), markup=False, soft_wrap=True)

@@ -7,6 +7,7 @@ from kpipe.export.contents import Contents, dissect
 from kpipe.export.engines import ENGINES, Engine
 from kpipe.export.file import Agreement, File, Inspection, Operation, Port
 from kpipe.export.formats import FORMATS, Format
+from kpipe.export.join import join_signatures
 from kpipe.export.metadata import read_metadata
 from kpipe.export.profile import OperationTime
 from kpipe.export.runtime import Runtime
@@ -35,6 +36,7 @@ __all__ = [
     "dissect",
     "export",
     "inspect",
+    "join_signatures",
     "litert",
     "load_runtime",
     "onnx",

@@ -43,6 +43,7 @@ class Latency:
         warmup: How many runs went before them, not counted.
         repeats: Inferences in one timing, whose mean counts as one run; more than 1 for very fast files.
         engine: What ran the file: one of `kpipe.export.ENGINES`.
+        signature: Which of the file's signatures was run; None where none was asked for.
         cold: The start of a process that has just been made, and its memory; None unless asked for.
         operations: The time of each operation; none unless asked for.
         times_ms: Every run, in the order of time, in milliseconds.
@@ -59,6 +60,7 @@ class Latency:
     warmup: int
     repeats: int
     engine: str = ""
+    signature: str | None = None
     cold: ColdStart | None = None
     operations: tuple[OperationTime, ...] = ()
     times_ms: tuple[float, ...] = field(default=(), repr=False)
@@ -71,8 +73,9 @@ class Latency:
 
     def __str__(self) -> str:
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        which = f" ({self.signature})" if self.signature else ""
         line = (
-            f"{self.path}: median {self.median_ms:.4g} ms, p90 {self.p90_ms:.4g} ms "
+            f"{self.path}{which}: median {self.median_ms:.4g} ms, p90 {self.p90_ms:.4g} ms "
             f"({', '.join(filter(None, (self.engine, threads)))}, {self.runs} runs after {self.warmup})"
         )
         if self.cold is not None:
@@ -81,7 +84,9 @@ class Latency:
         return "\n".join([line, *(f"  {time.ms:9.4f} ms {time.share:6.1%}  {time.name}" for time in self.operations)])
 
 
-def load_runtime(path: File | str | Path, threads: int = 1, engine: str | None = None) -> Runtime:
+def load_runtime(
+    path: File | str | Path, threads: int = 1, engine: str | None = None, signature: str | None = None
+) -> Runtime:
     """Load a file in a runtime of its format.
 
     A file that this process has not written itself is loaded and run in another process first: a broken one can end
@@ -91,20 +96,21 @@ def load_runtime(path: File | str | Path, threads: int = 1, engine: str | None =
         path: A .tflite or .onnx file.
         threads: How many threads the runtime may use, at least 1.
         engine: Which of `kpipe.export.ENGINES`; None: the format's default.
+        signature: Which of its signatures, for a file of several.
 
     Returns:
         The runtime; use it in a `with` block or close it.
 
     Raises:
         ExportError: When the file is missing, of an unknown format, broken, or refused by the runtime; when the engine
-            is unknown or does not run the format.
+            is unknown or does not run the format; when it has several signatures and none is named, or not this one.
     """
     path = _checked(path)
     if threads < 1:
         raise ExportError(f"threads is {threads}; expected at least 1.")
     engine = choose(format_of(path)[0], engine, path)
     assure(path, engine, threads=threads)
-    return ENGINES[engine].runtime(path, threads)
+    return ENGINES[engine].runtime(path, threads, signature)
 
 
 def inspect(path: File | str | Path) -> Inspection:
@@ -147,6 +153,7 @@ def benchmark(
     engine: str | Sequence[str] | None = None,
     cold: bool = False,
     per_op: bool = False,
+    signature: str | None = None,
 ) -> Any:
     """Measure how long one inference takes, on random inputs.
 
@@ -168,14 +175,15 @@ def benchmark(
         engine: One of `kpipe.export.ENGINES`, or several: each file is run by those of them that run its format. None:
             the first of its format, which is LiteRT's interpreter with XNNPACK, or onnxruntime.
         cold: Whether to measure cold starts and memory too.
-        per_op: Whether to time each operation too.
+        per_op: Whether to time each operation too; not of a file of several signatures.
+        signature: Which signature to run, for files of several.
 
     Returns:
         A `Latency`; for a list of files or engines a list of them, each file with each of its engines.
 
     Raises:
         ExportError: When a file cannot be loaded, an engine is unknown or runs none of the files, a number is too
-            small, or the times of operations are not to be had.
+            small, a signature is not settled, or the times of operations are not to be had.
 
     Example:
         >>> import keras, tempfile
@@ -190,8 +198,8 @@ def benchmark(
         raise ExportError(f"Received runs={runs}, warmup={warmup}; expected runs of at least 1, warmup of at least 0.")
     single = isinstance(file, (File, str, Path))
     pairs = pairings([file] if single else file, engine)
-    found = _turns(pairs, threads, runs, warmup)
-    details = [_details(path, engine, threads, runs, cold, per_op) for path, engine in pairs]
+    found = _turns(pairs, threads, runs, warmup, signature)
+    details = [_details(latency, cold, per_op) for latency in found]
     latencies = [replace(latency, **more) for latency, more in zip(found, details, strict=True)]
     return latencies[0] if single and (engine is None or isinstance(engine, str)) else latencies
 
@@ -213,30 +221,34 @@ def pairings(files: Sequence[File | str | Path], engine: str | Sequence[str] | N
     return pairs
 
 
-def _turns(pairs: Sequence[tuple[Path, str]], threads: int, runs: int, warmup: int) -> list[Latency]:
+def _turns(
+    pairs: Sequence[tuple[Path, str]], threads: int, runs: int, warmup: int, signature: str | None
+) -> list[Latency]:
     """Let all files and engines take turns."""
     with contextlib.ExitStack() as stack:
-        runtimes = [stack.enter_context(load_runtime(path, threads, engine)) for path, engine in pairs]
+        runtimes = [stack.enter_context(load_runtime(path, threads, engine, signature)) for path, engine in pairs]
         calls = [runtime.invocation(random_sample(runtime)) for runtime in runtimes]
         repeats = [_repeats(call, warmup) for call in calls]
         seconds = take_turns(calls, repeats, runs)
+    facts = {"threads": threads, "runs": runs, "warmup": warmup, "signature": signature}
     return [
-        _latency(path, row, engine=engine, threads=threads, runs=runs, warmup=warmup, repeats=repeat)
+        _latency(path, row, engine=engine, repeats=repeat, **facts)
         for (path, engine), row, repeat in zip(pairs, seconds, repeats, strict=True)
     ]
 
 
-def _details(path: Path, engine: str, threads: int, runs: int, cold: bool, per_op: bool) -> dict[str, Any]:
+def _details(found: Latency, cold: bool, per_op: bool) -> dict[str, Any]:
     """Measure what is asked for beside the latency."""
+    path, engine, threads = found.path, found.engine, found.threads
     details: dict[str, Any] = {}
     if cold:
-        starts = [cold_start(path, engine, threads) for _ in range(COLD_STARTS)]
+        starts = [cold_start(path, engine, threads, found.signature) for _ in range(COLD_STARTS)]
         load, first = (float(np.median(each)) for each in zip(*((s.load_ms, s.first_ms) for s in starts), strict=True))
         peaks = [start.peak_bytes for start in starts if start.peak_bytes is not None]
         peak = int(np.median(peaks)) if peaks else None
         details["cold"] = ColdStart(round(load, 6), round(first, 6), peak)
     if per_op:
-        details["operations"] = ENGINES[engine].profile(path, threads, runs)
+        details["operations"] = ENGINES[engine].profile(path, threads, found.runs)
     return details
 
 

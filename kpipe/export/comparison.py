@@ -114,7 +114,7 @@ def median_bounds(values: np.ndarray) -> tuple[float, float]:
 
 def _answers(latency: Latency, samples: int) -> tuple[Ends, list[np.ndarray]]:
     """Run a file on random inputs; give its inputs and outputs too."""
-    with load_runtime(latency.path, latency.threads, latency.engine) as runtime:
+    with load_runtime(latency.path, latency.threads, latency.engine, latency.signature) as runtime:
         return (runtime.inputs, runtime.outputs), runtime.run(random_sample(runtime, samples))
 
 
@@ -122,7 +122,7 @@ def _difference(
     latency: Latency, samples: int, before: Ends, answers: list[np.ndarray]
 ) -> tuple[str, float | None, float | None]:
     """Say why outputs cannot be compared, or give the relative error and the agreement of the argmax."""
-    with load_runtime(latency.path, latency.threads, latency.engine) as runtime:
+    with load_runtime(latency.path, latency.threads, latency.engine, latency.signature) as runtime:
         why_not = _mismatch(before, runtime)
         if why_not:
             return why_not, None, None

@@ -17,13 +17,13 @@ class Engine:
 
     Args:
         format: The format's name.
-        runtime: `(path, threads) -> Runtime`.
+        runtime: `(path, threads, signature) -> Runtime`; None for a file's only signature.
         profile: `(path, threads, runs) -> the time of each operation`.
         about: What it is, in a few words.
     """
 
     format: str
-    runtime: Callable[[Path, int], Runtime]
+    runtime: Callable[[Path, int, str | None], Runtime]
     profile: Callable[[Path, int, int], tuple[OperationTime, ...]]
     about: str
 

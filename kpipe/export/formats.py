@@ -1,6 +1,6 @@
 """The file formats: what a format must be able to do, and which there are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,25 +37,28 @@ class Format:
         suffix: With its dot.
         precisions: What `convert` can write.
         convert: `(model, precision, output names, batch, io) -> content`; a quantized model comes baked.
-        runtime: Runs a file: `runtime(path, threads)`.
+        runtime: Runs a file: `(path, threads, signature) -> Runtime`; the last two may be left out.
         inspect: `(path) -> Inspection`.
         embed: `(content, text) -> content` with a text in it that no runtime reads.
         extract: `(content) -> text`, what `embed` put there; None where there is none.
         batch: The size of a batch where none is asked for; None leaves it open.
         whole_ends: Whether inputs and outputs of files in whole numbers are whole numbers too, unless asked otherwise.
         converter: Its own converter where that can round; None where kpipe alone does.
+        join: `(name of a signature -> content) -> content` of one file with all of them; None where a file has one
+            graph only.
     """
 
     suffix: str
     precisions: tuple[str, ...]
     convert: Callable[[keras.Model, str, list[str], int | None, str], bytes]
-    runtime: type[Runtime]
+    runtime: Callable[..., Runtime]
     inspect: Callable[[Path], Inspection]
     embed: Callable[[bytes, str], bytes]
     extract: Callable[[bytes], str | None]
     batch: int | None
     whole_ends: bool
     converter: Converter | None = None
+    join: Callable[[Mapping[str, bytes]], bytes] | None = None
 
     def precisions_by(self, method: str) -> tuple[str, ...]:
         """Name the precisions of the files that one of `METHODS` gives."""

@@ -1,9 +1,9 @@
 """The runtimes' own ways to open a file; and, run as a program, the process in which a file is tried first.
 
-The program imports neither kpipe nor Keras, so that it starts within half a second: of the package, only what stands
-here may be used here. It reads requests from its standard input and answers on its standard output, one line of JSON
-each. On Linux each request has a process of its own, made within milliseconds: what one file does to the memory,
-another does not meet. Elsewhere the program itself ends with a bad file, and is started anew.
+The program imports neither kpipe nor Keras, to start within half a second: of the package, only what stands here may be
+used here. It reads requests from its standard input and answers on its standard output, a line of JSON each. On Linux
+each has a process of its own: what one file does to the memory, another does not meet. Elsewhere the program itself
+ends with a bad file, and is started anew.
 """
 
 import ctypes
@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,13 @@ def litert(path: Path, threads: int = 1, delegates: bool = True) -> Any:
     return interpreter
 
 
-def litert_builtin(path: Path, threads: int = 1) -> Any:
-    """Open a .tflite file in an interpreter without XNNPACK."""
-    return litert(path, threads, delegates=False)
-
-
 def litert_compiled(path: Path, threads: int = 1) -> Any:
     """Open a .tflite file as a compiled model on the CPU."""
     from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
 
     cpu = CpuOptions(num_threads=threads)
-    return CompiledModel.from_file(
-        str(path), options=Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
-    )
+    options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
+    return CompiledModel.from_file(str(path), options=options)
 
 
 def onnx_session(path: Path, threads: int = 1, profile: Path | None = None) -> Any:
@@ -142,26 +137,37 @@ def any_input(shape: Any, dtype: Any, seed: int = 0) -> np.ndarray:
     return rng.integers(low, high + 1, shape).astype(dtype)
 
 
-def interpreter_call(interpreter: Any) -> Callable[[], object]:
-    """Set any inputs; give what runs an interpreter on them."""
+def interpreter_call(interpreter: Any, signature: str | None = None) -> Callable[[], object]:
+    """Set any inputs; give what runs an interpreter on them; of a file of several signatures one, or all of them."""
+    names = list(interpreter.get_signature_list())
+    if len(names) > 1:
+        runners = [interpreter.get_signature_runner(name) for name in names if signature in (None, name)]
+        calls = [partial(runner, **_feed(runner.get_input_details())) for runner in runners]
+        return lambda: [call() for call in calls]
     for detail in interpreter.get_input_details():
         interpreter.set_tensor(detail["index"], any_input(detail["shape"], detail["dtype"]))
     return interpreter.invoke
 
 
-def compiled_call(model: Any) -> Callable[[], object]:
-    """Set any inputs; give what runs a compiled model on them."""
-    (key, *_) = model.get_signature_list()
-    details = model.get_input_tensor_details(key)
-    buffers = {name: model.create_input_buffer_by_name(key, name) for name in details}
-    for name, detail in details.items():
-        buffers[name].write(any_input(detail["shape"], detail["dtype"]))
-    outputs = {name: model.create_output_buffer_by_name(key, name) for name in model.get_output_tensor_details(key)}
-    return lambda: model.run_by_name(key, buffers, outputs)
+def _feed(details: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {name: any_input(detail["shape"], detail["dtype"]) for name, detail in details.items()}
 
 
-def session_call(session: Any) -> Callable[[], object]:
-    """Draw any inputs, 1 for each open size; give what runs a session on them."""
+def compiled_call(model: Any, signature: str | None = None) -> Callable[[], object]:
+    """Set any inputs; give what runs a compiled model on them; of a file of several signatures one, or all of them."""
+    calls = []
+    for key in [name for name in model.get_signature_list() if signature in (None, name)]:
+        inputs = _feed(model.get_input_tensor_details(key))
+        buffers = {name: model.create_input_buffer_by_name(key, name) for name in inputs}
+        for name, array in inputs.items():
+            buffers[name].write(array)
+        results = {name: model.create_output_buffer_by_name(key, name) for name in model.get_output_tensor_details(key)}
+        calls.append(partial(model.run_by_name, key, buffers, results))
+    return lambda: [call() for call in calls]
+
+
+def session_call(session: Any, signature: str | None = None) -> Callable[[], object]:
+    """Draw any inputs, 1 for each open size; give what runs a session on them. Its files have no signatures."""
     feed = {}
     for end in session.get_inputs():
         kind = str(end.type)[len("tensor(") : -1]
@@ -170,9 +176,9 @@ def session_call(session: Any) -> Callable[[], object]:
     return lambda: session.run(None, feed)
 
 
-OPENERS: dict[str, tuple[Callable[..., Any], Callable[[Any], Callable[[], object]], Callable[[Path], Any]]] = {
+OPENERS: dict[str, tuple[Callable[..., Any], Callable[..., Callable[[], object]], Callable[[Path], Any]]] = {
     "litert": (litert, interpreter_call, read_litert),
-    "litert_builtin": (litert_builtin, interpreter_call, read_litert),
+    "litert_builtin": (partial(litert, delegates=False), interpreter_call, read_litert),
     "litert_compiled": (litert_compiled, compiled_call, read_litert),
     "onnxruntime": (onnx_session, session_call, read_onnx),
 }
@@ -183,8 +189,8 @@ def perform(request: dict[str, Any]) -> dict[str, Any]:
     """Read a file, or open and run it, as a request says; give the figures, or the error.
 
     Args:
-        request: "path"; "engine"; "run", whether the file is run and not only read; "threads"; "memory", whether its
-            greatest use of memory is measured too.
+        request: "path"; "engine"; "run", whether the file is run and not only read; "threads"; "signature", which of
+            several is run, None for all; "memory", whether its greatest use of memory is measured too.
     """
     path = Path(request["path"])
     opener, caller, reader = OPENERS[request["engine"]]
@@ -196,13 +202,13 @@ def perform(request: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
         opened = opener(path, request["threads"])
         loaded = time.perf_counter()
-        call = caller(opened)
+        call = caller(opened, request["signature"])
         ready = time.perf_counter()
         call()
         answer: dict[str, Any] = {"load_ms": 1e3 * (loaded - start), "first_ms": 1e3 * (time.perf_counter() - ready)}
         del opened, call
         if request["memory"]:
-            answer["peak_bytes"] = peak_bytes(lambda: caller(opener(path, request["threads"])))
+            answer["peak_bytes"] = peak_bytes(lambda: caller(opener(path, request["threads"]), request["signature"]))
         return answer
     except Exception as error:  # each runtime raises its own kinds
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -223,8 +229,7 @@ def peak_bytes(load: Callable[[], Callable[[], object]]) -> int | None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except (AttributeError, OSError):
         return None
-    before = _status("VmRSS")
-    call = load()
+    before, call = _status("VmRSS"), load()
     for _ in range(MEMORY_RUNS):
         call()
     return max(0, _status("VmHWM") - before)

@@ -120,7 +120,7 @@ def assure(path: Path, engine: str, run: bool = True, threads: int = 1) -> None:
         return
     key = (digest, engine, run)
     if key not in _FAULTS:
-        _FAULTS[key] = _fault(_ask(path, engine, run, threads, memory=False), engine, run)
+        _FAULTS[key] = _fault(_ask(path, engine, run, threads), engine, run)
     if _FAULTS[key] is not None:
         raise ExportError(f"{path} {_FAULTS[key]}")
 
@@ -140,9 +140,9 @@ class ColdStart:
     peak_bytes: int | None
 
 
-def cold_start(path: Path, engine: str, threads: int = 1) -> ColdStart:
+def cold_start(path: Path, engine: str, threads: int = 1, signature: str | None = None) -> ColdStart:
     """Load and run a file in a new process, and measure its start and memory; a file that fails there is refused."""
-    answer = _ask(path, engine, run=True, threads=threads, memory=True)
+    answer = _ask(path, engine, run=True, threads=threads, memory=True, signature=signature)
     fault = _fault(answer, engine)
     if fault is not None:
         raise ExportError(f"{path} {fault}")
@@ -154,9 +154,9 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _ask(path: Path, engine: str, run: bool, threads: int, memory: bool) -> dict[str, Any]:
-    request = {"path": str(path.absolute()), "engine": engine, "run": run, "threads": threads, "memory": memory}
-    return HELPER.ask({**request, "seconds": _seconds()})
+def _ask(path: Path, engine: str, run: bool, threads: int, **more: Any) -> dict[str, Any]:
+    request = {"path": str(path.absolute()), "engine": engine, "run": run, "threads": threads, "seconds": _seconds()}
+    return HELPER.ask({"memory": False, "signature": None, **request, **more})
 
 
 def _seconds() -> float:

@@ -29,7 +29,7 @@ LEAST_SIGNAL = 0.1
 hardly varies is not refused for a fraction of its step."""
 
 
-def verify(file: File | str | Path, model: keras.Model, data: Any = None) -> Agreement:
+def verify(file: File | str | Path, model: keras.Model, data: Any = None, signature: str | None = None) -> Agreement:
     """Run a file in its runtime and compare its outputs with the Keras model's.
 
     Files that compute in float must agree within a relative error of 1e-4 (float16: 1e-2), or 0.02 · √n where n of
@@ -51,14 +51,15 @@ def verify(file: File | str | Path, model: keras.Model, data: Any = None) -> Agr
             one, for one that a converter rounded, or that is from elsewhere, the float one.
         data: Samples, anything that `model.fit` takes, of which at most 256 are used. None: 64 seeded random ones; a
             file in whole numbers held against a float model needs samples like those of its calibration.
+        signature: Which of its signatures the model is, for a file of several.
 
     Returns:
         How well they agree.
 
     Raises:
         ExportError: When the file cannot be loaded, has other inputs or outputs than the model, does not agree, data is
-            needed and not given, or a model is given that the file was not rounded from: a float one for whole numbers
-            by kpipe, a quantized one for those by a converter.
+            needed and not given, a signature is not settled, or a model is given that the file was not rounded from: a
+            float one for whole numbers by kpipe, a quantized one for those by a converter.
         KpipeError: When the data is empty, of another shape, or not finite.
 
     Example:
@@ -98,7 +99,7 @@ def verify(file: File | str | Path, model: keras.Model, data: Any = None) -> Agr
             "what the ranges of the file were found on. Give data=..., or the quantized model that the file was "
             "written from."
         )
-    with form.runtime(path) as runtime:
+    with form.runtime(path, signature=signature) as runtime:
         agreement = compare(runtime, model, data, twin)
     check(agreement, found.precision, str(path), found.hybrids)
     return agreement

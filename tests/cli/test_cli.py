@@ -14,7 +14,7 @@ from kpipe.cli import app, main
 from kpipe.cli.bench import rows
 from kpipe.cli.console import WIDTH
 from kpipe.cli.run import table
-from kpipe.export import Latency, export
+from kpipe.export import Latency, export, join_signatures
 from kpipe.patterns import PATTERNS, SCOPES
 from kpipe.pipeline import STAGES
 from kpipe.schedules import SCHEDULES
@@ -308,6 +308,17 @@ def test_bench_tables_of_engines_ratios_and_operations(model):
     assert output.count("FULLY_CONNECTED") == 2 and "a.tflite in litert_builtin" in output
     code, output = call("bench", "a.tflite", "--engine", "litter")
     assert code == 2 and "Did you mean 'litert'?" in output
+
+
+def test_bench_runs_one_of_several_signatures(model):
+    files = {name: export(model, f"{name}.tflite") for name in ("one", "two")}
+    join_signatures(files, "both.tflite")
+    code, output = call("bench", "both.tflite", "--runs", "3", "--no-cold", "--signature", "two")
+    assert code == 0 and "both.tflite" in output
+    code, output = call("bench", "both.tflite", "--runs", "3", "--no-cold")
+    assert code == 2 and "one, two" in output and "signature" in output
+    code, output = call("show", "both.tflite")
+    assert code == 0 and "one/" in output and "two/" in output
 
 
 def test_bench_compares_each_file_with_the_first():

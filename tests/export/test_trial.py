@@ -29,7 +29,7 @@ def act(path, threads=1):
         raise ValueError("I do not\\n  like this file")
     return lambda: None
 
-native.OPENERS["litert"] = (act, lambda opened: opened, lambda path: None)
+native.OPENERS["litert"] = (act, lambda opened, signature: opened, lambda path: None)
 native._import = lambda engine, run: None
 native.serve()
 """

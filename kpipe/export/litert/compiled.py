@@ -13,22 +13,23 @@ from kpipe.export import native
 from kpipe.export.engines import ENGINES, Engine
 from kpipe.export.file import Port
 from kpipe.export.litert.profile import by_prefixes
-from kpipe.export.litert.text import check_content, first_lines, ports
+from kpipe.export.litert.text import check_content, chosen, first_lines, ports, signature_names
 from kpipe.export.quiet import quiet_native
 from kpipe.export.runtime import Runtime, batches_of, filled, from_port, to_port
 
 
 class CompiledRuntime(Runtime):
-    """A .tflite file as a compiled model of ai-edge-litert, on the CPU."""
+    """A .tflite file, or one of its signatures, as a compiled model of ai-edge-litert, on the CPU."""
 
-    def __init__(self, path: Path, threads: int = 1):
+    def __init__(self, path: Path, threads: int = 1, signature: str | None = None):
         super().__init__(path, threads)
         check_content(path)
+        chosen(signature_names(path.read_bytes()), signature, path)
         try:
             with quiet_native():
                 self.model: Any = native.litert_compiled(path, threads)
-            self.key = next(iter(self.model.get_signature_list()))
-            inputs, outputs = ports(native.read_litert(path))
+            self.key = signature or next(iter(self.model.get_signature_list()))
+            inputs, outputs = ports(native.read_litert(path), signature)
             self.inputs = _named(inputs, self.model.get_input_tensor_details(self.key))
             self.outputs = _named(outputs, self.model.get_output_tensor_details(self.key))
         except Exception as error:  # what is broken inside fails anywhere

@@ -12,9 +12,11 @@ import tensorflow as tf
 
 from kpipe.errors import ExportError
 from kpipe.export.formats import FLOAT, FORMATS, Converter, Format
+from kpipe.export.litert.flatbuffer import read, written
 from kpipe.export.litert.inspect import inspect
 from kpipe.export.litert.metadata import embed, extract
-from kpipe.export.litert.runtime import LiteRTRuntime
+from kpipe.export.litert.runtime import interpreter
+from kpipe.export.litert.signatures import joined
 from kpipe.export.litert.text import first_lines, operator_names, text
 from kpipe.export.litert.weights import narrow_weights, store_weights
 from kpipe.export.quiet import quiet
@@ -139,13 +141,6 @@ def converter_of(model: keras.Model, names: list[str], batch: int | None) -> Ite
             raise ExportError(f"LiteRT's converter refuses model {model.name!r}{how}: {first_lines(error)}") from error
 
 
-def read(content: bytes) -> Any:
-    """Read a file that was just written into objects."""
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    return flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
-
-
 def misplaced_biases(content: bytes) -> list[str]:
     """Name the operations whose bias lies on another grid than their products: step of input · step of weight.
 
@@ -174,15 +169,13 @@ def in_order(content: bytes, inputs: list[str], outputs: list[str]) -> bytes:
     """Put a file's inputs and outputs into the given order; the converter sorts them by name."""
     if len(inputs) == len(outputs) == 1:
         return content
-    from ai_edge_litert.tools import flatbuffer_utils
-
     model = read(content)
     signature = model.signatureDefs[0]
     graph = model.subgraphs[signature.subgraphIndex]
     for names, maps, end in ((inputs, signature.inputs, "inputs"), (outputs, signature.outputs, "outputs")):
         tensors = {text(entry.name): entry.tensorIndex for entry in maps}
         setattr(graph, end, np.asarray([tensors[name] for name in names], np.int32))
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    return written(model)
 
 
 FORMATS("tflite")(
@@ -190,12 +183,13 @@ FORMATS("tflite")(
         suffix=".tflite",
         precisions=(FLOAT, *SCHEMES),
         convert=convert,
-        runtime=LiteRTRuntime,
+        runtime=interpreter,
         inspect=inspect,
         embed=embed,
         extract=extract,
         batch=1,
         whole_ends=True,
         converter=Converter(tuple(CONVERTED), convert_calibrated),
+        join=joined,
     )
 )

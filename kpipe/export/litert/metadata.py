@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from kpipe.errors import ExportError
+from kpipe.export.litert.flatbuffer import read, written
 from kpipe.export.litert.text import first_lines, text
 
 NAME = "kpipe"
@@ -21,9 +22,8 @@ def embed(content: bytes, words: str) -> bytes:
         The file with the text under the metadata name "kpipe", in UTF-8.
     """
     from ai_edge_litert import schema_py_generated as schema
-    from ai_edge_litert.tools import flatbuffer_utils
 
-    model: Any = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    model = read(content)
     model.metadata = model.metadata or []
     entry = next((one for one in model.metadata if text(one.name) == NAME), None)
     if entry is None:
@@ -32,7 +32,7 @@ def embed(content: bytes, words: str) -> bytes:
         model.metadata.append(entry)
         model.buffers.append(schema.BufferT())
     model.buffers[entry.buffer].data = np.frombuffer(words.encode(), np.uint8)
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    return written(model)
 
 
 def extract(content: bytes) -> str | None:

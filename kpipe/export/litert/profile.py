@@ -13,7 +13,8 @@ import numpy as np
 
 from kpipe.errors import ExportError
 from kpipe.export import native
-from kpipe.export.litert.text import first_lines, operator_names, text
+from kpipe.export.litert.flatbuffer import written
+from kpipe.export.litert.text import first_lines, operator_names, signature_names, text
 from kpipe.export.profile import OperationTime, with_shares
 from kpipe.export.quiet import quiet_native
 
@@ -40,8 +41,13 @@ def by_prefixes(engine: str, path: Path, threads: int, runs: int) -> tuple[Opera
         The operations of the main graph, in the order in which they run. A loop or branch counts as one.
 
     Raises:
-        ExportError: When the runtime refuses one of the files.
+        ExportError: When the runtime refuses one of the files, or the file has several signatures.
     """
+    if len(names := signature_names(path.read_bytes())) > 1:
+        raise ExportError(
+            f"The time of each operation is not to be had: {path} has several signatures ({', '.join(names)}). Ask for "
+            "it of the files that it was joined from."
+        )
     with quiet_native(), tempfile.TemporaryDirectory(prefix="kpipe-profile-") as folder:
         return with_shares(_times(engine, path, Path(folder), threads, runs))
 
@@ -109,7 +115,6 @@ def prefixes(model: Any) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
 def _ending(model: Any, end: int, outputs: list[int]) -> bytes:
     """Write the file of the first operations; constants that only later ones need are left out."""
     from ai_edge_litert import schema_py_generated as schema
-    from ai_edge_litert.tools import flatbuffer_utils
 
     short = copy.copy(model)
     graph = copy.copy(model.subgraphs[0])
@@ -126,4 +131,4 @@ def _ending(model: Any, end: int, outputs: list[int]) -> bytes:
             entry.name, entry.tensorIndex = f"tensor_{place}", place
             signature.outputs.append(entry)
     short.metadata, short.metadataBuffer = [], None
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(short))
+    return written(short)

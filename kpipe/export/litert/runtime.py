@@ -12,7 +12,7 @@ from kpipe.export import native
 from kpipe.export.engines import ENGINES, Engine
 from kpipe.export.file import Port
 from kpipe.export.litert.profile import by_prefixes
-from kpipe.export.litert.text import check_content, first_lines, ports
+from kpipe.export.litert.text import check_content, chosen, first_lines, ports, signature_names
 from kpipe.export.quiet import quiet_native
 from kpipe.export.runtime import Runtime, batches_of, filled, from_port, to_port
 
@@ -108,11 +108,73 @@ def _port(detail: dict[str, Any], names: dict[int, str]) -> Port:
     )
 
 
-ENGINES("litert")(Engine("tflite", LiteRTRuntime, partial(by_prefixes, "litert"), "the interpreter, with XNNPACK"))
+class SignatureRuntime(Runtime):
+    """One of several signatures of a .tflite file, in the interpreter's runner for it.
+
+    The runner takes and gives arrays by name; timed, that counts the copying of inputs and outputs too.
+    """
+
+    def __init__(self, path: Path, threads: int, signature: str, delegates: bool = True):
+        super().__init__(path, threads)
+        try:
+            with quiet_native():
+                self.interpreter: Any = native.litert(path, threads, delegates)
+                self.runner: Any = self.interpreter.get_signature_runner(signature)
+            self.inputs, self.outputs = ports(native.read_litert(path), signature)
+        except Exception as error:  # what is broken inside fails anywhere
+            raise ExportError(f"ai-edge-litert cannot load {path}: {first_lines(error)}") from error
+
+    def _feed(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        return {port.name: to_port(array, port) for port, array in zip(self.inputs, arrays, strict=True)}
+
+    def invocation(self, inputs: Sequence[np.ndarray]) -> Callable[[], object]:
+        """Take one batch of the signature's own size, one sample where it is open; give what runs it on that."""
+        self.check(inputs)
+        feed = self._feed([filled(array, self.inputs[0].shape[0] or 1) for array in inputs])
+        return lambda: self.runner(**feed)
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run batch by batch of the signature's own size; where it is open, all samples at once."""
+        self.check(inputs)
+        rows: list[list[np.ndarray]] = [[] for _ in self.outputs]
+        for batch, count in batches_of(inputs, self.inputs[0].shape[0] or len(inputs[0])):
+            try:
+                found = self.runner(**self._feed(batch))
+            except (ValueError, RuntimeError) as error:
+                raise ExportError(
+                    f"ai-edge-litert fails to run {self.path} on {count} samples: {first_lines(error)}"
+                ) from error
+            for row, port in zip(rows, self.outputs, strict=True):
+                row.append(from_port(found[port.name], port)[:count])
+        return [np.concatenate(row) for row in rows]
+
+    def close(self) -> None:
+        """Drop the interpreter."""
+        self.runner = self.interpreter = None
+
+
+def interpreter(path: Path, threads: int = 1, signature: str | None = None, delegates: bool = True) -> Runtime:
+    """Load a .tflite file, or one of its signatures, in ai-edge-litert's interpreter.
+
+    Args:
+        path: The file.
+        threads: How many threads the runtime may use.
+        signature: Which of several signatures.
+        delegates: Whether XNNPACK computes, or the interpreter's own kernels.
+    """
+    check_content(path)
+    names = signature_names(path.read_bytes())
+    wanted = chosen(names, signature, path)
+    if wanted is not None and len(names) > 1:
+        return SignatureRuntime(path, threads, wanted, delegates)
+    return LiteRTRuntime(path, threads, delegates)
+
+
+ENGINES("litert")(Engine("tflite", interpreter, partial(by_prefixes, "litert"), "the interpreter, with XNNPACK"))
 ENGINES("litert_builtin")(
     Engine(
         "tflite",
-        partial(LiteRTRuntime, delegates=False),
+        partial(interpreter, delegates=False),
         partial(by_prefixes, "litert_builtin"),
         "the interpreter with its own kernels, without XNNPACK",
     )

@@ -1,10 +1,13 @@
 """What a LiteRT file begins with, and how what is read of one is put into words."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kpipe.errors import ExportError
 from kpipe.export.file import Port
+from kpipe.registry import nearest
 
 IDENTIFIER = b"TFL3"
 
@@ -32,6 +35,21 @@ def enumeration(kind: type) -> dict[int, str]:
     return {value: name for name, value in vars(kind).items() if isinstance(value, int)}
 
 
+def signature_names(content: bytes) -> list[str]:
+    """Name the signatures of a file.
+
+    Raises:
+        ExportError: When the file is broken.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    try:
+        model: Any = schema.Model.GetRootAs(content, 0)
+        return [text(model.SignatureDefs(n).SignatureKey()) for n in range(model.SignatureDefsLength())]
+    except Exception as error:  # a broken flatbuffer fails anywhere in the generated code
+        raise ExportError(f"This is a broken LiteRT file: {first_lines(error)}") from error
+
+
 def operator_names(model: Any) -> list[str]:
     """Name the kinds of operations that a file uses, in the order of its table; own ones as "CUSTOM name"."""
     from ai_edge_litert import schema_py_generated as schema
@@ -44,22 +62,54 @@ def operator_names(model: Any) -> list[str]:
     return names
 
 
-def ports(model: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """Give a file's inputs and outputs, named by its signature where it has exactly one.
+def chosen(names: Sequence[str], wanted: str | None, path: Path) -> str | None:
+    """Settle which of a file's signatures is meant; None where it has none.
+
+    Raises:
+        ExportError: When it has several and none is asked for, or not the one that is.
+
+    Example:
+        >>> chosen(["serving_default"], None, Path("net.tflite"))
+        'serving_default'
+    """
+    if wanted is None and len(names) <= 1:
+        return names[0] if names else None
+    if wanted is None:
+        raise ExportError(f"{path} has several signatures: {', '.join(names)}. Say which is meant by signature=...")
+    if wanted not in names:
+        known = f"the signatures {', '.join(names)}" if names else "no signature"
+        raise ExportError(f"{path} has {known}; received signature={wanted!r}.{nearest(wanted, names)}")
+    return wanted
+
+
+def ports(model: Any, signature: str | None = None) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Give a file's inputs and outputs, named by a signature.
 
     Floats that a file makes of whole numbers at its end lie on the grid of these.
 
     Args:
         model: The file, read into objects.
+        signature: Which of its signatures. None: all of them; where there are several, their names stand before those
+            of inputs and outputs, as in "encode/x". A file without a signature names its tensors.
     """
+    found = [one for one in model.signatureDefs or [] if signature in (None, text(one.signatureKey))]
+    if not found:
+        return _ports_of(model, 0, {})
+    ends: tuple[list[Port], list[Port]] = ([], [])
+    for one in found:
+        names = {entry.tensorIndex: text(entry.name) for entry in (*one.inputs, *one.outputs)}
+        for end, each in zip(ends, _ports_of(model, one.subgraphIndex, names), strict=True):
+            before = f"{text(one.signatureKey)}/" if len(found) > 1 else ""
+            end += [replace(port, name=before + port.name) for port in each]
+    return tuple(ends[0]), tuple(ends[1])
+
+
+def _ports_of(model: Any, number: int, names: dict[int, str]) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Give the inputs and outputs of one graph, with the names of its tensors by their places."""
     from ai_edge_litert import schema_py_generated as schema
 
     kinds = operator_names(model)
-    types, graph = enumeration(schema.TensorType), model.subgraphs[0]
-    signatures = model.signatureDefs or []
-    maps = [*signatures[0].inputs, *signatures[0].outputs] if len(signatures) == 1 else []
-    names = {entry.tensorIndex: text(entry.name) for entry in maps}
-
+    types, graph = enumeration(schema.TensorType), model.subgraphs[number]
     last = [each for each in graph.operators if kinds[each.opcodeIndex] == "DEQUANTIZE"]
     made_of = {int(each.outputs[0]): int(each.inputs[0]) for each in last}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kpipe.export.litert.flatbuffer import read, written
 from kpipe.export.litert.text import operator_names
 from kpipe.fake_quant.affine import channel_scales, grid_of, to_levels
 
@@ -42,9 +43,7 @@ def store_weights(content: bytes) -> bytes:
     Returns:
         The new content.
     """
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    model: Any = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    model = read(content)
     for graph in model.subgraphs:
         _Floats(model, graph).store()
     return packed(model)
@@ -62,9 +61,7 @@ def narrow_weights(content: bytes) -> bytes:
     Returns:
         The new content.
     """
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    model: Any = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    model = read(content)
     names = operator_names(model)
     for graph in model.subgraphs:
         narrow: set[int] = set()
@@ -234,8 +231,6 @@ def in_bytes(levels: np.ndarray, bits: int) -> np.ndarray:
 
 def packed(model: Any) -> bytes:
     """Write a model as a file, without the tensors and buffers that nothing takes any more."""
-    from ai_edge_litert.tools import flatbuffer_utils
-
     for number, graph in enumerate(model.subgraphs):
         _drop_tensors(graph, [one for one in model.signatureDefs or () if one.subgraphIndex == number])
     taken = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
@@ -246,7 +241,7 @@ def packed(model: Any) -> bytes:
     model.buffers = [model.buffers[place] for place in kept]
     for holder in [tensor for graph in model.subgraphs for tensor in graph.tensors] + list(model.metadata or ()):
         holder.buffer = kept[holder.buffer]
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    return written(model)
 
 
 def _drop_tensors(graph: Any, signatures: list[Any]) -> None:

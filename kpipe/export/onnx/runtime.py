@@ -19,8 +19,10 @@ from kpipe.export.runtime import Runtime, batches_of, filled
 class OnnxRuntime(Runtime):
     """An .onnx file in onnxruntime, on the CPU."""
 
-    def __init__(self, path: Path, threads: int = 1):
+    def __init__(self, path: Path, threads: int = 1, signature: str | None = None):
         super().__init__(path, threads)
+        if signature is not None:
+            raise ExportError(f"{path} has no signatures, as no .onnx file has; received signature={signature!r}.")
         proto = load(path)
         try:
             self.session: Any = native.onnx_session(path, threads)
