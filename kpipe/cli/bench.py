@@ -100,7 +100,7 @@ def rows(timed: Sequence[Latency]) -> list[Row]:
     for latency in timed:
         weight = sizes[latency.path]
         row = {
-            "File": str(latency.path),
+            "File": named(latency.path, latency.signature),
             "Engine": latency.engine,
             "KB": kilobytes(weight["bytes"]),
             "gzip": kilobytes(weight["gzip_bytes"]),
@@ -117,6 +117,16 @@ def rows(timed: Sequence[Latency]) -> list[Row]:
     return found
 
 
+def named(path: Path, signature: str | None) -> str:
+    """Name a file, and which of its signatures was run.
+
+    Args:
+        path: The file.
+        signature: The signature; None where none was asked for.
+    """
+    return str(path) if signature is None else f"{path} ({signature})"
+
+
 def ratios(compared: Sequence[Comparison]) -> list[Row]:
     """Give a row a file: its ratios to the first one, and how its outputs differ.
 
@@ -128,7 +138,7 @@ def ratios(compared: Sequence[Comparison]) -> list[Row]:
     """
     return [
         {
-            "File": str(one.path),
+            "File": named(one.path, one.signature),
             "Engine": one.engine,
             "Size": times(one.size_ratio),
             "Faster": times(one.speedup),

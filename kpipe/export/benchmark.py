@@ -110,7 +110,9 @@ def load_runtime(
         raise ExportError(f"threads is {threads}; expected at least 1.")
     engine = choose(format_of(path)[0], engine, path)
     assure(path, engine, threads=threads)
-    return ENGINES[engine].runtime(path, threads, signature)
+    runtime = ENGINES[engine].runtime(path, threads, signature)
+    runtime.check_samples()
+    return runtime
 
 
 def inspect(path: File | str | Path) -> Inspection:
@@ -176,7 +178,8 @@ def benchmark(
             the first of its format, which is LiteRT's interpreter with XNNPACK, or onnxruntime.
         cold: Whether to measure cold starts and memory too.
         per_op: Whether to time each operation too; not of a file of several signatures.
-        signature: Which signature to run, for files of several.
+        signature: Which signature to run, for files of several. LiteRT's interpreter then counts the copying of what
+            goes in and comes out too: some microseconds more than for a file of its own ("litert_compiled" does not).
 
     Returns:
         A `Latency`; for a list of files or engines a list of them, each file with each of its engines.

@@ -37,6 +37,7 @@ class Comparison:
         argmax_agreement: Fraction of rows whose greatest entry is at the same place; None without outputs of at least
             two entries.
         why_not: Why the outputs were not compared; empty where they were.
+        signature: Which of its signatures was run; None where none was asked for.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Comparison:
     max_relative_error: float | None
     argmax_agreement: float | None
     why_not: str = ""
+    signature: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as plain data, the path as text."""
@@ -88,7 +90,9 @@ def compare_latencies(timed: Sequence[Latency], samples: int = SAMPLES) -> list[
         median, (low, high) = float(np.median(ratios)), median_bounds(ratios)
         why_not, error, argmax = _difference(latency, samples, before, answers)
         size = latency.path.stat().st_size / first.path.stat().st_size
-        found.append(Comparison(latency.path, latency.engine, size, median, low, high, error, argmax, why_not))
+        found.append(
+            Comparison(latency.path, latency.engine, size, median, low, high, error, argmax, why_not, latency.signature)
+        )
     return found
 
 

@@ -17,7 +17,7 @@ class Engine:
 
     Args:
         format: The format's name.
-        runtime: `(path, threads, signature) -> Runtime`; None for a file's only signature.
+        runtime: `(path, threads, signature) -> Runtime`; without a signature a file of several is refused.
         profile: `(path, threads, runs) -> the time of each operation`.
         about: What it is, in a few words.
     """

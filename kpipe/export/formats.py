@@ -38,7 +38,7 @@ class Format:
         precisions: What `convert` can write.
         convert: `(model, precision, output names, batch, io) -> content`; a quantized model comes baked.
         runtime: Runs a file: `(path, threads, signature) -> Runtime`; the last two may be left out.
-        inspect: `(path) -> Inspection`.
+        inspect: `(path, signature) -> Inspection`, of the whole file without a signature.
         embed: `(content, text) -> content` with a text in it that no runtime reads.
         extract: `(content) -> text`, what `embed` put there; None where there is none.
         batch: The size of a batch where none is asked for; None leaves it open.
@@ -52,7 +52,7 @@ class Format:
     precisions: tuple[str, ...]
     convert: Callable[[keras.Model, str, list[str], int | None, str], bytes]
     runtime: Callable[..., Runtime]
-    inspect: Callable[[Path], Inspection]
+    inspect: Callable[..., Inspection]
     embed: Callable[[bytes, str], bytes]
     extract: Callable[[bytes], str | None]
     batch: int | None

@@ -1,6 +1,7 @@
 """Several files as one: each of them a named signature."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from kpipe.errors import ExportError
 from kpipe.export.benchmark import load_runtime, random_sample, readable
-from kpipe.export.file import File
+from kpipe.export.file import File, Inspection, Port
 from kpipe.export.formats import Format, format_of
 from kpipe.export.metadata import as_json, own_version, read_metadata
 from kpipe.export.sizes import gzip_size, zstd_size
@@ -19,6 +20,18 @@ SAMPLES = 8
 """Random samples on which a signature is compared with its own file."""
 ALIKE = ("precision", "method")
 """What the files of one must have in common: how they are rounded, and by whom."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a signature is held against: its own file, what is in that, and its answers to samples."""
+
+    path: Path
+    found: Inspection
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    samples: list[np.ndarray]
+    answers: list[np.ndarray]
 
 
 def join_signatures(files: Mapping[str, File | str | Path], path: str | Path) -> File:
@@ -35,15 +48,15 @@ def join_signatures(files: Mapping[str, File | str | Path], path: str | Path) ->
         files: Name of a signature -> a .tflite file or its path, with one signature, as `export` writes it. The first
             is what a runtime runs that is asked for no signature. They must be of one precision, rounded by the same
             method.
-        path: Where to write, with the suffix .tflite; missing folders are made. It may be one of the files.
+        path: Where to write, with the suffix .tflite; missing folders are made. None of the files.
 
     Returns:
         The new file. Its `agreement` is None: that was proved file by file.
 
     Raises:
         ExportError: When there is no file, a name is no text, a file is missing, broken, of another precision or
-            method, or of a format that has no signatures (.onnx), a signature answers otherwise, or `path` cannot be
-            written. What was there before then stays.
+            method, keeps variables or tables, or is of a format that has no signatures (.onnx), a signature answers
+            otherwise, or `path` cannot be written. What was there before then stays.
 
     Example:
         >>> import keras, tempfile
@@ -61,14 +74,14 @@ def join_signatures(files: Mapping[str, File | str | Path], path: str | Path) ->
     path = Path(path)
     form, join = _checked(files, path)
     check_folder(path)
-    paths = {name: readable(file) for name, file in files.items()}
-    facts = _facts(paths)
-    proofs = {name: _answers(place) for name, place in paths.items()}
-    content = form.embed(join({name: place.read_bytes() for name, place in paths.items()}), as_json(facts))
+    proofs = {name: _proof(readable(file)) for name, file in files.items()}
+    facts = _facts(proofs)
+    content = form.embed(join({name: proof.path.read_bytes() for name, proof in proofs.items()}), as_json(facts))
     with in_place(path) as (temporary,):
         temporary.write_bytes(content)
         trust(content)
-        _prove(temporary, form, facts["precision"], proofs)
+        for name, proof in proofs.items():
+            _prove(temporary, form, name, proof)
     sizes = {"bytes": len(content), "gzip_bytes": gzip_size(content), "zstd_bytes": zstd_size(content)}
     return File(path, facts["format"], facts["precision"], metadata=facts, **sizes)
 
@@ -81,48 +94,55 @@ def _checked(files: Any, path: Path) -> tuple[Format, Callable[[Mapping[str, byt
     if form.join is None:
         raise ExportError(f"Files like {path} have one graph and no signatures. Deliver one file for each model.")
     for key, file in files.items():
-        if not isinstance(key, str) or not key.strip():
+        if not isinstance(key, str) or not key.strip() or not key.isprintable():
             raise ExportError(f"Received {key!r} as the name of a signature; expected a text such as 'encode'.")
+        if not isinstance(file, (File, str, Path)):
+            raise ExportError(f"Received {file!r} for the signature {key!r}; expected a file or its path.")
         place = Path(file.path if isinstance(file, File) else file)
         if format_of(place)[0] != name:
             raise ExportError(f"{place}, for the signature {key!r}, is not of the same format as {path}.")
+        if place.resolve() == path.resolve():
+            raise ExportError(f"{path} is the file for the signature {key!r}. Write the joined one elsewhere.")
     return form, form.join
 
 
-def _facts(paths: Mapping[str, Path]) -> dict[str, Any]:
+def _facts(files: Mapping[str, Proof]) -> dict[str, Any]:
     """Say what the joined file is to say of itself, or raise an `ExportError` where the files differ too much."""
-    found = {}
-    for name, path in paths.items():
-        said = read_metadata(path)
-        found[name] = {**said, "precision": format_of(path)[1].inspect(path).precision}
-    first, *others = found
+    said = {name: {"precision": file.found.precision, **read_metadata(file.path)} for name, file in files.items()}
+    (first, *others) = said
     for key in ALIKE:
         for other in others:
-            mine, its = found[first].get(key), found[other].get(key)
+            mine, its = said[first].get(key), said[other].get(key)
             if mine != its:
                 raise ExportError(
                     f"The files of the signatures {first!r} and {other!r} have the {key} {mine!r} and {its!r}; a file "
                     "is judged by one. Export both alike, or deliver two files."
                 )
-    common = {key: found[first].get(key) for key in ALIKE}
-    name = format_of(paths[first])[0]
-    return {"kpipe": own_version(), "format": name, **common, "signatures": found}
+    common = {key: said[first].get(key) for key in ALIKE}
+    name = format_of(files[first].path)[0]
+    return {"kpipe": own_version(), "format": name, **common, "signatures": said}
 
 
-def _answers(path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Give random samples, and what a file answers to them."""
+def _proof(path: Path) -> Proof:
+    """Look into a file, and ask it for its answers to random samples."""
     with load_runtime(path) as runtime:
         inputs = random_sample(runtime, SAMPLES)
-        return inputs, runtime.run(inputs)
+        return Proof(
+            path, format_of(path)[1].inspect(path), runtime.inputs, runtime.outputs, inputs, runtime.run(inputs)
+        )
 
 
-def _prove(path: Path, form: Format, precision: str, proofs: Mapping[str, Any]) -> None:
-    """Raise an `ExportError` unless each signature of a file answers as the file that it was made of."""
-    found = form.inspect(path)
-    if found.faults or found.precision != precision:
-        raise ExportError(f"The joined file is refused: it is {found.precision}. {'; '.join(found.faults)}")
-    for name, (inputs, expected) in proofs.items():
-        with form.runtime(path, signature=name if len(proofs) > 1 else None) as runtime:
-            answers = runtime.run(inputs)
-        if not all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(answers, expected, strict=True)):
-            raise ExportError(f"The signature {name!r} of the joined file answers otherwise than its own file.")
+def _prove(path: Path, form: Format, name: str, alone: Proof) -> None:
+    """Raise an `ExportError` unless a signature of a file is, and answers, as the file that it was made of."""
+    found = form.inspect(path, name)
+    alike = sorted(map(str, found.operations)) == sorted(map(str, alone.found.operations))
+    if not alike or (found.precision, found.faults) != (alone.found.precision, alone.found.faults):
+        raise ExportError(f"The signature {name!r} of the joined file has other operations than its own file.")
+    try:
+        with form.runtime(path, signature=name) as runtime:
+            ends, answers = (runtime.inputs, runtime.outputs), runtime.run(alone.samples)
+    except ExportError as error:
+        raise ExportError(f"The signature {name!r} of the joined file does not run: {error}") from error
+    same = all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(answers, alone.answers, strict=True))
+    if not same or ends != (alone.inputs, alone.outputs):
+        raise ExportError(f"The signature {name!r} of the joined file answers otherwise than its own file.")

@@ -4,14 +4,17 @@ import contextlib
 import io
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 
 LOGGERS = ("tensorflow", "absl", "tf2onnx", "tf2onnx.tfonnx", "tf2onnx.optimizer")
+LOST_MASK = r"Layer .* was passed an input with a mask attached to it"
+"""What Keras says when a layer drops a mask: it said so when the model was called first."""
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep loggers below errors, and Python's standard output, silent for a while; the levels come back.
+    """Keep loggers below errors, Python's standard output, and what Keras has said before silent for a while.
 
     Example:
         >>> with quiet():
@@ -22,7 +25,8 @@ def quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), quiet_native():
+        with contextlib.redirect_stdout(io.StringIO()), quiet_native(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", LOST_MASK, UserWarning)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -45,6 +45,14 @@ class Runtime(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def check_samples(self) -> None:
+        """Close the file and raise an `ExportError` unless every input has an axis of samples."""
+        odd = [port.name for port in self.inputs if not port.shape or port.dtype == "string"]
+        if odd or not self.inputs:
+            self.close()
+            what = f"its input {odd[0]!r} is a single number, or a text" if odd else "it takes no input"
+            raise ExportError(f"{self.path} cannot be run on samples: {what}.")
+
     def check(self, inputs: Sequence[np.ndarray]) -> None:
         """Raise an `ExportError` unless there is one array an input, of its shape."""
         if len(inputs) != len(self.inputs):

@@ -78,7 +78,7 @@ def verify(file: File | str | Path, model: keras.Model, data: Any = None, signat
     if not path.is_file():
         raise ExportError(f"There is no file {path}.")
     assure(path, engines_of(name)[0])
-    found = form.inspect(path)
+    found = form.inspect(path, signature)
     if found.precision in SCHEMES and SCHEMES[found.precision].activations is None:
         model = rounded_for(model, found.precision)
     twin = activation_bits(found.precision) is None or is_quantized(model)

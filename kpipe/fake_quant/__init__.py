@@ -1,8 +1,9 @@
 """Fake quantization: the layers that a quantized model is made of, their arithmetic, and how they are baked."""
 
 from kpipe.fake_quant.bake import AVERAGE, COPYING, bake, is_quantized, whole_windows
-from kpipe.fake_quant.island import Island
+from kpipe.fake_quant.island import Island, MaskedSoftmax
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
+from kpipe.fake_quant.masking import without_masks
 from kpipe.fake_quant.schemes import (
     CONVERTED,
     SCHEMES,
@@ -31,6 +32,7 @@ __all__ = [
     "SCHEMES",
     "FakeQuant",
     "Island",
+    "MaskedSoftmax",
     "QuantizedWeights",
     "Scheme",
     "activation_bits",
@@ -49,4 +51,5 @@ __all__ = [
     "whole_windows",
     "why_float",
     "wider_layers",
+    "without_masks",
 ]

@@ -13,6 +13,7 @@ from kpipe.fake_quant.affine import HALF, channel_axes, on_grid
 from kpipe.fake_quant.fold import fold, multiplier_and_offset, uneven
 from kpipe.fake_quant.island import Island
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
+from kpipe.fake_quant.masking import without_masks
 from kpipe.fake_quant.sequences import MAPS, Row
 from kpipe.fake_quant.support import is_linear, rounds_activations, why_float
 from kpipe.graph import Flow, Site, replay, sites
@@ -80,7 +81,8 @@ class _Baker:
     def __call__(self, site: Site, *args: Any, **kwargs: Any) -> Any:
         operation = site.operation
         if isinstance(operation, (QuantizedWeights, Island)):
-            return self._weighted(site)(*args)
+            with without_masks(*([] if operation.layer.supports_masking else args)):
+                return self._weighted(site)(*args)
         if isinstance(operation, L.BatchNormalization) and (site.path, site.call) in self.folded:
             return args[0]
         if not self.whole_numbers:

@@ -54,3 +54,43 @@ class Island(keras.layers.Wrapper):
         activation = keras.activations.serialize(self.activation)
         negated = {"negate_input": self.negate_input, "negate_output": self.negate_output}
         return {**super().get_config(), **negated, "activation": activation}
+
+
+FLOOR = -1e9
+"""What stands for a masked score: its exponential is 0."""
+
+
+@keras.saving.register_keras_serializable(package="kpipe")
+class MaskedSoftmax(keras.layers.Layer):
+    """Compute softmax over the last axis where a mask is true, between negations.
+
+    LiteRT's converter would round a masked score to the least value on the grid of the others, and count it in the sum;
+    a negation, which has no integer kernel, keeps it from that.
+
+    Args:
+        zeros: What a row that is masked all over gives: zeros, or the same share for each entry.
+        **kwargs: What a Keras layer takes.
+
+    Example:
+        >>> x, mask = keras.ops.array([[0.0, 1.0, 9.0]]), keras.ops.array([[True, True, False]])
+        >>> MaskedSoftmax()(x, mask).numpy().round(3).tolist()
+        [[0.269, 0.731, 0.0]]
+    """
+
+    def __init__(self, zeros: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.zeros, self.supports_masking = zeros, True
+
+    def call(self, x: Any, mask: Any) -> Any:
+        """Give the softmax of `x`, (..., n), where the mask, broadcast to it, is true or above 0.5."""
+        kept = mask if mask.dtype == "bool" else keras.ops.greater(mask, 0.5)
+        negated = -keras.ops.softmax(-keras.ops.where(kept, -x, -FLOOR))
+        return -(keras.ops.where(kept, negated, 0.0) if self.zeros else negated)
+
+    def compute_output_shape(self, input_shape: Any, *_: Any) -> Any:
+        """Give the shape of what goes in."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Carry all arguments."""
+        return {**super().get_config(), "zeros": self.zeros}

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kpipe.errors import KpipeError
 from kpipe.fake_quant.affine import HALF, SMALLEST_RANGE, channel_axes, widen
+from kpipe.fake_quant.masking import without_masks
 from kpipe.layers import KERNEL_ROLES, Weight, weights
 
 
@@ -132,7 +133,7 @@ class QuantizedWeights(keras.layers.Wrapper):
         if not (2 <= bits <= 8 or bits == HALF):
             raise KpipeError(f"QuantizedWeights of {layer.name!r}: bits is {bits}; expected 2 to 8, or 16 for floats.")
         super().__init__(layer, **kwargs)
-        self.bits, self.supports_masking = bits, layer.supports_masking
+        self.bits, self.supports_masking = bits, True
         self.masks: list[keras.Variable] = []
 
     def build(self, input_shape: Any = None) -> None:
@@ -165,8 +166,12 @@ class QuantizedWeights(keras.layers.Wrapper):
         for variable in self.layer.variables:
             kernel = kernels.get(id(variable))
             mapping.append((variable, variable.value if kernel is None else self.rounded(kernel)))
-        with keras.StatelessScope(state_mapping=mapping):
+        with keras.StatelessScope(state_mapping=mapping), without_masks(*([] if self.layer.supports_masking else [x])):
             return self.layer(x)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """Hand a mask on where the wrapped layer does."""
+        return previous_mask if self.layer.supports_masking else None
 
     def rounded(self, kernel: Weight) -> Any:
         """Give a kernel on its grid; the gradient passes to all entries, the greatest ones too."""

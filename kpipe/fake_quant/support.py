@@ -7,7 +7,7 @@ import numpy as np
 from keras import layers as L
 
 from kpipe.errors import KpipeError
-from kpipe.fake_quant.island import Island
+from kpipe.fake_quant.island import Island, MaskedSoftmax
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
 from kpipe.graph import Flow, Site, sites
 from kpipe.layers import KERNEL_ROLES, Quantization, quantization_of, weights_within
@@ -68,10 +68,18 @@ def why_float(site: Site) -> str | None:
         return None
     if isinstance(layer, Island):
         return LEFT_OUT
+    if not _meets_floats(site):
+        return None
     if len(shape) > MOST_AXES:
         return f"its input {shape} has {len(shape)} axes; integer kernels take at most {MOST_AXES}, batch included"
     unknown = quantization_of(layer) in (None, "float")
     return _argument(site) or ("no integer kernel is known for it" if unknown else None)
+
+
+def _meets_floats(site: Site) -> bool:
+    """Say whether a float goes into a call or comes out of it; what makes masks of tokens meets none."""
+    tensors = (*site.node.input_tensors, *site.node.outputs)
+    return any(keras.backend.is_float_dtype(tensor.dtype) for tensor in tensors)
 
 
 def reasons_against(flow: Flow, activations: bool = True) -> dict[str, str]:
@@ -161,13 +169,13 @@ def _argument(site: Site) -> str | None:
     last = len(shape) - 1
     if isinstance(layer, L.Activation) and quantization_of(layer) == "float":
         return f"the runtimes compute {getattr(layer.activation, '__name__', layer.activation)!r} in float"
-    if isinstance(layer, (L.MultiHeadAttention, L.GroupQueryAttention)) and (_masked(site) or len(shape) != 3):
-        return "it takes a mask, gives its scores out, or has more than one axis of places"
+    if isinstance(layer, (L.MultiHeadAttention, L.GroupQueryAttention)) and (_gives_scores(site) or len(shape) != 3):
+        return "it gives its scores out, or has more than one axis of places"
     if isinstance(layer, L.BatchNormalization) and (layer.axis % len(shape) != last or None in shape[1:]):
         return f"it normalises axis {layer.axis} of {shape}; only the last axis of a fixed shape can be folded"
     if isinstance(layer, (L.Rescaling, L.Normalization)):
         return _rescaling(layer, shape)
-    if isinstance(layer, (L.Softmax, L.GlobalAveragePooling1D)) and len(site.inputs) > 1:
+    if isinstance(layer, MaskedSoftmax) or (isinstance(layer, (L.Softmax, L.GlobalAveragePooling1D)) and _masked(site)):
         return "it takes a mask"
     if isinstance(layer, (L.Softmax, SOFTMAX)):
         if layer.axis not in (-1, last):
@@ -178,14 +186,12 @@ def _argument(site: Site) -> str | None:
 
 
 def _masked(site: Site) -> bool:
-    """Say whether a call is told more than its tensors, or one of these carries a mask."""
-    arguments = site.node.arguments
-    given = arguments.kwargs or {}
-    told = {name: value for name, value in given.items() if name not in ("query", "value", "key", "training")}
-    tensors = arguments.keras_tensors
-    return any(value is not None and value is not False for value in told.values()) or any(
-        getattr(tensor, "_keras_mask", None) is not None for tensor in tensors
-    )
+    """Say whether a call that takes one tensor is given a mask: as another one, or as a constant."""
+    return len(site.inputs) > 1 or (site.node.arguments.kwargs or {}).get("mask") is not None
+
+
+def _gives_scores(site: Site) -> bool:
+    return len(site.outputs) > 1
 
 
 def _rescaling(layer: Any, shape: tuple[int | None, ...]) -> str | None:

@@ -49,7 +49,7 @@ def quantize(
     Zeros of the kernels stay exact zeros through the training, a saved file and the export.
 
     Rounded are dense layers, 1-D and 2-D convolutions (transposed, grouped, depthwise and separable too), EinsumDense,
-    Embedding, multi-head attention without masks, batch norms, merging layers, pooling, padding, resizing, PReLU and
+    Embedding, multi-head attention, batch norms, merging layers, pooling, padding, resizing, PReLU and
     the activations that have integer kernels; `kpipe ls layers` lists them. What the runtimes compute in float (layer
     norms, recurrent layers, 3-D convolutions, ELU, layers of one's own, ...) stays float between rounded tensors, as an
     island: a warning names each with its reason. With `islands="refuse"` they are errors. Of a scheme that leaves
@@ -115,10 +115,12 @@ def quantize(
     momentum = (0.99 if watching.follows else 1.0) if momentum is None else momentum
     flow, whole_numbers = sites(model), plan.activations is not None
     refuse_unsupported(flow)
+    plain = split(model)
     found = reasons_against(flow, whole_numbers)
+    within = reasons_against(sites(plain.model), whole_numbers)  # of layers that were taken apart, too
+    found |= {name: reason for name, reason in within.items() if plain.origins.get(name, name) not in found}
     if found and islands == "refuse":
         raise KpipeError(f"No integer kernels for {_listed(found)} of {model.name!r}.")
-    plain = split(model)
     quantized = rewrite(plain, momentum, bits_of(flow, plain, scheme, exclude, bits), whole_numbers)
     if not whole_numbers and not is_quantized(quantized):
         raise KpipeError(f"Model {model.name!r} has no layer whose weights {scheme} could round.")

@@ -11,6 +11,7 @@ from kpipe.fake_quant import (
     COPYING,
     FakeQuant,
     Island,
+    MaskedSoftmax,
     QuantizedWeights,
     is_linear,
     kind_of,
@@ -27,7 +28,7 @@ FIXED_RANGES = {
     keras.activations.tanh: (-1.0, 127 / 128),
 }
 """Ranges that both runtimes expect behind these functions: steps of 1/256 and 1/128."""
-FIXED_BY_CLASS = {L.Softmax: (0.0, 255 / 256)} | {
+FIXED_BY_CLASS = {L.Softmax: (0.0, 255 / 256), MaskedSoftmax: (0.0, 255 / 256)} | {
     cls: range_
     for module, name, range_ in (
         ("nn", "Softmax", (0.0, 255 / 256)),

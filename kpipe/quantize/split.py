@@ -1,17 +1,23 @@
 """A float graph written with layers that each do one thing: what a runtime rounds separately stands separately."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers as L
 
 from kpipe.copies import copy_layer, copy_operation
+from kpipe.errors import KpipeError
 from kpipe.fake_quant import kind_of
-from kpipe.graph import Site, replay
+from kpipe.graph import Site, answer_at_rest, random_inputs, replay
 from kpipe.layers import FUSED, quantization_of
-from kpipe.quantize.attention import Attention
+from kpipe.quantize.attention import PROJECTIONS, Attention
+
+SAME = 1e-4
+"""How far the answers of a model that was taken apart may be from its own, relatively: sums in another order."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,11 @@ def split(model: keras.Model) -> Split:
         model: A built Functional or Sequential model; it is not changed.
 
     Returns:
-        A Functional model that computes the same; a layer's name is its path with "_" for "/".
+        A Functional model that computes the same; a layer's name is its path with "_" for "/". Where attention takes
+        masks, that was tried on random input.
+
+    Raises:
+        KpipeError: When it does not compute the same.
 
     Example:
         >>> dense = keras.layers.Dense(3, activation="softmax", name="classes")
@@ -47,7 +57,31 @@ def split(model: keras.Model) -> Split:
         (['classes_linear', 'classes'], 'classes')
     """
     splitter = _Splitter()
-    return Split(replay(model, splitter), splitter.origins)
+    apart = replay(model, splitter)
+    masked = [path for name, path in splitter.masked.items() if name in {layer.name for layer in apart.layers}]
+    if masked:
+        _check_masks(model, apart, masked)
+    return Split(apart, splitter.origins)
+
+
+def _check_masks(model: keras.Model, apart: keras.Model, paths: list[str]) -> None:
+    """Raise a `KpipeError` unless a model that was taken apart answers as before: masks go ways that no graph shows."""
+    inputs = random_inputs(model)
+    for before, after in zip(answer_at_rest(model, inputs), answer_at_rest(apart, inputs), strict=True):
+        before, after = (np.asarray(keras.ops.convert_to_numpy(y), np.float64) for y in (before, after))
+        if not np.abs(after - before).max() <= SAME * max(np.abs(before).max(), 1e-6):
+            raise KpipeError(
+                f"{model.name!r} computes otherwise when the attention in {', '.join(map(repr, paths))} is taken "
+                "apart: its masks do not reach it as the graph says. Give them to it by attention_mask=..., not along "
+                "with what it is called on."
+            )
+
+
+def shapes_by_role(site: Site) -> dict[str, tuple[int | None, ...]]:
+    """Give the shapes of what an attention layer is called on: "query", "value", and "key" where it is given."""
+    arguments = site.node.arguments
+    found = inspect.signature(site.operation.call).bind(*arguments.args, **arguments.kwargs).arguments
+    return {role: tuple(found[role].shape) for role in PROJECTIONS if found.get(role) is not None}
 
 
 class _Splitter:
@@ -57,6 +91,7 @@ class _Splitter:
         self.made: dict[int, Callable[..., Any]] = {}
         self.names: set[str] = set()
         self.origins: dict[str, str] = {}
+        self.masked: dict[str, str] = {}
 
     def __call__(self, site: Site, *args: Any, **kwargs: Any) -> Any:
         if id(site.operation) not in self.made:
@@ -71,7 +106,8 @@ class _Splitter:
             twin = copy_operation(layer, name)
             return twin, [twin]
         if kind == "split" and isinstance(layer, (L.MultiHeadAttention, L.GroupQueryAttention)):
-            attention = Attention(layer, name, site.input_shapes)
+            attention = Attention(layer, name, shapes_by_role(site))
+            self.masked |= {attention.masked.name: site.path}
             return attention, attention.parts
         if kind not in ("weights", "split") and quantization_of(layer) != "weights":
             twin = copy_layer(layer)

@@ -5,13 +5,16 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 import kpipe
 from kpipe.errors import ExportError
 from kpipe.export import ENGINES, FORMATS, dissect, load_runtime, read_metadata
 from kpipe.export.litert import signatures
+from kpipe.export.litert.flatbuffer import read, write
 from kpipe.export.litert.metadata import embed
+from kpipe.export.litert.text import text
 
 RNG = np.random.default_rng(0)
 SIZES = {"encode": (6,), "decode": (40,), "both": (6,)}
@@ -160,9 +163,9 @@ def test_loops_find_their_graphs(tmp_path, monkeypatch):
     for name, model in models.items():
         with load_runtime(file, signature=name) as runtime:
             np.testing.assert_allclose(runtime.run([x])[0], model(x), atol=1e-5)
-    monkeypatch.setattr(signatures, "_move_graphs", lambda options, by: None)  # the control
+    monkeypatch.setattr(signatures, "_move_graphs", lambda operator, by: None)  # the control
     path = tmp_path / "wrong.tflite"
-    path.write_bytes(signatures.joined({name: one.path.read_bytes() for name, one in files.items()}))
+    path.write_bytes(signatures.join({name: one.path.read_bytes() for name, one in files.items()}))
     with pytest.raises(ExportError), load_runtime(path, signature="large") as runtime:
         if not np.allclose(runtime.run([x])[0], models["large"](x), atol=1e-5):
             raise ExportError("it computes otherwise")
@@ -181,7 +184,7 @@ def test_open_batches_are_joined(tmp_path):
 def test_a_signature_that_answers_otherwise_is_refused(joined, tmp_path, monkeypatch):
     def swapped(contents):
         names, files = list(contents), list(contents.values())
-        return signatures.joined(dict(zip(names, [files[1], files[0]], strict=True)))
+        return signatures.join(dict(zip(names, [files[1], files[0]], strict=True)))
 
     wrong = dataclasses.replace(FORMATS["tflite"], join=swapped)
     keras.utils.set_random_seed(1)
@@ -205,6 +208,9 @@ def test_bad_requests(joined, tmp_path):
         ({}, place, "expected a mapping"),
         ([files["encode"]], place, "expected a mapping"),
         ({" ": files["encode"]}, place, "name of a signature"),
+        ({"a\0b": files["encode"]}, place, "name of a signature"),
+        ({"encode": None}, place, "expected a file"),
+        ({"encode": files["encode"]}, files["encode"].path, "Write the joined one elsewhere"),
         ({"encode": files["encode"], "decode": half}, place, "precision 'float32' and 'float16'"),
         ({"encode": onnx}, tmp_path / "all.onnx", "no signatures"),
         ({"encode": onnx}, place, "not of the same format"),
@@ -226,6 +232,100 @@ def test_the_newest_runtime_is_asked_for(joined):
         for entry in model.metadata:
             if signatures.text(entry.name) == signatures.NEEDS_RUNTIME:
                 model.buffers[entry.buffer].data = np.frombuffer(version, np.uint8)
-    both = {"a": signatures.written(older), "b": signatures.written(newer)}
-    assert signatures._needed(signatures.read(signatures.joined(both))) == (1, 14, 0)
+    both = {"a": signatures.packed(older), "b": signatures.packed(newer)}
+    assert signatures._needed(signatures.read(signatures.join(both))) == (1, 14, 0)
     assert signatures._needed(older) == (1, 5, 0)  # the control
+
+
+def test_a_signature_is_judged_by_what_it_computes_itself(tmp_path):
+    keras.utils.set_random_seed(0)
+    models = {f"s{n}": keras.Sequential([keras.Input((8,)), keras.layers.Dense(64)]) for n in range(9)}
+    files = exported(models, tmp_path, precision="int8_dynamic")
+    file = kpipe.join_signatures(files, tmp_path / "all.tflite")
+    kernel = models["s0"].weights[0]
+    noise = np.random.default_rng(0).normal(size=kernel.shape)
+    for scale, refused in ((0.0, False), (0.05, True)):  # beyond 0.02, within 0.02 times the root of nine layers
+        kernel.assign(kernel + scale * np.abs(kernel).max() * noise)
+        for path, how in ((files["s0"], {}), (file, {"signature": "s0"})):
+            if refused:
+                with pytest.raises(ExportError, match=r"0\.02"):
+                    kpipe.verify(path, models["s0"], **how)
+            else:
+                kpipe.verify(path, models["s0"], **how)
+
+
+def test_what_an_interpreter_keeps_is_not_joined(tmp_path):
+    class Counter(tf.Module):
+        def __init__(self, start):
+            super().__init__()
+            self.count = tf.Variable(start, name="count")
+
+        @tf.function(input_signature=[tf.TensorSpec((1,), tf.int32, name="x")])
+        def add(self, x):
+            return {"y": self.count.assign_add(x)}
+
+    paths = {}
+    for name, start in (("a", [0]), ("b", [100])):
+        counter = Counter(start)
+        tf.saved_model.save(counter, str(tmp_path / name), signatures={"add": counter.add})
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / name))
+        converter.experimental_enable_resource_variables = True
+        paths[name] = tmp_path / f"{name}.tflite"
+        paths[name].write_bytes(converter.convert())
+    with pytest.raises(ExportError, match=r"'a' has .*VAR_HANDLE.*keeps variables"):
+        kpipe.join_signatures(paths, tmp_path / "both.tflite")
+
+
+def test_an_input_that_is_an_output_too_keeps_both_names(tmp_path):
+    x = keras.Input((3,), name="x")
+    handed = keras.Model(x, {"same": x, "twice": keras.layers.Rescaling(2.0)(x)})
+    plain = keras.Model(x, {"y": keras.layers.Dense(2)(x)})
+    files = exported({"handed": handed, "plain": plain}, tmp_path)
+    file = kpipe.join_signatures(files, tmp_path / "both.tflite")
+    given = RNG.normal(size=(2, 3)).astype("float32")
+    with load_runtime(file, signature="handed") as runtime:
+        assert [port.name for port in runtime.inputs] == ["x"]
+        answers = dict(zip([port.name for port in runtime.outputs], runtime.run([given]), strict=True))
+    np.testing.assert_array_equal(answers["same"], given)
+    np.testing.assert_allclose(answers["twice"], 2 * given)
+    for path, how in ((files["handed"], {}), (file, {"signature": "handed"})):
+        with pytest.raises(ExportError, match="gives an input out as it is"):
+            load_runtime(path, engine="litert_compiled", **how)
+
+
+def test_a_file_whose_only_signature_is_not_its_first_graph(joined, tmp_path):
+    models, _, file = joined
+    model = read(file.path.read_bytes())
+    model.signatureDefs = [one for one in model.signatureDefs if text(one.signatureKey) == "decode"]
+    path = tmp_path / "decode.tflite"
+    path.write_bytes(write(model))
+    x = inputs_of("decode")
+    for how in ({}, {"signature": "decode"}, {"engine": "litert_compiled"}):
+        with load_runtime(path, **how) as runtime:
+            np.testing.assert_allclose(runtime.run([x])[0], models["decode"](x), atol=1e-5)
+
+
+def test_models_without_kernels_are_joined_as_they_were_asked_for(tmp_path):
+    models = {
+        "scale": keras.Sequential([keras.Input((3,)), keras.layers.Rescaling(2.0)]),
+        "net": keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]),
+    }
+    file = kpipe.join_signatures(exported(models, tmp_path, precision="float16"), tmp_path / "all.tflite")
+    assert file.precision == "float16"
+    assert {said["precision"] for said in file.metadata["signatures"].values()} == {"float16"}
+
+
+def test_nothing_is_stored_that_nothing_reads(tmp_path):
+    models = autoencoder()
+    labels = [f"class number {n}" for n in range(6)]
+    files = {
+        name: kpipe.export(models[name], tmp_path / f"{name}.tflite", metadata={"labels": labels})
+        for name in ("both", "decode")
+    }
+    file = kpipe.join_signatures(files, tmp_path / "all.tflite")
+    content = file.path.read_bytes()
+    assert content.count(labels[3].encode()) == len(files)  # once for each signature, in the file's own words
+    model = read(content)
+    taken = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
+    taken |= {entry.buffer for entry in model.metadata}
+    assert taken | {0} == set(range(len(model.buffers)))

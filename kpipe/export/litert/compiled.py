@@ -13,7 +13,7 @@ from kpipe.export import native
 from kpipe.export.engines import ENGINES, Engine
 from kpipe.export.file import Port
 from kpipe.export.litert.profile import by_prefixes
-from kpipe.export.litert.text import check_content, chosen, first_lines, ports, signature_names
+from kpipe.export.litert.text import check_content, first_lines, ports, settle_signature, signature_graphs
 from kpipe.export.quiet import quiet_native
 from kpipe.export.runtime import Runtime, batches_of, filled, from_port, to_port
 
@@ -24,12 +24,14 @@ class CompiledRuntime(Runtime):
     def __init__(self, path: Path, threads: int = 1, signature: str | None = None):
         super().__init__(path, threads)
         check_content(path)
-        chosen(signature_names(path.read_bytes()), signature, path)
+        settle_signature(signature_graphs(path.read_bytes()), signature, path)
         try:
             with quiet_native():
                 self.model: Any = native.litert_compiled(path, threads)
             self.key = signature or next(iter(self.model.get_signature_list()))
-            inputs, outputs = ports(native.read_litert(path), signature)
+            read = native.read_litert(path)
+            _check_handed_through(read)
+            inputs, outputs = ports(read, signature)
             self.inputs = _named(inputs, self.model.get_input_tensor_details(self.key))
             self.outputs = _named(outputs, self.model.get_output_tensor_details(self.key))
         except Exception as error:  # what is broken inside fails anywhere
@@ -39,7 +41,7 @@ class CompiledRuntime(Runtime):
         try:
             with quiet_native():  # the first value that is written makes an environment, of which the runtime tells
                 self._write([np.zeros([size or 1 for size in port.shape], port.dtype) for port in self.inputs])
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             wide = any(port.dtype == "int16" for port in self.inputs)
             how = "Export with io='float32', or run" if wide else "Run"
             raise ExportError(
@@ -81,6 +83,13 @@ class CompiledRuntime(Runtime):
         """Drop the model and its buffers."""
         with quiet_native():
             self._buffers, self._results, self.model = {}, {}, None
+
+
+def _check_handed_through(model: Any) -> None:
+    """Refuse files that give out what goes in: a compiled model leaves the memory of such an output as it was."""
+    for graph in model.subgraphs:
+        if set(map(int, graph.inputs)) & set(map(int, graph.outputs)):
+            raise ExportError("it gives an input out as it is, which compiled models do not. Take another engine.")
 
 
 def _named(found: tuple[Port, ...], details: dict[str, Any]) -> tuple[Port, ...]:

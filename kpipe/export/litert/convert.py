@@ -12,11 +12,11 @@ import tensorflow as tf
 
 from kpipe.errors import ExportError
 from kpipe.export.formats import FLOAT, FORMATS, Converter, Format
-from kpipe.export.litert.flatbuffer import read, written
+from kpipe.export.litert.flatbuffer import read, write
 from kpipe.export.litert.inspect import inspect
 from kpipe.export.litert.metadata import embed, extract
-from kpipe.export.litert.runtime import interpreter
-from kpipe.export.litert.signatures import joined
+from kpipe.export.litert.runtime import load
+from kpipe.export.litert.signatures import join
 from kpipe.export.litert.text import first_lines, operator_names, text
 from kpipe.export.litert.weights import narrow_weights, store_weights
 from kpipe.export.quiet import quiet
@@ -175,7 +175,7 @@ def in_order(content: bytes, inputs: list[str], outputs: list[str]) -> bytes:
     for names, maps, end in ((inputs, signature.inputs, "inputs"), (outputs, signature.outputs, "outputs")):
         tensors = {text(entry.name): entry.tensorIndex for entry in maps}
         setattr(graph, end, np.asarray([tensors[name] for name in names], np.int32))
-    return written(model)
+    return write(model)
 
 
 FORMATS("tflite")(
@@ -183,13 +183,13 @@ FORMATS("tflite")(
         suffix=".tflite",
         precisions=(FLOAT, *SCHEMES),
         convert=convert,
-        runtime=interpreter,
+        runtime=load,
         inspect=inspect,
         embed=embed,
         extract=extract,
         batch=1,
         whole_ends=True,
         converter=Converter(tuple(CONVERTED), convert_calibrated),
-        join=joined,
+        join=join,
     )
 )

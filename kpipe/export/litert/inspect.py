@@ -7,7 +7,16 @@ from typing import Any
 from kpipe.errors import ExportError
 from kpipe.export import native
 from kpipe.export.file import FloatOperation, Inspection, Operation
-from kpipe.export.litert.text import check_content, enumeration, first_lines, operator_names, text
+from kpipe.export.litert.flatbuffer import reachable
+from kpipe.export.litert.text import (
+    check_content,
+    enumeration,
+    first_lines,
+    operator_names,
+    settle_signature,
+    signature_graphs,
+    text,
+)
 from kpipe.fake_quant import precision_of
 
 MOVES = frozenset(
@@ -17,13 +26,18 @@ MOVES = frozenset(
 """Operations that compute nothing."""
 
 
-def inspect(path: Path) -> Inspection:
-    """Read the operations of a LiteRT file and judge them."""
+def inspect(path: Path, signature: str | None = None) -> Inspection:
+    """Read the operations of a LiteRT file, or those that one of its signatures leads to, and judge them."""
     from ai_edge_litert import schema_py_generated as schema
 
     check_content(path)
+    graphs = {} if signature is None else signature_graphs(path.read_bytes())
+    if signature is not None:
+        settle_signature(graphs, signature, path)
     try:
         model: Any = native.read_litert(path)
+        if signature is not None:
+            model.subgraphs = reachable(model, graphs[signature])
         return judge(model, operator_names(model), enumeration(schema.TensorType))
     except Exception as error:  # a broken flatbuffer fails anywhere in the generated code
         raise ExportError(f"{path} is a broken LiteRT file: {first_lines(error)}") from error
@@ -48,7 +62,7 @@ def judge(model: Any, operators: list[str], types: dict[int, str]) -> Inspection
             )
             found[Operation(name, inputs, outputs)] += 1
             if "float32" in (*inputs, *outputs) and name not in MOVES:
-                scope = text(graph.tensors[operator.outputs[0]].name)
+                scope = text(graph.tensors[operator.outputs[0]].name) if len(operator.outputs) else name
                 floats.append(FloatOperation(scope, f"{name} computes in float"))
     tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
     stored = Counter((types[each.type].lower(), int(each.shape.prod())) for each in tensors if _is_weight(model, each))

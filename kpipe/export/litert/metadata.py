@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from kpipe.errors import ExportError
-from kpipe.export.litert.flatbuffer import read, written
+from kpipe.export.litert.flatbuffer import read, write
 from kpipe.export.litert.text import first_lines, text
 
 NAME = "kpipe"
@@ -32,7 +32,7 @@ def embed(content: bytes, words: str) -> bytes:
         model.metadata.append(entry)
         model.buffers.append(schema.BufferT())
     model.buffers[entry.buffer].data = np.frombuffer(words.encode(), np.uint8)
-    return written(model)
+    return write(model)
 
 
 def extract(content: bytes) -> str | None:

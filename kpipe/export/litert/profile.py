@@ -13,8 +13,8 @@ import numpy as np
 
 from kpipe.errors import ExportError
 from kpipe.export import native
-from kpipe.export.litert.flatbuffer import written
-from kpipe.export.litert.text import first_lines, operator_names, signature_names, text
+from kpipe.export.litert.flatbuffer import write
+from kpipe.export.litert.text import first_lines, operator_names, signature_graphs, text
 from kpipe.export.profile import OperationTime, with_shares
 from kpipe.export.quiet import quiet_native
 
@@ -43,7 +43,7 @@ def by_prefixes(engine: str, path: Path, threads: int, runs: int) -> tuple[Opera
     Raises:
         ExportError: When the runtime refuses one of the files, or the file has several signatures.
     """
-    if len(names := signature_names(path.read_bytes())) > 1:
+    if len(names := list(signature_graphs(path.read_bytes()))) > 1:
         raise ExportError(
             f"The time of each operation is not to be had: {path} has several signatures ({', '.join(names)}). Ask for "
             "it of the files that it was joined from."
@@ -131,4 +131,4 @@ def _ending(model: Any, end: int, outputs: list[int]) -> bytes:
             entry.name, entry.tensorIndex = f"tensor_{place}", place
             signature.outputs.append(entry)
     short.metadata, short.metadataBuffer = [], None
-    return written(short)
+    return write(short)

@@ -12,7 +12,7 @@ from kpipe.export import native
 from kpipe.export.engines import ENGINES, Engine
 from kpipe.export.file import Port
 from kpipe.export.litert.profile import by_prefixes
-from kpipe.export.litert.text import check_content, chosen, first_lines, ports, signature_names
+from kpipe.export.litert.text import check_content, first_lines, ports, settle_signature, signature_graphs
 from kpipe.export.quiet import quiet_native
 from kpipe.export.runtime import Runtime, batches_of, filled, from_port, to_port
 
@@ -153,28 +153,28 @@ class SignatureRuntime(Runtime):
         self.runner = self.interpreter = None
 
 
-def interpreter(path: Path, threads: int = 1, signature: str | None = None, delegates: bool = True) -> Runtime:
+def load(path: Path, threads: int = 1, signature: str | None = None, delegates: bool = True) -> Runtime:
     """Load a .tflite file, or one of its signatures, in ai-edge-litert's interpreter.
 
     Args:
         path: The file.
         threads: How many threads the runtime may use.
-        signature: Which of several signatures.
+        signature: Which of its signatures; a file of several is refused without one.
         delegates: Whether XNNPACK computes, or the interpreter's own kernels.
     """
     check_content(path)
-    names = signature_names(path.read_bytes())
-    wanted = chosen(names, signature, path)
-    if wanted is not None and len(names) > 1:
+    graphs = signature_graphs(path.read_bytes())
+    wanted = settle_signature(graphs, signature, path)
+    if wanted is not None and (len(graphs) > 1 or graphs[wanted] != 0):  # what is called without a name is graph 0
         return SignatureRuntime(path, threads, wanted, delegates)
     return LiteRTRuntime(path, threads, delegates)
 
 
-ENGINES("litert")(Engine("tflite", interpreter, partial(by_prefixes, "litert"), "the interpreter, with XNNPACK"))
+ENGINES("litert")(Engine("tflite", load, partial(by_prefixes, "litert"), "the interpreter, with XNNPACK"))
 ENGINES("litert_builtin")(
     Engine(
         "tflite",
-        partial(interpreter, delegates=False),
+        partial(load, delegates=False),
         partial(by_prefixes, "litert_builtin"),
         "the interpreter with its own kernels, without XNNPACK",
     )

@@ -1,6 +1,6 @@
 """What a LiteRT file begins with, and how what is read of one is put into words."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,8 @@ def enumeration(kind: type) -> dict[int, str]:
     return {value: name for name, value in vars(kind).items() if isinstance(value, int)}
 
 
-def signature_names(content: bytes) -> list[str]:
-    """Name the signatures of a file.
+def signature_graphs(content: bytes) -> dict[str, int]:
+    """Map the signatures of a file to the numbers of their graphs.
 
     Raises:
         ExportError: When the file is broken.
@@ -45,7 +45,8 @@ def signature_names(content: bytes) -> list[str]:
 
     try:
         model: Any = schema.Model.GetRootAs(content, 0)
-        return [text(model.SignatureDefs(n).SignatureKey()) for n in range(model.SignatureDefsLength())]
+        found = [model.SignatureDefs(n) for n in range(model.SignatureDefsLength())]
+        return {text(each.SignatureKey()): int(each.SubgraphIndex()) for each in found}
     except Exception as error:  # a broken flatbuffer fails anywhere in the generated code
         raise ExportError(f"This is a broken LiteRT file: {first_lines(error)}") from error
 
@@ -62,18 +63,18 @@ def operator_names(model: Any) -> list[str]:
     return names
 
 
-def chosen(names: Sequence[str], wanted: str | None, path: Path) -> str | None:
+def settle_signature(names: Collection[str], wanted: str | None, path: Path) -> str | None:
     """Settle which of a file's signatures is meant; None where it has none.
 
     Raises:
         ExportError: When it has several and none is asked for, or not the one that is.
 
     Example:
-        >>> chosen(["serving_default"], None, Path("net.tflite"))
+        >>> settle_signature(["serving_default"], None, Path("net.tflite"))
         'serving_default'
     """
     if wanted is None and len(names) <= 1:
-        return names[0] if names else None
+        return next(iter(names), None)
     if wanted is None:
         raise ExportError(f"{path} has several signatures: {', '.join(names)}. Say which is meant by signature=...")
     if wanted not in names:
@@ -94,17 +95,27 @@ def ports(model: Any, signature: str | None = None) -> tuple[tuple[Port, ...], t
     """
     found = [one for one in model.signatureDefs or [] if signature in (None, text(one.signatureKey))]
     if not found:
-        return _ports_of(model, 0, {})
+        return _ports_of(model, 0, {}, {})
     ends: tuple[list[Port], list[Port]] = ([], [])
     for one in found:
-        names = {entry.tensorIndex: text(entry.name) for entry in (*one.inputs, *one.outputs)}
-        for end, each in zip(ends, _ports_of(model, one.subgraphIndex, names), strict=True):
+        names = (_names(entries) for entries in (one.inputs, one.outputs))
+        for end, each in zip(ends, _ports_of(model, one.subgraphIndex, *names), strict=True):
             before = f"{text(one.signatureKey)}/" if len(found) > 1 else ""
             end += [replace(port, name=before + port.name) for port in each]
     return tuple(ends[0]), tuple(ends[1])
 
 
-def _ports_of(model: Any, number: int, names: dict[int, str]) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+def _names(entries: Any) -> dict[int, list[str]]:
+    """Map the places of tensors to the names under which a signature takes or gives them; one may have several."""
+    found: dict[int, list[str]] = {}
+    for entry in entries:
+        found.setdefault(entry.tensorIndex, []).append(text(entry.name))
+    return found
+
+
+def _ports_of(
+    model: Any, number: int, names_in: Mapping[int, list[str]], names_out: Mapping[int, list[str]]
+) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """Give the inputs and outputs of one graph, with the names of its tensors by their places."""
     from ai_edge_litert import schema_py_generated as schema
 
@@ -113,7 +124,7 @@ def _ports_of(model: Any, number: int, names: dict[int, str]) -> tuple[tuple[Por
     last = [each for each in graph.operators if kinds[each.opcodeIndex] == "DEQUANTIZE"]
     made_of = {int(each.outputs[0]): int(each.inputs[0]) for each in last}
 
-    def port(place: int) -> Port:
+    def port(place: int, names: list[str] | None) -> Port:
         tensor = graph.tensors[place]
         open_axes = tensor.shapeSignature if tensor.shapeSignature is not None else tensor.shape
         shape = tuple(None if int(size) < 0 else int(size) for size in open_axes)
@@ -121,6 +132,8 @@ def _ports_of(model: Any, number: int, names: dict[int, str]) -> tuple[tuple[Por
         scale, zero = None, 0
         if grid is not None and grid.scale is not None and len(grid.scale) == 1:
             scale, zero = float(grid.scale[0]), int(grid.zeroPoint[0])
-        return Port(names.get(place, text(tensor.name)), shape, types[tensor.type].lower(), scale, zero)
+        name = text(tensor.name) if not names else names.pop(0) if len(names) > 1 else names[0]
+        return Port(name, shape, types[tensor.type].lower(), scale, zero)
 
-    return tuple(port(int(i)) for i in graph.inputs), tuple(port(int(i)) for i in graph.outputs)
+    inputs = tuple(port(int(place), names_in.get(int(place))) for place in graph.inputs)
+    return inputs, tuple(port(int(place), names_out.get(int(place))) for place in graph.outputs)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kpipe.export.litert.flatbuffer import read, written
+from kpipe.export.litert.flatbuffer import read, write
 from kpipe.export.litert.text import operator_names
 from kpipe.fake_quant.affine import channel_scales, grid_of, to_levels
 
@@ -241,7 +241,7 @@ def packed(model: Any) -> bytes:
     model.buffers = [model.buffers[place] for place in kept]
     for holder in [tensor for graph in model.subgraphs for tensor in graph.tensors] + list(model.metadata or ()):
         holder.buffer = kept[holder.buffer]
-    return written(model)
+    return write(model)
 
 
 def _drop_tensors(graph: Any, signatures: list[Any]) -> None:

@@ -58,6 +58,7 @@ def convert(model: keras.Model, precision: str, names: list[str], batch: int | N
             proto, _ = tf2onnx.convert.from_function(
                 function, input_signature=specs, opset=OPSET, custom_op_handlers={"Erfc": (_write_erfc, [])}
             )
+            _store_captured(proto.graph, function)
             _order(proto.graph.input, input_names(model))
             _order(proto.graph.output, names)
             proto = _stored(proto, precision)
@@ -69,6 +70,17 @@ def convert(model: keras.Model, precision: str, names: list[str], batch: int | N
         except Exception as error:
             raise ExportError(f"tf2onnx cannot write model {model.name!r}: {first_line(error)}") from error
     return proto.SerializeToString()
+
+
+def _store_captured(graph: Any, function: Any) -> None:
+    """Store the constants that a function has captured; tf2onnx takes them for inputs."""
+    from onnx import numpy_helper
+
+    concrete = function.get_concrete_function()
+    inputs = {end.name for end in graph.input}
+    for value, place in zip(concrete.captured_inputs, concrete.graph.internal_captures, strict=True):
+        if place.name in inputs:
+            graph.initializer.append(numpy_helper.from_array(value.numpy(), place.name))
 
 
 def _stored(proto: Any, precision: str) -> Any:

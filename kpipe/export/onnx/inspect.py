@@ -10,12 +10,13 @@ from kpipe.errors import ExportError
 from kpipe.export import native
 from kpipe.export.file import Inspection, Operation
 from kpipe.export.onnx.float import float_operations
-from kpipe.export.onnx.load import first_line
+from kpipe.export.onnx.load import first_line, refuse_signature
 from kpipe.fake_quant import precision_of
 
 
-def inspect(path: Path) -> Inspection:
+def inspect(path: Path, signature: str | None = None) -> Inspection:
     """Read the operations of an ONNX file and judge them."""
+    refuse_signature(path, signature)
     try:
         return judge(native.read_onnx(path))
     except Exception as error:  # protobuf, the checker and the tables of types each raise their own

@@ -15,6 +15,12 @@ def load(path: Path) -> Any:
         raise ExportError(f"{path} is no ONNX file, or a broken one: {first_line(error)}") from error
 
 
+def refuse_signature(path: Path, signature: str | None) -> None:
+    """Raise an `ExportError` when a signature is asked for: no .onnx file has one."""
+    if signature is not None:
+        raise ExportError(f"{path} has no signatures, as no .onnx file has; received signature={signature!r}.")
+
+
 def first_line(error: Exception) -> str:
     """Say what went wrong, with the first line of a converter's or runtime's message."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:500]

@@ -11,7 +11,7 @@ from kpipe.export import native
 from kpipe.export.engines import ENGINES, Engine
 from kpipe.export.file import Port
 from kpipe.export.onnx.int8 import scale_behind
-from kpipe.export.onnx.load import first_line, load
+from kpipe.export.onnx.load import first_line, load, refuse_signature
 from kpipe.export.onnx.profile import by_profiler
 from kpipe.export.runtime import Runtime, batches_of, filled
 
@@ -21,8 +21,7 @@ class OnnxRuntime(Runtime):
 
     def __init__(self, path: Path, threads: int = 1, signature: str | None = None):
         super().__init__(path, threads)
-        if signature is not None:
-            raise ExportError(f"{path} has no signatures, as no .onnx file has; received signature={signature!r}.")
+        refuse_signature(path, signature)
         proto = load(path)
         try:
             self.session: Any = native.onnx_session(path, threads)

@@ -1,0 +1,152 @@
+"""Attention with masks, against Keras's own layers: the softmax in float, all that is multiplied in whole numbers."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+
+import kpipe
+from kpipe.errors import KpipeError
+from kpipe.export import inspect, load_runtime
+from kpipe.fake_quant import MaskedSoftmax, float_layers
+from kpipe.quantize.attention import Attention
+from kpipe.quantize.split import split
+from tests.models import build
+
+STEPS, WIDTH = 6, 8
+
+
+def tokens(count=64, padded=True, seed=0):
+    rng = np.random.default_rng(seed)
+    found = rng.integers(1, 20, (count, STEPS))
+    for row, length in zip(found, rng.integers(2, STEPS + 1, count), strict=True):
+        row[length:] = 0 if padded else row[length:]
+    return found.astype("int32")
+
+
+def states(count=64, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, STEPS, WIDTH)).astype("float32")
+
+
+def causal():
+    """Two blocks, in which no step sees a later one."""
+    x = y = keras.Input((STEPS, WIDTH), name="x")
+    for n in range(2):
+        y = L.Add(name=f"add{n}")([y, L.MultiHeadAttention(2, 3, name=f"attend{n}")(y, y, use_causal_mask=True)])
+    return keras.Model(x, L.Dense(3, name="y")(y)), states()
+
+
+def padded():
+    """Two blocks on tokens of which the zeros are padding, carried along as a mask, the first one causal too."""
+    x = keras.Input((STEPS,), dtype="int32", name="x")
+    y = L.Embedding(20, WIDTH, mask_zero=True, name="embed")(x)
+    y = L.Add(name="add0")([y, L.MultiHeadAttention(2, 3, name="attend0")(y, y, use_causal_mask=True)])
+    y = L.Add(name="add1")([y, L.MultiHeadAttention(2, 3, name="attend1")(y, y)])
+    return keras.Model(x, L.GlobalAveragePooling1D(name="pool")(L.Dense(3, name="y")(y))), tokens()
+
+
+def grouped():
+    """Key and value heads for two query heads each, on tokens with padding, causal."""
+    x = keras.Input((STEPS,), dtype="int32", name="x")
+    y = L.Embedding(20, WIDTH, mask_zero=True, name="embed")(x)
+    y = L.GroupQueryAttention(4, 4, 2, name="attend")(y, y, use_causal_mask=True)
+    return keras.Model(x, L.Dense(3, name="y")(y)), tokens()
+
+
+def crossed():
+    """From states to the tokens of another input, with a mask as an input of its own and a key that is no value."""
+    x = keras.Input((STEPS, WIDTH), name="x")
+    words, mask = keras.Input((4,), dtype="int32", name="words"), keras.Input((STEPS, 4), name="mask")
+    y = L.Embedding(20, WIDTH, mask_zero=True, name="embed")(words)
+    y = L.MultiHeadAttention(2, 3, name="attend")(x, y, key=L.Dense(WIDTH, name="keys")(y), attention_mask=mask)
+    given = np.random.default_rng(1).integers(0, 2, (64, STEPS, 4)).astype("float32")
+    given[:, :, 0] = 1
+    return keras.Model([x, words, mask], L.Dense(3, name="y")(y)), [states(), tokens()[:, :4], given]
+
+
+CASES = {case.__name__: case for case in (causal, padded, grouped, crossed)}
+HEAVY = [pytest.param(name, marks=pytest.mark.slow) for name in ("grouped", "crossed")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask:UserWarning"),  # GroupQueryAttention's
+    pytest.mark.filterwarnings("ignore:.* computes in float in:UserWarning"),
+]
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    keras.utils.set_random_seed(0)
+    return CASES[request.param]()
+
+
+def answers(model, data):
+    return np.asarray(model.predict(data, verbose=0))
+
+
+def test_taken_apart_it_is_the_same(case):
+    model, data = case
+    apart = split(model).model
+    assert any(isinstance(layer, MaskedSoftmax) for layer in apart.layers)
+    np.testing.assert_allclose(answers(apart, data), answers(model, data), atol=1e-5)
+
+
+def test_a_lost_mask_would_be_seen(monkeypatch):  # the control of the one above
+    keras.utils.set_random_seed(0)
+    model, data = padded()
+    expected = answers(model, data)
+    monkeypatch.setattr(Attention, "_weights", lambda self, scores, mask: self.softmax(scores))
+    assert np.abs(answers(split(model).model, data) - expected).max() > 0.01 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["causal", "padded", *HEAVY])
+@pytest.mark.parametrize("suffix", ["tflite", "onnx"])
+def test_files_multiply_in_whole_numbers(name, suffix, tmp_path):
+    keras.utils.set_random_seed(0)
+    model, data = CASES[name]()
+    quantized = kpipe.quantize(model, calibration=data)
+    expected = answers(model, data)
+    assert 0 < np.abs(answers(quantized, data) - expected).max() < 0.1 * np.abs(expected).max()
+    file = kpipe.export(quantized, tmp_path / f"m.{suffix}", data=data)
+    assert file.precision == "int8" and file.agreement is not None and file.agreement.max_steps is not None
+    assert file.agreement.max_steps < 3.01
+    found = inspect(file)
+    products = [one for one in found.operations if one.name in ("BATCH_MATMUL", "FULLY_CONNECTED")]
+    assert all(set(one.inputs) == {"int8"} for one in products)
+    assert bool(products) == (suffix == "tflite")
+    assert {type(quantized.get_layer(each)) for each in float_layers(quantized) if "attend" in each} == {MaskedSoftmax}
+
+
+def test_no_step_of_a_file_sees_a_later_one(tmp_path):
+    keras.utils.set_random_seed(0)
+    model, data = causal()
+    x, other = data[:8], data[:8].copy()
+    other[:, -1] = data[8:16, -1]
+    attended = keras.Input((STEPS, WIDTH))
+    free = keras.Model(attended, L.MultiHeadAttention(2, 3)(attended, attended))
+    for net, alike in ((model, True), (free, False)):  # without a mask, the control
+        file = kpipe.export(kpipe.quantize(net, calibration=data), tmp_path / "m.tflite", data=data)
+        with load_runtime(file) as runtime:
+            one, two = (runtime.run([each])[0] for each in (x, other))
+        assert np.array_equal(one[:, :-1], two[:, :-1]) == alike
+        assert not np.array_equal(one[:, -1], two[:, -1])
+
+
+def test_it_is_trained_and_saved(tmp_path):
+    keras.utils.set_random_seed(0)
+    model, data = padded()
+    quantized = kpipe.quantize(model, calibration=data)
+    quantized.compile("adam", "mse")
+    loss = quantized.fit(data, np.zeros((len(data), 3)), epochs=2, verbose=0).history["loss"]
+    assert loss[1] < loss[0]
+    quantized.save(tmp_path / "m.keras")
+    again = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(answers(again, data), answers(quantized, data))
+
+
+def test_the_softmax_is_named():
+    keras.utils.set_random_seed(0)
+    model, data = causal()
+    with pytest.warns(UserWarning, match="'attend0_masked_softmax': it takes a mask; 'attend1_masked_softmax'"):
+        kpipe.quantize(model, calibration=data)
+    with pytest.raises(KpipeError, match="attend0_masked_softmax"):
+        kpipe.quantize(model, calibration=data, islands="refuse")
+    kpipe.quantize(build("dense"), calibration=np.ones((4, 12), "float32"), islands="refuse")  # the control
