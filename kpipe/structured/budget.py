@@ -76,8 +76,8 @@ def _counted(target: Target, model: keras.Model, traced: Trace, ranking: Ranking
     before, least = cost(ranking.removed(ranking.none)), cost(ranking.removed(ranking.all))
     budget = target.budget(amount, before)
     if least > budget:
-        raise out_of_reach(kind, amount, least, before)
-    removed = ranking.removed(fewest(ranking, cost, budget))
+        raise out_of_reach(f"{kind}: {amount:,.4g}", least, before)
+    removed = ranking.lowest(fewest(ranking, cost, budget))
     return Choice(removed, {kind: (before, cost(removed))})
 
 
@@ -91,19 +91,19 @@ def _measured(
     if before <= budget:
         return Choice(ranking.removed(ranking.none), {kind: (before, before)})
     estimate = target.estimate(model, traced)
-    after, blocks = fewest_measured(
+    after, levels = fewest_measured(
         ranking,
         lambda removed: estimate(keep_of(traced, removed)),
         lambda removed: float(exact(remove_channels(model, traced, keep_of(traced, removed)))),
         budget,
         before,
-        kind,
+        f"{kind}: {amount:,.4g}",
     )
-    return Choice(ranking.removed(blocks), {kind: (before, after)})
+    return Choice(ranking.lowest(levels), {kind: (before, after)})
 
 
 def _short(kind: str, after: float, budget: float, measured: bool) -> str:
-    nearer = "no candidate that was measured lies between" if measured else "one step more of any scope would be above"
+    nearer = "no candidate that was measured lies between" if measured else "one step more of any layer would be above"
     return (
         f"{kind}: {_number(after)} is {1 - after / budget:.1%} below the {_number(budget)} that may remain: channels "
         f"go whole and in the order of their scores, and {nearer}"

@@ -211,4 +211,5 @@ def no_more(model: keras.Model, small: keras.Model, count: int, done: int, stay:
             f"Nothing of {model.name!r} can be taken out: no layer or block that computes something has an output like "
             f"the one tensor that it depends on. {'; '.join(reasons)}"
         ).strip()
-    return f"count={count}, but only {done} can be taken out of {model.name!r} one after another. {'; '.join(reasons)}"
+    only = f"count={count}, but only {done} can be taken out of {model.name!r} one after another."
+    return f"{only} {'; '.join(reasons)}".strip()

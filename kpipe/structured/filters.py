@@ -50,12 +50,13 @@ def plan_filters(
 
     Args:
         model: A built Functional or Sequential model.
-        ratio: Fraction of the channels to remove, in [0, 1); or regex on the paths of layers -> fraction: the first
-            that finds a layer of a group counts, and what none finds is not cut. Give this or `target`.
-        target: One budget, never exceeded, and reached within 2 % where whole channels allow it (else a note in the
-            plan says so): {"macs": f} or {"params": f}, the fraction of the original that may remain, in (0, 1);
-            {"bytes": b} of the exported int8 file, a fraction below 1, bytes above; {"latency_ms": t}, milliseconds for
-            one sample in LiteRT on this machine, float32, one thread.
+        ratio: Fraction of the channels to remove, in [0, 1); or regex on the paths of layers and the names of groups
+            ("attention:heads") -> fraction: the first that finds one of a group counts, and what none finds is not cut.
+            Give this or `target`.
+        target: One budget, never exceeded, and filled with the channels that are worth most as far as whole ones fit
+            in (a note in the plan says where it stays more than 2 % below): {"macs": f} or {"params": f}, the fraction
+            of the original that may remain, in (0, 1); {"bytes": b} of the exported int8 file, a fraction below 1,
+            bytes above; {"latency_ms": t}, milliseconds for one sample in LiteRT on this machine, float32, one thread.
         criterion: A name that `kpipe ls criteria` lists for channels, or a function of `Evidence`.
         data: Data for criteria that need some, labelled for gradients: what `model.fit` takes.
         loss: For those with gradients; None: the one the model was compiled with.
@@ -70,7 +71,8 @@ def plan_filters(
         normalise: How groups are made to compare: "none", "mean", "max" (each group is divided by it), "standardise".
             None: "none" for a criterion whose scores compare between layers as they are (taylor, ...), else "mean".
         max_ratio: No group loses a larger fraction than this.
-        min_channels: No group keeps fewer than this, if it had them.
+        min_channels: No group keeps fewer than this, if it had them. Where a channel of a group is several of a layer's
+            own, as in front of a GroupNormalization, those of the group count; the plan says how many each is.
         parts: Which parts of layers may go: "channels", "heads", and of attentions also "key_dim", "value_dim" and
             "head_dim"; None: all.
         measure: For targets that are measured: a function of a candidate that gives its bytes or milliseconds, such as

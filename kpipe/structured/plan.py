@@ -95,7 +95,8 @@ class FilterPlan:
             made = {"groups": tuple(GroupPlan(**group) for group in groups), "notes": tuple(data.get("notes", ()))}
             return cls(**{**data, **made})
         except (KeyError, TypeError, AttributeError) as fault:
-            raise KpipeError(f"Expected a plan as FilterPlan.save writes it. Received: {fault}.") from fault
+            what = f"data without {fault}" if isinstance(fault, KeyError) else fault
+            raise KpipeError(f"Expected a plan as FilterPlan.save writes it. Received: {what}.") from fault
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON; the file appears whole or not at all.
@@ -152,7 +153,7 @@ class FilterPlan:
             printed, it is a table.
 
         Raises:
-            KpipeError: When a group of one name has other channels in the other plan.
+            KpipeError: When a group of one name has other channels in the other plan, or they have no group in common.
 
         Example:
             >>> one = FilterPlan((GroupPlan("a", ("a",), 8, (0, 3)),))
@@ -204,6 +205,16 @@ def _tied(group: GroupPlan) -> str:
     return f"tied: {', '.join(others[:3])}{' and more' if len(others) > 3 else ''}" if others else ""
 
 
+def _several(widths: Sequence[int]) -> str:
+    """Write numbers as a range.
+
+    Example:
+        >>> _several((4,)), _several((1, 4, 2))
+        ('4', '1 to 4')
+    """
+    return str(widths[0]) if min(widths) == max(widths) else f"{min(widths)} to {max(widths)}"
+
+
 NARROW = "next to nothing stays: its scores are far below the others'; max_ratio or normalise keeps more"
 
 
@@ -234,6 +245,8 @@ def describe(
     groups = []
     for group, places, share, went in zip(traced.groups, removed, each, gone, strict=True):
         note = _note(group, len(group) + went, len(group) - len(places), share, request)
+        if group.part == "channels" and max(group.width) > 1:
+            note = "; ".join(filter(None, (f"each is {_several(group.width)} channels of a layer", note)))
         groups.append(GroupPlan(group.name, group.layers, len(group), tuple(int(i) for i in places), note))
     before = {"macs": traced.macs(), "params": traced.params()}
     after = {"macs": traced.macs(keep), "params": traced.params(keep)}
@@ -249,6 +262,8 @@ def _note(group: Group, n: int, kept: int, ratio: float | None, request: Mapping
     if ratio == 0 and isinstance(request.get("ratio"), Mapping):
         return "its ratio is 0 or not given"
     asked = math.floor(ratio * n + 0.5) if ratio is not None and request.get("scope") == "layer" else None
+    if n == 1:
+        return "it has no other" if ratio else ""
     if asked is not None and asked >= n:
         return f"asked to remove all {n}; {kept} kept"
     if (kept == n and not asked) or kept > least_of(n, step, share, count):

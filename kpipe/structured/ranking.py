@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -99,12 +100,31 @@ class Ranking:
         """All the blocks of each pool."""
         return tuple(len(pool.sizes) for pool in self.pools)
 
-    def removed(self, blocks: Sequence[int]) -> list[np.ndarray]:
-        """Give for each group the places that go, ascending, when so many blocks of each pool do."""
+    @cached_property
+    def ladders(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """The blocks of each group in the order in which they go: their sizes, and what they are worth."""
+        found = {n: (np.zeros(0, np.int64), np.zeros(0)) for n in range(len(self.orders))}
+        for pool in self.pools:
+            for n in np.unique(pool.owners).tolist():
+                own = pool.owners == n
+                found[n] = (pool.sizes[own], pool.worth[own])
+        return tuple(found.values())
+
+    def levels(self, blocks: Sequence[int]) -> tuple[int, ...]:
+        """Give for each group how many of its blocks go, when so many blocks of each pool do."""
         gone = np.zeros(len(self.orders), np.int64)
         for pool, count in zip(self.pools, blocks, strict=True):
-            np.add.at(gone, pool.owners[:count], pool.sizes[:count])
-        return [np.sort(order[:count]) for order, count in zip(self.orders, gone, strict=True)]
+            gone += np.bincount(pool.owners[:count], minlength=len(self.orders))
+        return tuple(gone.tolist())
+
+    def lowest(self, levels: Sequence[int]) -> list[np.ndarray]:
+        """Give for each group the places that go, ascending, when so many of its blocks do."""
+        counts = [int(sizes[:level].sum()) for (sizes, _), level in zip(self.ladders, levels, strict=True)]
+        return [np.sort(order[:count]) for order, count in zip(self.orders, counts, strict=True)]
+
+    def removed(self, blocks: Sequence[int]) -> list[np.ndarray]:
+        """Give for each group the places that go, ascending, when so many blocks of each pool do."""
+        return self.lowest(self.levels(blocks))
 
 
 def rank(

@@ -66,8 +66,8 @@ class Sensitivity:
             max_drop: The loss allowed, in the metric's own unit: 0.01 of accuracy is one point.
 
         Returns:
-            A regex that matches the group's first layer alone -> ratio, 0.0 for a group that bears none: what
-            `plan_filters` takes as its ratio.
+            A regex that matches the group's name -> ratio, 0.0 for a group that bears none: what `plan_filters` takes
+            as its ratio. Parts of layers, such as "attention:heads", come first: their layers bear other groups too.
 
         Example:
             >>> groups = [GroupSensitivity("a.b", ("a.b",), 10, (0.1, 0.2, 0.3), (1, 2, 3), (0.90, 0.88, 0.90))]
@@ -75,14 +75,13 @@ class Sensitivity:
             {'^a\\\\.b$': 0.1}
         """
         found: dict[str, float] = {}
-        for group in self.groups:
+        for group in sorted(self.groups, key=lambda one: one.name in one.layers):
             best = 0.0
             for ratio, drop in zip(group.ratios, self.drops(group), strict=True):
                 if not drop <= max_drop:
                     break
                 best = ratio
-            key = f"^{re.escape(group.layers[0])}$"
-            found[key] = min(best, found.get(key, best))
+            found[f"^{re.escape(group.name)}$"] = best
         return found
 
     def to_dict(self) -> dict[str, Any]:

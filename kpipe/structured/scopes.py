@@ -118,8 +118,8 @@ def ratios(groups: Sequence[Group], ratio: Ratio) -> list[float]:
 
     Args:
         groups: Of a trace.
-        ratio: A fraction, or regex -> fraction: the first regex that finds a layer of a group counts, and a group of
-            which none is found keeps all its channels.
+        ratio: A fraction, or regex -> fraction: the first regex that finds a layer of a group, or its name, such as
+            "attention:heads", counts; a group that none finds keeps all its channels.
 
     Returns:
         A fraction for each group.
@@ -156,12 +156,14 @@ def _named(groups: Sequence[Group], scope: Mapping[str, Regexes]) -> dict[int, s
 
 
 def _find(groups: Sequence[Group], wanted: Mapping[str, Regexes], what: str) -> dict[int, str]:
-    """Map the number of each group that is found to the first name whose regexes find one of its layers."""
+    """Map the number of each group that is found to the first name whose regexes find its own or one of its layers."""
     found: dict[int, str] = {}
     for name, expressions in wanted.items():
         where = f"{what}[{name!r}]"
         patterns = [compiled(expression, where) for expression in several(expressions, where)]
-        matches = [n for n, g in enumerate(groups) if any(p.search(path) for p in patterns for path in g.layers)]
+        matches = [
+            n for n, g in enumerate(groups) if any(p.search(path) for p in patterns for path in (*g.layers, g.name))
+        ]
         fresh = [number for number in matches if number not in found]
         if not fresh:
             reason = "only groups that an earlier one finds too" if matches else "no group of channels that may go"

@@ -22,8 +22,8 @@ Removed = list[np.ndarray]
 def fewest(ranking: Ranking, cost: Callable[[Removed], float], budget: float) -> tuple[int, ...]:
     """Find the fewest blocks whose removal meets a budget.
 
-    A bisection finds the smallest ratio that does; then the last blocks of the pools come back one by one, those that
-    are worth most first, as long as the budget holds.
+    A bisection finds the smallest ratio that does; then the last blocks of the groups come back one by one, those that
+    are worth most first, wherever the budget has room: a dear channel that does not fit keeps no cheap one out.
 
     Args:
         ranking: What goes in which order.
@@ -31,7 +31,7 @@ def fewest(ranking: Ranking, cost: Callable[[Removed], float], budget: float) ->
         budget: What it may be.
 
     Returns:
-        How many blocks go of each pool: all of them when that is not enough.
+        How many blocks go of each group: all of them when that is not enough.
 
     Example:
         >>> from kpipe.structured.ranking import rank
@@ -40,11 +40,11 @@ def fewest(ranking: Ranking, cost: Callable[[Removed], float], budget: float) ->
         (1, 1)
     """
 
-    def fits(blocks: Sequence[int]) -> bool:
-        return cost(ranking.removed(blocks)) <= budget
+    def fits(levels: Sequence[int]) -> bool:
+        return cost(ranking.lowest(levels)) <= budget
 
     def at(ratio: float) -> tuple[int, ...]:
-        return tuple(pool.nearest(ratio) for pool in ranking.pools)
+        return ranking.levels([pool.nearest(ratio) for pool in ranking.pools])
 
     low, high = 0.0, 1.0
     if fits(at(low)):
@@ -57,22 +57,22 @@ def fewest(ranking: Ranking, cost: Callable[[Removed], float], budget: float) ->
     return _give_back(ranking, at(high), fits)
 
 
-def _give_back(ranking: Ranking, blocks: tuple[int, ...], fits: Callable[[Sequence[int]], bool]) -> tuple[int, ...]:
-    """Restore the last blocks of the pools, best first, while the budget holds."""
-    opened = {n for n, count in enumerate(blocks) if count}
+def _give_back(ranking: Ranking, levels: tuple[int, ...], fits: Callable[[Sequence[int]], bool]) -> tuple[int, ...]:
+    """Restore the last blocks of the groups, best first, where the budget has room for them."""
+    opened = {n for n, count in enumerate(levels) if count}
     while opened:
-        best = max(opened, key=lambda n: (ranking.pools[n].worth[blocks[n] - 1], -n))
-        trial = (*blocks[:best], blocks[best] - 1, *blocks[best + 1 :])
-        if fits(trial):
-            blocks = trial
-        if not fits(trial) or not blocks[best]:
+        best = max(opened, key=lambda n: (ranking.ladders[n][1][levels[n] - 1], n))
+        trial = (*levels[:best], levels[best] - 1, *levels[best + 1 :])
+        fitting = fits(trial)
+        levels = trial if fitting else levels
+        if not fitting or not levels[best]:
             opened.discard(best)
-    return blocks
+    return levels
 
 
 @dataclass
 class Measured:
-    """Candidates that were measured: the estimate of each, what it really costs, and its blocks.
+    """Candidates that were measured: the estimate of each, what it really costs, and the blocks of each group that go.
 
     Example:
         >>> seen = Measured()
@@ -82,13 +82,13 @@ class Measured:
 
     estimates: list[float] = field(default_factory=list)
     costs: list[float] = field(default_factory=list)
-    blocks: list[tuple[int, ...]] = field(default_factory=list)
+    levels: list[tuple[int, ...]] = field(default_factory=list)
 
-    def add(self, estimate: float, cost: float, blocks: tuple[int, ...]) -> None:
+    def add(self, estimate: float, cost: float, levels: tuple[int, ...]) -> None:
         """Take a candidate."""
         self.estimates.append(estimate)
         self.costs.append(cost)
-        self.blocks.append(blocks)
+        self.levels.append(levels)
 
     def around(self, cost: float) -> tuple[tuple[float, float], tuple[float, float]]:
         """Give the (cost, estimate) of the dearest candidate at or below a cost, and of the cheapest above it."""
@@ -107,8 +107,8 @@ class Measured:
         yield from ((below[1] + above[1]) / 2, math.nextafter(above[1], -math.inf))
 
     def best(self, budget: float) -> tuple[float, tuple[int, ...]]:
-        """Give the dearest candidate that meets the budget: what it costs, and its blocks."""
-        return max((c, b) for c, b in zip(self.costs, self.blocks, strict=True) if c <= budget)
+        """Give the dearest candidate that meets the budget: what it costs, and its levels."""
+        return max((c, b) for c, b in zip(self.costs, self.levels, strict=True) if c <= budget)
 
 
 def fewest_measured(
@@ -117,7 +117,7 @@ def fewest_measured(
     measure: Callable[[Removed], float],
     budget: float,
     before: float,
-    kind: str,
+    asked: str,
 ) -> tuple[float, tuple[int, ...]]:
     """Find the fewest blocks whose removal meets a budget of something that has to be measured.
 
@@ -130,40 +130,41 @@ def fewest_measured(
         measure: The cost.
         budget: What it may be.
         before: The cost when nothing goes, above the budget.
-        kind: Of the cost, for the error.
+        asked: The target as it was asked for, for the error.
 
     Returns:
-        The cost of the result, and how many blocks go of each pool.
+        The cost of the result, and how many blocks go of each group.
 
     Raises:
         KpipeError: When the smallest model that can be left costs more than the budget.
     """
     seen = Measured()
-    seen.add(estimate(ranking.removed(ranking.none)), before, ranking.none)
+    none, everything = ranking.levels(ranking.none), ranking.levels(ranking.all)
+    seen.add(estimate(ranking.lowest(none)), before, none)
 
-    def try_out(blocks: tuple[int, ...]) -> float:
-        removed = ranking.removed(blocks)
+    def try_out(levels: tuple[int, ...]) -> float:
+        removed = ranking.lowest(levels)
         cost = measure(removed)
-        seen.add(estimate(removed), cost, blocks)
+        seen.add(estimate(removed), cost, levels)
         return cost
 
-    least = try_out(ranking.all)
+    least = try_out(everything)
     if least > budget:
-        raise out_of_reach(kind, budget, least, before)
+        raise out_of_reach(asked, least, before)
     if least >= budget * (1 - TOLERANCE):
-        return least, ranking.all  # near enough: nothing lies below that could be aimed at
+        return least, everything  # near enough: nothing lies below that could be aimed at
     for _ in range(MEASUREMENTS - 2):
         likely = (fewest(ranking, estimate, aim) for aim in seen.aims(budget))
-        blocks = next((blocks for blocks in likely if blocks not in seen.blocks), None)
-        if blocks is None or budget * (1 - TOLERANCE) <= try_out(blocks) <= budget:
+        levels = next((levels for levels in likely if levels not in seen.levels), None)
+        if levels is None or budget * (1 - TOLERANCE) <= try_out(levels) <= budget:
             break
     return seen.best(budget)
 
 
-def out_of_reach(kind: str, budget: float, least: float, before: float) -> KpipeError:
+def out_of_reach(asked: str, least: float, before: float) -> KpipeError:
     """Say that a budget cannot be met."""
     return KpipeError(
-        f"The target {kind}: {budget:,.4g} cannot be reached: with all gone that may go, {least:,.4g} remain "
+        f"The target {asked} cannot be reached: with all gone that may go, {least:,.4g} remain "
         f"({least / before:.3f} of the original's {before:,.4g}). Ask for more than that, lower round_to or "
         "min_channels, raise max_ratio, or let more layers be cut."
     )
