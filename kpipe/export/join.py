@@ -74,9 +74,11 @@ def join_signatures(files: Mapping[str, File | str | Path], path: str | Path) ->
     path = Path(path)
     form, join = _checked(files, path)
     check_folder(path)
-    proofs = {name: _proof(readable(file)) for name, file in files.items()}
+    paths = {name: readable(file) for name, file in files.items()}
+    content = join({name: place.read_bytes() for name, place in paths.items()})
+    proofs = {name: _proof(place) for name, place in paths.items()}
     facts = _facts(proofs)
-    content = form.embed(join({name: proof.path.read_bytes() for name, proof in proofs.items()}), as_json(facts))
+    content = form.embed(content, as_json(facts))
     with in_place(path) as (temporary,):
         temporary.write_bytes(content)
         trust(content)

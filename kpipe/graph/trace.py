@@ -134,7 +134,8 @@ def _rule_of(site: Site) -> tuple[RuleFunction | None, str]:
     kind = "layer" if isinstance(operation, keras.Layer) else "operation"
     facts = RULES.get(cls)
     if facts is None or facts.channels is None:
-        return None, f"the {kind} {site.path!r} ({cls.__module__}.{cls.__name__}) has no rule"
+        how = "" if cls.__module__.partition(".")[0] == "keras" else "; kpipe.layers.rule gives it one"
+        return None, f"the {kind} {site.path!r} ({cls.__module__}.{cls.__name__}) has no rule{how}"
     for one in layers_within(operation) if kind == "layer" else ():
         if getattr(one, "lora_enabled", False) or one.quantization_mode is not None:
             state = "has LoRA enabled" if one.quantization_mode is None else f"is quantized to {one.quantization_mode}"

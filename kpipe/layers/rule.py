@@ -140,7 +140,7 @@ def rule(
         ...         self.factor = self.add_weight(shape=(shape[-1],), name="factor")
         ...     def call(self, x):
         ...         return x * self.factor
-        >>> @rule(Scale, roles={"factor": "gamma"}, quantization="output")
+        >>> @rule(Scale, roles={"factor": "gamma"}, quantization="float")
         ... def scale(layer, ids, x):
         ...     channels = ids.along(x, -1)
         ...     return Rule(ids.spread(channels, -1), axes={"factor": {0: channels}})

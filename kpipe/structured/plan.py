@@ -180,6 +180,8 @@ class FilterPlan:
             after = self.after.get(kind)
             if before and after is not None:
                 lines.append(f"{kind}: {_number(before)} -> {_number(after)} ({after / before:.1%} remain)")
+            elif before is None:
+                lines.append(f"{kind}: not known; an input's size is open, or a layer has no rule")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(line.rstrip() for line in lines)
 

@@ -176,10 +176,11 @@ def test_ratios_are_the_largest_up_to_which_no_more_is_lost():
     assert list(example({"a": (float("nan"), 0.9, 0.9)}).ratios(1.0).values()) == [0.0]
 
 
-def test_two_groups_of_one_layer_get_the_smaller_ratio():
-    one = GroupSensitivity("heads", ("mha",), 4, (0.5,), (2,), (0.9,))
-    two = GroupSensitivity("mha#2", ("mha",), 8, (0.5,), (4,), (0.1,))
-    assert Sensitivity("accuracy", True, 0.9, "l1", (one, two)).ratios() == {"^mha$": 0.0}
+def test_each_group_of_a_layer_gets_its_own_ratio():
+    whole = GroupSensitivity("mha", ("mha",), 8, (0.5,), (4,), (0.1,))
+    heads = GroupSensitivity("mha:heads", ("mha",), 4, (0.5,), (2,), (0.9,))
+    found = Sensitivity("accuracy", True, 0.9, "l1", (whole, heads)).ratios()
+    assert list(found.items()) == [("^mha:heads$", 0.5), ("^mha$", 0.0)]  # the second finds both by their layer
 
 
 def test_the_table():
@@ -366,7 +367,11 @@ def test_only_the_parts_that_are_asked_for_are_scanned_and_decide():
     assert found["a"].frozen["attend:key_dim"] == "parts=('heads',) leaves 'key_dim' out"
     drops = [found["b"].drops(group)[0] for group in found["b"].groups]
     assert drops[0] == 0 < max(drops[1:])  # another part would forbid the cut
-    assert found["b"].ratios(0.0) == {"^attend$": 0.0} and found["c"].ratios(0.0) == {"^attend$": 0.5}
+    assert list(found["b"].ratios(0.0)) == [f"^{name}$" for name in every]
+    assert found["c"].ratios(0.0) == {"^attend:heads$": 0.5}
+    bearable = {"^attend:heads$": 0.5, "^attend:key_dim$": 0.0, "^attend:value_dim$": 0.34}
+    plan = plan_filters(net, ratio=bearable, parts=None)
+    assert {group.name: len(group.removed) for group in plan.groups} == {every[0]: 2, every[1]: 0, every[2]: 1}
 
 
 def test_a_stateful_model_keeps_its_states():
