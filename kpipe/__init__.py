@@ -20,6 +20,7 @@ if _backend != "tensorflow":
 from kpipe import callbacks, layers, legacy, patterns, schedules
 from kpipe import costs as costs
 from kpipe.cluster import cluster_weights
+from kpipe.copies import to_float32
 from kpipe.distill import distill
 from kpipe.errors import ExportError, KpipeError, NoEffectWarning, RecipeError, SurgeryError
 from kpipe.export import benchmark, export, join_signatures, verify
@@ -82,5 +83,6 @@ __all__ = [
     "schedules",
     "sensitivity",
     "strip_pruning",
+    "to_float32",
     "verify",
 ]

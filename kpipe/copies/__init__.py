@@ -2,6 +2,7 @@
 
 from kpipe.copies.checks import check_built, refuse_keras2
 from kpipe.copies.copy import copy_layer, copy_model, copy_operation, make_like
+from kpipe.copies.precision import float32_policy, half_policies, in_float32, to_float32
 from kpipe.copies.reference import by_reference
 from kpipe.copies.state import pairs, take_rest, take_weights
 
@@ -11,9 +12,13 @@ __all__ = [
     "copy_layer",
     "copy_model",
     "copy_operation",
+    "float32_policy",
+    "half_policies",
+    "in_float32",
     "make_like",
     "pairs",
     "refuse_keras2",
     "take_rest",
     "take_weights",
+    "to_float32",
 ]

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import keras
 import numpy as np
 
+from kpipe.copies import in_float32
 from kpipe.errors import KpipeError
 from kpipe.export.litert import convert as litert
 from kpipe.export.metadata import as_json, describe, found_of
@@ -30,7 +31,8 @@ def int8_bytes(model: keras.Model) -> int:
     """Give the size of the int8 LiteRT file of a model, by writing it.
 
     The ranges of the activations come from random samples; those of other samples change the size by `MARGIN` at most.
-    What the runtimes compute in float is written in float, and named in a warning, as `kpipe.quantize` does. What the
+    What the runtimes compute in float is written in float, and named in a warning, as `kpipe.quantize` does; so is
+    half precision, which no such file has. What the
     file says of itself is counted; what `metadata=` of `kpipe.export` or a recipe's delivery adds to that comes on top.
 
     Args:
@@ -47,6 +49,7 @@ def int8_bytes(model: keras.Model) -> int:
         6
     """
     check_exportable(model)
+    model = in_float32(model, "The int8 file")
     rng = np.random.default_rng(0)
     inputs = [_sample(tensor, rng) for tensor in model.inputs]
     try:
@@ -72,7 +75,8 @@ def measure_int8_bytes(original: keras.Model) -> Measure:
     def measure(model: keras.Model) -> float:
         with nullcontext() if model is original else warnings.catch_warnings():
             if model is not original:
-                warnings.filterwarnings("ignore", ".* computes in float in ", UserWarning)
+                for said in ("computes in float in", "computes in float32, and"):
+                    warnings.filterwarnings("ignore", f".* {said} ", UserWarning)
             return int8_bytes(model)
 
     return measure

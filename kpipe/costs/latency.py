@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kpipe.copies import in_float32
 from kpipe.errors import ExportError
 from kpipe.export import load_runtime
 from kpipe.export.benchmark import SHORTEST_TIMING
@@ -69,7 +70,7 @@ def measure_in_turns(original: keras.Model) -> Measure:
     Returns:
         A model -> milliseconds.
     """
-    content = write(original)
+    content = write(in_float32(original, "The LiteRT file"))
     (before,) = time_files([content], WINDOWS, RUNS)
 
     def measure(model: keras.Model) -> float:
@@ -82,12 +83,13 @@ def measure_in_turns(original: keras.Model) -> Measure:
 
 
 def write(model: keras.Model) -> bytes:
-    """Write a model as a float32 LiteRT file for one sample, not proved.
+    """Write a model as a float32 LiteRT file for one sample, not proved; one of half precision too.
 
     Raises:
         ExportError: When it cannot be exported.
     """
     check_exportable(model)
+    model = in_float32(model, "The LiteRT file", told=False)
     structure = model.inputs if isinstance(model, keras.Sequential) else model.input
 
     def call(*tensors: Any) -> Any:
@@ -200,7 +202,8 @@ def time_layers(model: keras.Model) -> dict[str, float]:
         >>> sorted(time_layers(keras.Sequential(layers)))[0]
         'a'
     """
-    found = [site for site in sites(model).sites if _multiplies(site)]
+    full = in_float32(model, "The LiteRT file", told=False)
+    found = [site for site in sites(full).sites if _multiplies(site)]
     fresh = {key: site for site in found if (key := _without_name(site)) not in LAYER_MS}
     contents = [_one_layer(site) for site in fresh.values()]
     LAYER_MS.update(zip(fresh, time_files(contents, LAYER_WINDOWS, LAYER_RUNS) if contents else [], strict=True))

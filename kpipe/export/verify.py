@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from kpipe.checks import broken_in
+from kpipe.copies import float32_policy, in_float32
 from kpipe.data import samples
 from kpipe.errors import ExportError
 from kpipe.export.engines import engines_of
@@ -45,6 +47,9 @@ def verify(file: File | str | Path, model: keras.Model, data: Any = None, signat
     20 dB below the variance over the samples (counted as at least a tenth of the greatest beside it), an error of a
     tenth of the scatter; and the argmax must agree on 90 % of the rows. So is a file that does not say who rounded it.
 
+    Files compute in float32 what a model computes in half precision: such a model is held against them as
+    `kpipe.to_float32` copies it.
+
     Args:
         file: A file, or its path.
         model: The Keras model that it was written from; for a file in whole numbers that kpipe rounded the quantized
@@ -79,8 +84,10 @@ def verify(file: File | str | Path, model: keras.Model, data: Any = None, signat
         raise ExportError(f"There is no file {path}.")
     assure(path, engines_of(name)[0])
     found = form.inspect(path, signature)
+    model = in_float32(model, "The file", told=False)
     if found.precision in SCHEMES and SCHEMES[found.precision].activations is None:
-        model = rounded_for(model, found.precision)
+        with float32_policy():
+            model = rounded_for(model, found.precision)
     twin = activation_bits(found.precision) is None or is_quantized(model)
     rounded_by = read_metadata(path).get("method")
     if rounded_by == CONVERTER and is_quantized(model):
@@ -113,11 +120,17 @@ def compare(runtime: Runtime, model: keras.Model, data: Any = None, twin: bool =
         model: The model.
         data: Samples; None for random ones.
         twin: Whether the model computes as the file does: both in float, or both in the same whole numbers.
+
+    Raises:
+        ExportError: When weights of the model are not finite, and so its answers; when shapes differ, or one sample
+            alone has no scatter.
     """
     inputs = random_inputs(model) if data is None else samples(data, model, limit=DATA_SAMPLES, what="verification")
     if not twin and len(inputs[0]) < 2:
         raise ExportError("The outputs of one sample have no scatter to hold an error against. Give two or more.")
     references = predict(model, inputs)
+    if not all(np.isfinite(reference).all() for reference in references) and (broken := broken_in(model)):
+        raise ExportError(f"{broken} Model {model.name!r} answers with such values, so that no file can agree with it.")
     answers = runtime.run(inputs)
     if [answer.shape for answer in answers] != [reference.shape for reference in references]:
         raise ExportError(

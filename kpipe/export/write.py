@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from kpipe.atomic import replace_together
+from kpipe.copies import float32_policy, in_float32
 from kpipe.data import CALIBRATION_SAMPLES, samples
 from kpipe.errors import ExportError
 from kpipe.export.file import Agreement, File
@@ -49,6 +50,9 @@ def export(
     The file says what it is: version, model, format, precision, scheme, and the scaling of inputs that its first layers
     do. `read_metadata` reads it. No runtime does: with and without, the outputs are the same bit for bit.
 
+    Of a model that computes in half precision (mixed_float16, ...) the file computes in float32, and a warning says so:
+    it is written from, and compared with, the copy that `kpipe.to_float32` makes.
+
     Args:
         model: A built Keras model with fixed inputs; for a file that computes in whole numbers, such as int8, one made
             by `kpipe.quantize`, or a float one that the converter is to round. It is not changed.
@@ -85,9 +89,11 @@ def export(
 
     Raises:
         ExportError: When the suffix or precision is unknown, the folder cannot be written, the converter refuses the
-            model, a file in whole numbers would hold a float operation, inputs and outputs cannot be as asked, the
-            metadata do not fit, TFLite Micro lacks an operator of an array, the method does not go with the model,
-            precision, format or calibration, or the file does not agree (see `verify`).
+            model, weights of the model are not finite, a file in whole numbers would hold a float operation, inputs
+            and outputs cannot be as asked, the metadata do not fit, TFLite Micro lacks an operator of an array, the
+            method does not go with the model, precision, format or calibration, or the file does not agree (see
+            `verify`).
+        KpipeError: When the model computes in half precision and cannot be copied in float32.
 
     Example:
         >>> import tempfile
@@ -106,21 +112,24 @@ def export(
     beside = companions(path, name, precision, metadata is not None, c_array)
     for place in (path, *beside):
         check_folder(place)
+    model = in_float32(model, "The file")
     ranges_from = calibration_of(model, calibration, method)
     if data is not None:  # read once, before any work: it may be a generator, and it may be wrong
         data = packed(samples(data, model, limit=DATA_SAMPLES, what="verification"))
     elif method == CONVERTER:
         data = packed(ranges_from)
     batch = form.batch if batch == "own" else checked_batch(batch)
-    if method == OWN:
-        model = rounded_for(model, precision)
-    stepped = unrolled(model) if unroll else model
+    with float32_policy():
+        if method == OWN:
+            model = rounded_for(model, precision)
+        stepped = unrolled(model) if unroll else model
+        baked = bake(stepped) if is_quantized(model) else stepped
     found = found_of(model, name, precision, batch, unroll, method)
     facts = describe(model, found, None if callable(metadata) else metadata)
     if method == CONVERTER and form.converter is not None:
-        content = form.converter.convert(stepped, precision, names, batch, io, ranges_from)
+        content = form.converter.convert(baked, precision, names, batch, io, ranges_from)
     else:
-        content = form.convert(bake(stepped) if is_quantized(model) else stepped, precision, names, batch, io)
+        content = form.convert(baked, precision, names, batch, io)
     with in_place(path, *beside) as (temporary, *others):
 
         def settle() -> Agreement:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from kpipe.checks import is_number
+from kpipe.copies import in_float32
 from kpipe.errors import KpipeError
 from kpipe.fake_quant import SCHEMES
 from kpipe.graph import answer_at_rest
@@ -116,14 +117,15 @@ def plan_quantization(
     if not is_number(max_drop) or max_drop < 0:
         raise KpipeError(f"max_drop is {max_drop!r}; expected how much the metric may be worse, from 0 on.")
     check_data(data, again="plan_quantization")
-    figure = figure_of(metric, model, data, loss)
+    full = in_float32(model, "The quantized model")
+    figure = figure_of(metric, full if metric == "distance" else model, data, loss)
     found = ranges_from(scheme, settings, data if calibration is None else calibration)
     with warnings.catch_warnings():
         for said in SAID:
             warnings.filterwarnings("ignore", f".* {said} in ", UserWarning)
         if sensitivity is None:
-            sensitivity = quantization_sensitivity(model, data, scheme, calibration=calibration, **settings)
-        search = _Search(model, scheme, figure, found, settings, _ranked(sensitivity, settings))
+            sensitivity = quantization_sensitivity(full, data, scheme, calibration=calibration, **settings)
+        search = _Search(full, scheme, figure, found, settings, _ranked(sensitivity, settings))
         return search.plan(max_drop)
 
 

@@ -6,11 +6,14 @@ from typing import Any
 
 import keras
 
+from kpipe.checks import broken_in, not_finite
+from kpipe.copies import float32_policy, in_float32
 from kpipe.data import CALIBRATION_SAMPLES, samples
 from kpipe.errors import KpipeError, NoEffectWarning
 from kpipe.fake_quant import (
     CONVERTED,
     SCHEMES,
+    QuantizedWeights,
     Scheme,
     is_quantized,
     reasons_against,
@@ -56,7 +59,8 @@ def quantize(
     activations in float, the islands are the layers whose weights stay in float, too.
 
     Args:
-        model: A built Functional or Sequential float32 model; it is left untouched.
+        model: A built Functional or Sequential float model; it is left untouched. One that computes in half precision
+            is quantized in float32, as `kpipe.to_float32` copies it, and a warning says so.
         scheme: "int8": weights and activations of 8 bits. "w4a8": weights of 4 bits, activations of 8; transposed
             convolutions keep 8, and are named in a warning. "int8_dynamic", "int4", "float16": weights
             of 8 or 4 bits, or floats of half the size; activations in float.
@@ -82,9 +86,10 @@ def quantize(
 
     Raises:
         KpipeError: When the scheme is unknown or a converter's alone, the model is quantized already, the calibration
-            data is missing, empty, of another shape or not finite, a layer cannot be quantized, `exclude` or `bits`
-            mean no layer with weights, the observer or improvement is unknown, an observer gives no range, or there are
-            islands and they are refused.
+            data is missing, empty, of another shape or not finite, weights are not finite, a layer cannot be quantized,
+            `exclude` or `bits` mean no layer with weights, the observer or improvement is unknown, an observer gives no
+            range, the model computes in half precision and cannot be copied in float32, or there are islands and they
+            are refused.
         SurgeryError: When the model's graph cannot be read.
 
     Example:
@@ -113,20 +118,29 @@ def quantize(
     given = {"calibration": calibration is not None, "observer": observer != "minmax", "momentum": momentum is not None}
     _check_use(scheme, plan, improve, given)
     momentum = (0.99 if watching.follows else 1.0) if momentum is None else momentum
+    model = in_float32(model, "The quantized model")
     flow, whole_numbers = sites(model), plan.activations is not None
     refuse_unsupported(flow)
-    plain = split(model)
+    with float32_policy():
+        plain = split(model)
     found = reasons_against(flow, whole_numbers)
     within = reasons_against(sites(plain.model), whole_numbers)  # of layers that were taken apart, too
     found |= {name: reason for name, reason in within.items() if plain.origins.get(name, name) not in found}
     if found and islands == "refuse":
         raise KpipeError(f"No integer kernels for {_listed(found)} of {model.name!r}.")
-    quantized = rewrite(plain, momentum, bits_of(flow, plain, scheme, exclude, bits), whole_numbers)
+    with float32_policy():
+        quantized = rewrite(plain, momentum, bits_of(flow, plain, scheme, exclude, bits), whole_numbers)
+    _refuse_broken(quantized, model)
     if not whole_numbers and not is_quantized(quantized):
         raise KpipeError(f"Model {model.name!r} has no layer whose weights {scheme} could round.")
     if whole_numbers or better is not None:
         inputs = samples(calibration, model, limit=calibration_samples, what="calibration")
-        calibrate(quantized, inputs, observer=watching)
+        try:
+            calibrate(quantized, inputs, observer=watching)
+        except KpipeError as fault:
+            if broken := broken_in(model):
+                raise KpipeError(broken) from fault
+            raise
         if better is not None:
             calibrate(better(quantized, inputs), inputs, observer=watching)
     if found:
@@ -135,6 +149,13 @@ def quantize(
     if wider := wider_layers(quantized):
         warnings.warn(f"{model.name!r} keeps weights of 8 bits in {_listed(wider)}.", UserWarning, stacklevel=2)
     return quantized
+
+
+def _refuse_broken(quantized: keras.Model, model: keras.Model) -> None:
+    """Refuse kernels that hold NaN or infinity, for which there are no levels."""
+    layers = [layer for layer in quantized._flatten_layers() if isinstance(layer, QuantizedWeights)]
+    if any(not_finite(kernel.variable) for layer in layers for kernel in layer.kernels()):
+        raise KpipeError(broken_in(model) or broken_in(quantized))
 
 
 def _check_use(scheme: str, plan: Scheme, improve: str | None, given: Mapping[str, bool]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kpipe.copies import float32_policy, in_float32
 from kpipe.fake_quant import SCHEMES, FakeQuant, QuantizedWeights
 from kpipe.graph import Flow, Site, answer_at_rest, evaluate, sites
 from kpipe.quantize.damage import LayerDamage, QuantizationSensitivity
@@ -57,14 +58,17 @@ def quantization_sensitivity(
         (['a', 'b'], True)
     """
     check_data(data, again="quantization_sensitivity")
-    figure = figure_of(metric, model, data, loss)
+    full = in_float32(model, "The quantized model")
+    figure = figure_of(metric, full if metric == "distance" else model, data, loss)
     with undisturbed(model):
         ranges = ranges_from(scheme, settings, data if calibration is None else calibration)
-        quantized = quantize(model, scheme, ranges, **settings)
+        quantized = quantize(full, scheme, ranges, **settings)
         flow = sites(quantized)
         baseline = figure.of(lambda inputs: answer_in_part(flow, inputs, ()))
         rows = []
-        for path, rounded in parts_of(flow, split(model).origins).items():
+        with float32_policy():
+            origins = split(full).origins
+        for path, rounded in parts_of(flow, origins).items():
             value = figure.of(lambda inputs, rounded=rounded: answer_in_part(flow, inputs, rounded))
             layers = {site.path: site.operation for site in rounded if isinstance(site.operation, QuantizedWeights)}
             rows.append(LayerDamage(path, *_size(layers.values()), value, figure.worse(baseline, value)))

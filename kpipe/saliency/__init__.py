@@ -2,7 +2,7 @@
 
 from kpipe.saliency.batches import check_data
 from kpipe.saliency.channels import ChannelJudge, Reduction, channel_criteria, channel_criterion_of, score_rows
-from kpipe.saliency.criteria import CHANNEL_CRITERIA, CRITERIA, Criterion, criterion_of, score
+from kpipe.saliency.criteria import CHANNEL_CRITERIA, CRITERIA, Criterion, blame, criterion_of, score
 from kpipe.saliency.evidence import FROM_DATA, FROM_LABELS, Evidence, Passes, gather, generator
 from kpipe.saliency.training_evidence import TrainingEvidence
 
@@ -17,6 +17,7 @@ __all__ = [
     "Passes",
     "Reduction",
     "TrainingEvidence",
+    "blame",
     "channel_criteria",
     "channel_criterion_of",
     "check_data",

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kpipe.checks import not_finite
 from kpipe.data import weighted_batches
 from kpipe.errors import KpipeError
 
@@ -56,6 +57,35 @@ def check_data(data: Any, again: str | None = None) -> None:
             f"Received an iterator ({type(data).__name__}) as data: it can be gone through once, and {again} goes "
             "through its data again and again. Give arrays, a tf.data.Dataset, or the function that makes the iterator."
         )
+
+
+def refuse_broken(data: Any) -> None:
+    """Refuse data that hold NaN or infinity; what can be gone through only once is not looked at.
+
+    Raises:
+        KpipeError: When they do.
+
+    Example:
+        >>> import numpy as np
+        >>> refuse_broken((np.array([[1.0], [np.nan]]), np.zeros(2)))
+        Traceback (most recent call last):
+        ...
+        kpipe.errors.KpipeError: The data hold 1 NaN or infinite value in their inputs, and every weight of the model is
+        finite. Clean the data first.
+    """
+    if data is None or isinstance(data, Iterator):
+        return
+    found = dict.fromkeys(("inputs", "labels", "sample weights"), 0)
+    for batch in weighted_batches(data):
+        for what, part in zip(found, batch, strict=True):
+            found[what] += sum(not_finite(array) for array in keras.tree.flatten(part) if array is not None)
+    if any(found.values()):
+        said = " and ".join(
+            f"{count} NaN or infinite value{'s' if count > 1 else ''} in their {what}"
+            for what, count in found.items()
+            if count
+        )
+        raise KpipeError(f"The data hold {said}, and every weight of the model is finite. Clean the data first.")
 
 
 def labelled(data: Any) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from kpipe.errors import KpipeError
 from kpipe.layers import KERNEL_ROLES
 from kpipe.patterns.rescale import lamp as layer_adaptive
 from kpipe.registry import nearest
-from kpipe.saliency.criteria import CHANNEL_CRITERIA, CRITERIA, Criterion, criterion_of
+from kpipe.saliency.criteria import CHANNEL_CRITERIA, CRITERIA, Criterion, blame, criterion_of
 from kpipe.saliency.evidence import Evidence, fields_of
 
 Reduction = Literal["sum", "mean", "max", "first"]
@@ -170,13 +170,14 @@ def channel_criteria() -> Iterator[str]:
     yield from (name for name in CHANNEL_CRITERIA if name not in CRITERIA)
 
 
-def score_rows(judge: ChannelJudge, rows: Evidence, path: str) -> Any:
+def score_rows(judge: ChannelJudge, rows: Evidence, path: str, weight: np.ndarray | None = None) -> Any:
     """Ask a criterion that judges channels whole, and check what it gives.
 
     Args:
         judge: Who judges.
         rows: Evidence with one row for each channel.
         path: Of the weight, for the error.
+        weight: All of it, likewise.
 
     Returns:
         Scores in float64, shape (channels,), or None where the criterion does not judge.
@@ -189,6 +190,8 @@ def score_rows(judge: ChannelJudge, rows: Evidence, path: str) -> Any:
         return None
     scores = np.asarray(scores, dtype="float64")
     finite = bool(np.isfinite(scores).all())
+    if not finite and (culprit := blame(rows, path, weight)):
+        raise KpipeError(culprit)
     if scores.shape != (len(rows.weight),) or not finite:
         raise KpipeError(
             f"The criterion {judge.name!r} gave scores of shape {scores.shape} for the channels of {path!r}, all "

@@ -1,10 +1,12 @@
 """Criteria: how much each entry of a weight matters. A new criterion is one function of `Evidence`."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
+from kpipe.checks import broken_weights, not_finite
 from kpipe.errors import KpipeError
 from kpipe.layers import KERNEL_ROLES
 from kpipe.registry import Registry
@@ -260,9 +262,31 @@ def score(criterion: Criterion, evidence: Evidence, path: str) -> np.ndarray | N
     if scores.dtype.kind != "f" or scores.itemsize < 4:
         scores = scores.astype("float32")
     finite = bool(np.isfinite(scores).all())
+    if not finite and (culprit := blame(evidence, path)):
+        raise KpipeError(culprit)
     if scores.shape != evidence.weight.shape or not finite:
         raise KpipeError(
             f"The criterion gave scores of shape {scores.shape} for {path!r}, all finite: {finite}. "
             f"Expected finite scores of shape {evidence.weight.shape}, or None."
         )
     return scores
+
+
+def blame(evidence: Evidence, path: str, weight: np.ndarray | None = None) -> str:
+    """Say what of the evidence is not finite, so that scores are not: the weight first; nothing where all is.
+
+    Args:
+        evidence: On the weight.
+        path: Of the weight.
+        weight: All of it, where the evidence holds a part.
+    """
+    if broken := broken_weights([(path, evidence.weight if weight is None else weight)]):
+        return broken
+    arrays = {field.name: getattr(evidence, field.name) for field in fields(evidence)}
+    wrong = [name for name, value in arrays.items() if isinstance(value, np.ndarray) and not_finite(value)]
+    if not wrong:
+        return ""
+    return (
+        f"What a pass over the data showed of {path!r} ({', '.join(wrong)}) is not finite, though the weight is: what "
+        "the model computes or the loss overflows on these data. Look at what the model answers on them."
+    )

@@ -8,12 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from kpipe.checks import check_seed
+from kpipe.checks import broken_in, check_seed, not_finite
 from kpipe.errors import KpipeError
 from kpipe.projections import view
 from kpipe.registry import nearest
 from kpipe.saliency.activations import input_norms
-from kpipe.saliency.batches import Pass, check_data, labelled
+from kpipe.saliency.batches import Pass, check_data, labelled, refuse_broken
 from kpipe.saliency.curvature import gauss_newton_diagonal
 from kpipe.saliency.gradients import mean_gradients, mean_squared_gradients
 from kpipe.saliency.outputs import active_outputs, mean_outputs
@@ -149,7 +149,8 @@ def gather(
         Path -> evidence.
 
     Raises:
-        KpipeError: When data, labels, a loss or a training is missing for what is asked for.
+        KpipeError: When data, labels, a loss or a training is missing for what is asked for. When a pass shows values
+            that are not finite, because weights of the model or the data are not.
 
     Example:
         >>> net = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
@@ -168,6 +169,10 @@ def gather(
         if missing and field in FROM_LABELS:
             labelled(data)  # what is wrong with the data is said before anything is traced
         passed = ready.go(field, model, list(missing.values()), data, loss) if missing else []
+        if any(array is not None and not_finite(array) for array in passed):
+            if broken := broken_in(model):
+                raise KpipeError(broken)
+            refuse_broken(data)
         seen |= dict(zip(missing, passed, strict=True))
         for path, known in fields.items():
             known[field] = seen[path]

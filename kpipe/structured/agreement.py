@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kpipe.checks import broken_in
 from kpipe.errors import SurgeryError
 from kpipe.layers import leaves
 
@@ -31,7 +32,8 @@ def difference(model: keras.Model, expected: Sequence[Any], got: Sequence[Any]) 
         got: Likewise.
 
     Raises:
-        SurgeryError: When what is expected is not finite, so that nothing can be compared with it.
+        SurgeryError: When what is expected is not finite, so that nothing can be compared with it; it names
+            the weights that are not finite.
 
     Example:
         >>> difference(keras.Sequential(), [np.array([4.0, 2.0])], [np.array([4.0, 3.0])])
@@ -39,9 +41,12 @@ def difference(model: keras.Model, expected: Sequence[Any], got: Sequence[Any]) 
     """
     before, after = ([np.asarray(y, "float64") for y in answer] for answer in (expected, got))
     if not all(np.isfinite(y).all() for y in before):
+        if broken := broken_in(model):
+            raise SurgeryError(f"{broken} {model.name!r} answers with such values, so that nothing can be compared.")
         raise SurgeryError(
-            f"{model.name!r} itself answers with values that are not finite, so that nothing can be compared with "
-            "them. Where the input was random, leave the check out (check=False), and compare on data of your own."
+            f"{model.name!r} itself answers with values that are not finite, though all of its weights are, so that "
+            "nothing can be compared with them. Where the input was random, leave the check out (check=False), and "
+            "compare on data of your own."
         )
     scales = [max(SMALLEST, float(np.abs(y).max(initial=0.0))) for y in before]
     away = [np.abs(a - b).max(initial=0.0) / scale for a, b, scale in zip(before, after, scales, strict=True)]

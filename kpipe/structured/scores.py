@@ -203,7 +203,7 @@ def _whole(trace: Trace, weights: list[TracedWeight], evidence: Mapping[str, Evi
                 places = np.flatnonzero(asked & (group_of[classes] == number))
                 members, index = np.unique(classes[places], return_inverse=True)
                 rows = _by_rows(evidence[weight.path], axis, places, index)
-                scores = score_rows(judge, rows, weight.path)
+                scores = score_rows(judge, rows, weight.path, evidence[weight.path].weight)
                 if scores is not None:
                     yield members, scores
 

@@ -19,7 +19,7 @@ from kpipe.patterns import (
     pattern_of,
     scope_of,
 )
-from kpipe.saliency import Criterion, Evidence
+from kpipe.saliency import Criterion, Evidence, blame
 
 Masks = Mapping[str, np.ndarray]
 Scores = Mapping[str, np.ndarray]
@@ -213,7 +213,7 @@ def judge(criterion: Criterion, evidence: Mapping[str, Evidence]) -> dict[str, n
     """Score several weights by a criterion.
 
     Raises:
-        KpipeError: When it does not judge one of them, or gives scores of another shape.
+        KpipeError: When it does not judge one of them, or gives scores of another shape, or NaN for what is not finite.
 
     Example:
         >>> evidence = {"a": Evidence("kernel", np.array([1.0, -2.0]), None, None, np.random.default_rng(0))}
@@ -230,5 +230,7 @@ def judge(criterion: Criterion, evidence: Mapping[str, Evidence]) -> dict[str, n
                 f"{known.weight.shape}. Choose another criterion, or leave the weight out with layers=..."
             )
         found = np.asarray(found)
+        if np.isnan(found).any() and (culprit := blame(known, path)):
+            raise KpipeError(culprit)
         scores[path] = found if found.dtype.kind == "f" and found.itemsize >= 4 else found.astype("float32")
     return scores

@@ -474,3 +474,23 @@ def test_measuring_a_quantized_model_counts_what_is_written(model, context):
     plain = measure(small())
     assert counts["macs"] == plain.macs
     assert counts["params"] == plain.params - 4 * 8  # the batch norm of 8 channels goes into the convolution before it
+
+
+def test_a_mixed_model_is_quantized_and_written_in_float32_and_the_record_says_so(context):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        mixed = small()
+        with (
+            pytest.warns(UserWarning, match="computes in float32, and 'small' in mixed_float16"),
+            noting(context.record),
+        ):
+            Export(name="full").run(FloatModel(mixed), context)
+            quantized = Quantize(epochs=1, batch_size=16).run(FloatModel(mixed), context)
+            Export(name="int8").run(quantized, context)
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert [file["precision"] for file in context.record.files] == ["float32", "int8"]
+    said = [note for note in context.record.notes if "in mixed_float16" in note]
+    assert [note.split(" computes ")[0] for note in said] == ["The file", "The quantized model"]
+    assert {layer.compute_dtype for layer in quantized.model._flatten_layers() if layer.weights} == {"float32"}
