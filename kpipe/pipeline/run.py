@@ -33,7 +33,7 @@ def run(plan: Plan, directory: Path, resume: bool = True, progress: Progress | N
 
     Steps that an earlier run finished under the same key are taken over; others are run. Every step starts from seeds
     of its own and from the model file of the step before, so that a run that was killed and resumed ends like one that
-    was not.
+    was not. What an earlier run delivered stays at the top of the directory until this one delivers.
 
     Args:
         plan: What to run.
@@ -57,9 +57,6 @@ def run(plan: Plan, directory: Path, resume: bool = True, progress: Progress | N
     try:
         done = finished_steps(directory, steps) if resume else []
         checkpoint.sweep(directory, keep=[entry["name"] for entry in done])
-        if len(done) < len(steps):
-            delivery.withdraw(directory)
-        checkpoint.write_text(directory / "recipe.yaml", delivery.as_yaml(plan.config))
         entries = _go(_Run(plan, directory, data, progress), steps, done, start)
     except BaseException:
         if fresh:
@@ -200,6 +197,5 @@ def _measured_file(run: _Run, model: keras.Model, folder: Path, suffix: str, los
 
 def _remove_if_empty(directory: Path) -> None:
     """Leave nothing behind of a run that finished no step."""
-    left = list(directory.iterdir())
-    if all(path.name == "recipe.yaml" or path.name.startswith(PARTIAL) for path in left):
+    if all(path.name.startswith(PARTIAL) for path in directory.iterdir()):
         shutil.rmtree(directory)
