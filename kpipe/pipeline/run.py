@@ -22,6 +22,7 @@ from kpipe.pipeline.context import Baseline, Context
 from kpipe.pipeline.determinism import deterministic_operations
 from kpipe.pipeline.ledger import Record, noting, plain
 from kpipe.pipeline.progress import Progress, Quiet
+from kpipe.pipeline.stage import check_fit
 from kpipe.pipeline.steps import GIVEN, Plan, Step, begin, finished_steps, plan_steps
 from kpipe.pipeline.task import loss_for
 from kpipe.projections import kernels
@@ -45,12 +46,14 @@ def run(plan: Plan, directory: Path, resume: bool = True, progress: Progress | N
         The content of `metrics.json`.
 
     Raises:
-        KpipeError: When the directory cannot be written, or a stage fails; finished steps stay.
+        KpipeError: When a stage does not fit the model, before anything trains; when the directory cannot be written,
+            or a stage fails: finished steps stay.
     """
     progress = progress or Quiet()
     data = plan.load_data()
     begin(plan.seed, 0)
     start = plan.make_model(data)
+    check_fit(plan.stages, start)
     steps = plan_steps(plan, data, start)
     fresh = not directory.exists()
     checkpoint.open_directory(directory)

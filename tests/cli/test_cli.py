@@ -178,6 +178,18 @@ def test_check():
     assert "Did you mean 'tiny.yaml'?" in output
 
 
+def test_check_holds_the_stages_against_the_model():
+    document = yaml.safe_load(Path("tiny.yaml").read_text())
+    document["stages"].insert(1, {"stage": "prune_filters", "ratio": {"zzz": 0.5}, "ignore": "nothing"})
+    Path("unfit.yaml").write_text(yaml.safe_dump(document))
+    code, output = call("check", "unfit.yaml", "tiny.yaml")
+    assert code == 2
+    assert "The recipe unfit.yaml cannot run. Stages do not fit the model" in output
+    assert "stages[1].ignore: ignore='nothing' matches no layer." in output
+    assert "stages[1].ratio: ratio['zzz'] = 'zzz' finds no group" in output
+    assert "tiny.yaml: good" in output
+
+
 def test_check_goes_on_behind_a_bad_recipe():
     code, output = call("check", "tini.yaml", "tiny.yaml")
     assert code == 2 and "tini.yaml" in output and "tiny.yaml: good." in output

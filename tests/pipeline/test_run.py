@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from kpipe.errors import KpipeError
+from kpipe.errors import KpipeError, RecipeError
 from kpipe.export import read_metadata
 from kpipe.pipeline import STAGES, Context, FloatModel, Quiet, Stage
 from kpipe.pipeline.steps import begin, plan_steps
@@ -349,6 +349,22 @@ def test_a_format_asked_for_no_more_is_removed_from_finished_steps(document, tmp
     assert without_timings(metrics) == without_timings(fresh)
     run, whole = ({path.relative_to(top) for path in top.rglob("*")} for top in (tmp_path / "run", tmp_path / "fresh"))
     assert run == whole
+
+
+def test_what_cannot_fit_the_model_is_told_before_the_training(document, tmp_path, monkeypatch):
+    document["stages"] = [
+        {"stage": "train", "epochs": 1},
+        {"stage": "prune_filters", "ratio": 0.5, "ignore": "nothing"},
+    ]
+    monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("it trains"))
+    with pytest.raises(RecipeError, match=r"stages\[1\]\.ignore: ignore='nothing' matches no layer"):
+        go(document, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    document["stages"][1]["ignore"] = (
+        "dense$"  # the control, by a name that Keras gives: it gets as far as the training
+    )
+    with pytest.raises(pytest.fail.Exception, match="it trains"):
+        go(document, tmp_path / "run")
 
 
 def test_zeros_of_a_model_that_was_loaded_are_kept(document, tmp_path):
