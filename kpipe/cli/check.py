@@ -7,14 +7,15 @@ import typer
 
 from kpipe.cli.app import app, examples
 from kpipe.cli.console import out, plain_errors
-from kpipe.errors import KpipeError
-from kpipe.pipeline import wiring
+from kpipe.errors import KpipeError, RecipeError
+from kpipe.pipeline import check_fit, wiring
+from kpipe.pipeline.steps import begin
 from kpipe.recipe import load_recipe
 
 
 @app.command(epilog=examples("kpipe check recipes/digits.yaml", "kpipe check recipes/*.yaml"))
 def check(recipes: Annotated[list[Path], typer.Argument(help="The recipes, YAML files.")]) -> None:
-    """Check recipes: all faults at once, each with its path; then that the data and the model can be loaded."""
+    """Check recipes: all faults at once, each with its path; then that data and model load and fit the stages."""
     faults = []
     with plain_errors():
         for path in recipes:
@@ -30,7 +31,12 @@ def verdict(path: Path) -> str:
     """Say of a good recipe what it does and to what; a bad one raises a `KpipeError`."""
     recipe = load_recipe(path)
     data = recipe.load_data()
+    begin(recipe.head.seed, 0)  # layers without a name are called as in a run
     model = recipe.make_model(data)
+    try:
+        check_fit(recipe.stages, model)
+    except RecipeError as error:
+        raise RecipeError(f"The recipe {path} cannot run. {error}") from None
     stages = ", ".join(stage.stage for stage in recipe.stages)
     return (
         f"{path}: good. Stages {stages}; data {data.name}, {len(data.train[0])} training samples; model "

@@ -1,7 +1,8 @@
 """`kpipe run`: run a recipe and deliver."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,12 +41,13 @@ def run(
 ) -> None:
     """Run a recipe: train, prune, distil, quantize, export, measure, report.
 
-    A run that was stopped continues where it was; a changed stage runs again, and what follows it.
+    A run that was stopped continues where it was; a changed stage runs again, and what follows it. What an earlier run
+    delivered stays until this one delivers.
     """
     with plain_errors():
         loaded = load_recipe(recipe)
         directory = output or Path("exported", loaded.name)
-        with Live(aside()) as live, warnings.catch_warnings():
+        with _saying_what_stays(directory), Live(aside()) as live, warnings.catch_warnings():
             warnings.simplefilter("ignore", NoEffectWarning)  # they are among the notes
             metrics = loaded.run(directory, resume=not fresh, progress=live)
         page = report(directory)
@@ -53,6 +55,21 @@ def run(
         console.print(table(metrics))
         for line in closing(metrics, directory, page):
             console.print(line, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _saying_what_stays(directory: Path) -> Iterator[None]:
+    """Say of a run that does not come to its end that what lies in its directory was delivered before it."""
+    try:
+        yield
+    except BaseException:
+        if (directory / "metrics.json").is_file():
+            aside().print(
+                f"nothing is delivered; the files and the report in {directory} are those of an earlier run",
+                markup=False,
+                soft_wrap=True,
+            )
+        raise
 
 
 def table(metrics: Mapping[str, Any]) -> Table:

@@ -5,7 +5,7 @@ from kpipe.pipeline.context import Baseline, Context
 from kpipe.pipeline.progress import Progress, Quiet
 from kpipe.pipeline.run import run
 from kpipe.pipeline.source import ModelSource
-from kpipe.pipeline.stage import STAGES, Stage, order_faults, wiring
+from kpipe.pipeline.stage import STAGES, Misfit, Stage, check_fit, order_faults, wiring
 from kpipe.pipeline.steps import Plan
 
 __all__ = [
@@ -15,12 +15,14 @@ __all__ = [
     "Baseline",
     "Context",
     "FloatModel",
+    "Misfit",
     "ModelSource",
     "Plan",
     "Progress",
     "QuantizedModel",
     "Quiet",
     "Stage",
+    "check_fit",
     "order_faults",
     "run",
     "wiring",

@@ -55,13 +55,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write plain data as JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, as_json(content))
 
 
-def copy(source: Path, target: Path) -> None:
-    """Copy a file, whole or not at all."""
-    with replace_atomically(target) as temporary:
-        shutil.copyfile(source, temporary)
+def as_json(content: Any) -> str:
+    """Give plain data as the text of a JSON file."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

@@ -1,11 +1,13 @@
 """The end of a run: the files at the top of its directory, their timing, and `metrics.json`."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
 
+from kpipe.atomic import replace_together
 from kpipe.data import Dataset
 from kpipe.export.metadata import own_version
 from kpipe.pipeline import checkpoint, examine, ledger
@@ -29,12 +31,16 @@ DELIVERED = ".delivered.json"
 """The list of the files at the top, written before the first of them: a killed run leaves none that is not listed."""
 
 
+TOLD = ("recipe.yaml", "latency.json", "metrics.json")
+"""What a run tells of its delivery: the three are always of one run. `metrics.json` comes last, and counts."""
+
+
 def withdraw(directory: Path) -> None:
-    """Remove what an earlier run delivered, before something else is made.
+    """Remove what an earlier run delivered, when something else is ready to take its place.
 
     The list of what there was goes last, so that one killed in between is carried on by the next.
     """
-    for name in (*_delivered(directory), "report.md", "report.html", "latency.json", "metrics.json", DELIVERED):
+    for name in (*_delivered(directory), "report.md", "report.html", *TOLD, DELIVERED):
         (directory / name).unlink(missing_ok=True)
 
 
@@ -44,10 +50,11 @@ def _delivered(directory: Path) -> list[str]:
 
 
 def deliver(plan: Planned, directory: Path, data: Dataset, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Copy the exported files to the top, time all files, and write `metrics.json`.
+    """Copy the exported files to the top, time all files, and write `recipe.yaml`, `latency.json` and `metrics.json`.
 
-    Timing, and the environment that it was taken in, are taken over from an earlier run of the same steps, so that a
-    run that is repeated changes nothing. What an earlier run of other steps delivered is removed.
+    Until all of it is written beside its place, what an earlier run delivered stays as it is; then it is removed, and
+    the new takes its place. Timing, and the environment that it was taken in, are taken over where the steps are those
+    that were timed, so that a run that is repeated changes nothing.
 
     Args:
         plan: The plan that was run.
@@ -58,25 +65,37 @@ def deliver(plan: Planned, directory: Path, data: Dataset, entries: Sequence[dic
     Returns:
         The content of `metrics.json`.
     """
-    key = checkpoint.digest([entry["key"] for entry in entries])
     paths = [f"{entry['name']}/{file['path']}" for entry in entries for file in entry["files"]]
-    latency = _latency(directory, key, paths)
+    latency, known = _latency(directory, checkpoint.digest(entries), paths)
     timed = [_with_latency(entry, latency["files"]) for entry in entries]
     exported = [(entry, file) for entry in timed if entry["artifact"]["kind"] == "file" for file in entry["files"]]
     places = {name: entry["name"] for entry, file in exported for name in (*file.get("beside", ()), file["path"])}
-    names = sorted(places)
-    earlier = checkpoint.read_json(directory / "metrics.json")
-    if set(_delivered(directory)) - set(names) or (isinstance(earlier, dict) and earlier.get("recipe_key") != key):
-        withdraw(directory)
-        checkpoint.write_json(directory / "latency.json", latency)
-    checkpoint.write_json(directory / DELIVERED, names)
-    for name, folder in places.items():
-        checkpoint.copy(directory / folder / name, directory / name)
-    delivered = ledger.reductions([file for _, file in exported], timed[0]["files"])
-    metrics = {
+    metrics = _metrics(plan, data, timed, [file for _, file in exported], latency)
+    told = {"metrics.json": checkpoint.as_json(metrics), "latency.json": checkpoint.as_json(latency)}
+    told["recipe.yaml"] = as_yaml(plan.config)
+    with replace_together([directory / name for name in (*told, *places)]) as written:
+        for path, text in zip(written, told.values(), strict=False):
+            path.write_text(text, encoding="utf-8")
+        for path, (name, folder) in zip(written[len(told) :], places.items(), strict=True):
+            shutil.copyfile(directory / folder / name, path)
+        if not known or set(_delivered(directory)) - set(places):
+            withdraw(directory)
+        checkpoint.write_json(directory / DELIVERED, sorted(places))
+    return metrics
+
+
+def _metrics(
+    plan: Planned,
+    data: Dataset,
+    timed: list[dict[str, Any]],
+    exported: list[dict[str, Any]],
+    latency: Mapping[str, Any],
+) -> dict[str, Any]:
+    delivered = ledger.reductions(exported, timed[0]["files"])
+    return {
         "name": plan.name,
         "kpipe": own_version(),
-        "recipe_key": key,
+        "recipe_key": checkpoint.digest([entry["key"] for entry in timed]),
         "data": {
             "source": plan.config["data"]["source"],
             **{split: len(getattr(data, split)[0]) for split in ("train", "validation", "test")},
@@ -87,18 +106,15 @@ def deliver(plan: Planned, directory: Path, data: Dataset, entries: Sequence[dic
         "delivery": delivered,
         "summary": ledger.summary(timed, delivered),
     }
-    checkpoint.write_json(directory / "metrics.json", metrics)
-    return metrics
 
 
-def _latency(directory: Path, key: str, paths: list[str]) -> dict[str, Any]:
+def _latency(directory: Path, key: str, paths: list[str]) -> tuple[dict[str, Any], bool]:
+    """Give the timing of the files, and whether it is that of an earlier run of the very same entries."""
     known = checkpoint.read_json(directory / "latency.json")
     whole = isinstance(known, dict) and {"environment", "files"} <= set(known)
     if whole and known.get("key") == key and set(paths) <= set(known["files"]):
-        return known
-    measured = {"key": key, "environment": examine.environment(), **examine.latencies(directory, paths)}
-    checkpoint.write_json(directory / "latency.json", measured)
-    return measured
+        return known, True
+    return {"key": key, "environment": examine.environment(), **examine.latencies(directory, paths)}, False
 
 
 def _with_latency(entry: dict[str, Any], latency: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from kpipe.pipeline.context import Baseline, Context
 from kpipe.pipeline.determinism import deterministic_operations
 from kpipe.pipeline.ledger import Record, noting, plain
 from kpipe.pipeline.progress import Progress, Quiet
+from kpipe.pipeline.stage import check_fit
 from kpipe.pipeline.steps import GIVEN, Plan, Step, begin, finished_steps, plan_steps
 from kpipe.pipeline.task import loss_for
 from kpipe.projections import kernels
@@ -33,7 +34,7 @@ def run(plan: Plan, directory: Path, resume: bool = True, progress: Progress | N
 
     Steps that an earlier run finished under the same key are taken over; others are run. Every step starts from seeds
     of its own and from the model file of the step before, so that a run that was killed and resumed ends like one that
-    was not.
+    was not. What an earlier run delivered stays at the top of the directory until this one delivers.
 
     Args:
         plan: What to run.
@@ -45,21 +46,20 @@ def run(plan: Plan, directory: Path, resume: bool = True, progress: Progress | N
         The content of `metrics.json`.
 
     Raises:
-        KpipeError: When the directory cannot be written, or a stage fails; finished steps stay.
+        KpipeError: When a stage does not fit the model, before anything trains; when the directory cannot be written,
+            or a stage fails: finished steps stay.
     """
     progress = progress or Quiet()
     data = plan.load_data()
     begin(plan.seed, 0)
     start = plan.make_model(data)
+    check_fit(plan.stages, start)
     steps = plan_steps(plan, data, start)
     fresh = not directory.exists()
     checkpoint.open_directory(directory)
     try:
         done = finished_steps(directory, steps) if resume else []
         checkpoint.sweep(directory, keep=[entry["name"] for entry in done])
-        if len(done) < len(steps):
-            delivery.withdraw(directory)
-        checkpoint.write_text(directory / "recipe.yaml", delivery.as_yaml(plan.config))
         entries = _go(_Run(plan, directory, data, progress), steps, done, start)
     except BaseException:
         if fresh:
@@ -200,6 +200,5 @@ def _measured_file(run: _Run, model: keras.Model, folder: Path, suffix: str, los
 
 def _remove_if_empty(directory: Path) -> None:
     """Leave nothing behind of a run that finished no step."""
-    left = list(directory.iterdir())
-    if all(path.name == "recipe.yaml" or path.name.startswith(PARTIAL) for path in left):
+    if all(path.name.startswith(PARTIAL) for path in directory.iterdir()):
         shutil.rmtree(directory)

@@ -5,12 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
+import keras
 from pydantic import BaseModel, ConfigDict
 
-from kpipe.errors import KpipeError
+from kpipe.errors import KpipeError, RecipeError
 from kpipe.pipeline.artifact import FloatModel
 from kpipe.pipeline.context import Context
 from kpipe.registry import Registry
+
+Misfit = tuple[str, str]
+"""A field of a stage, and why it does not fit a model; `stage` where it is the stage as a whole."""
 
 STAGES: Registry[type["Stage"]] = Registry("stage")
 """Name -> stage class, which is the schema of the stage in a recipe."""
@@ -36,6 +40,20 @@ class Stage(BaseModel, ABC):
     @abstractmethod
     def run(self, artifact: Any, context: Context) -> Any:
         """Turn the artifact into the next one; files go into `context.folder`."""
+
+    def misfits(self, model: keras.Model) -> list[Misfit]:
+        """Name what must fail on a model of these layers, whatever its weights and the numbers of its channels.
+
+        Nothing is named that is not sure: the run finds the rest.
+        """
+        return []
+
+    def keeps_layers(self) -> bool:
+        """Tell whether the model that it gives has the layers of the one it takes, under the same names; False: unsure.
+
+        What stands behind a stage that is unsure is not held against the model that the run starts from.
+        """
+        return False
 
 
 @dataclass(frozen=True)
@@ -101,6 +119,29 @@ def order_faults(stages: Sequence[Stage]) -> list[tuple[int, str]]:
         elif wires.gives is not None and kind not in wires.gives:
             kind, giver = wires.gives[0], index
     return faults
+
+
+def check_fit(stages: Sequence[Stage], model: keras.Model) -> None:
+    """Refuse stages that must fail on the model that a run starts from, before anything trains.
+
+    Args:
+        stages: The stages in their order.
+        model: The model that the run starts from.
+
+    Raises:
+        RecipeError: With all that is sure not to fit, each with its stage and field.
+    """
+    faults = []
+    for index, stage in enumerate(stages):
+        try:
+            misfits = stage.misfits(model)
+        except KpipeError as error:  # what its layers are cannot be found out
+            misfits = [("stage", str(error))]
+        faults += [f"  stages[{index}].{field}: {why}" for field, why in misfits]
+        if not stage.keeps_layers():
+            break
+    if faults:
+        raise RecipeError("\n".join([f"Stages do not fit the model {model.name!r}:", *faults]))
 
 
 def _giver(stages: Sequence[Stage], giver: int, kind: Any, wanted: str) -> str:

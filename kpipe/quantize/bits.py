@@ -61,7 +61,7 @@ def bits_of(
     """
     plan = SCHEMES[scheme]
     whole_numbers = plan.activations is not None
-    told = _told(flow, exclude, bits, scheme)
+    told = told_bits(flow, exclude, bits, scheme)
     kinds = {layer.name: type(layer) for layer in plain.model.layers}
     chosen: dict[str, int | None] = {}
     for name, path in plain.origins.items():
@@ -79,10 +79,24 @@ def bits_of(
     return chosen
 
 
-def _told(
+def told_bits(
     flow: Flow, exclude: str | Sequence[str] | None, bits: Mapping[str, int | None] | None, scheme: str
 ) -> dict[str, int | None]:
-    """Give the bits of the layers that an expression means, by their paths."""
+    """Give the bits of the layers that an expression means.
+
+    Args:
+        flow: Of the model.
+        exclude: Regular expressions searched in the paths of layers, whose weights stay in float.
+        bits: Such expressions, with the bits of these layers' weights each.
+        scheme: The scheme.
+
+    Returns:
+        Path of a layer -> bits; None for float.
+
+    Raises:
+        KpipeError: When an expression is none, means no layer whose weights would be rounded, or says of one what
+            another contradicts.
+    """
     if bits is not None:
         check_bits(bits, scheme)
     excluded = [exclude] if isinstance(exclude, str) else exclude or ()

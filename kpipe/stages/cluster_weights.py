@@ -2,11 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
+import keras
 from pydantic import AfterValidator, Field
 
 from kpipe.cluster import CLUSTERED_ROLES, INITS, Report, WeightClustering, cluster_weights
-from kpipe.pipeline import STAGES, Context, FloatModel
+from kpipe.cluster.cluster import CLUSTER
+from kpipe.pipeline import STAGES, Context, FloatModel, Misfit
 from kpipe.stages.fields import Expression, Roles
+from kpipe.stages.fitting import weight_misfits
 from kpipe.stages.teaching import teacher_of
 from kpipe.stages.training import RetrainingStage, train
 
@@ -52,6 +55,10 @@ class ClusterWeights(RetrainingStage):
     def only_for_training(self) -> tuple[str, ...]:
         """Name the fields that nothing reads where nothing trains."""
         return (*super().only_for_training(), "gradient")
+
+    def misfits(self, model: keras.Model) -> list[Misfit]:
+        """Name what finds no weight to cluster, beside the features."""
+        return [*super().misfits(model), *weight_misfits(model, self.layers, self.roles, CLUSTER)]
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:
         """Cluster, and train the values."""

@@ -2,11 +2,13 @@
 
 from typing import Annotated, Literal, Self
 
+import keras
 from pydantic import Field, model_validator
 
-from kpipe.pipeline import STAGES, Context, FloatModel, ModelSource
+from kpipe.pipeline import STAGES, Context, FloatModel, Misfit, ModelSource
 from kpipe.pipeline.source import make_model
-from kpipe.stages.fields import Expression, Teaching, TrainingEpochs
+from kpipe.stages.fields import Expressions, Teaching, TrainingEpochs
+from kpipe.stages.fitting import feature_misfits
 from kpipe.stages.teaching import teacher_of
 from kpipe.stages.training import TrainingStage, train
 
@@ -34,7 +36,7 @@ class Distill(TrainingStage):
     student: ModelSource | None = None
     temperature: Annotated[float, Field(gt=0)] = 3.0
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
-    features: tuple[Expression, ...] = ()
+    features: Expressions = ()
     feature_weight: Annotated[float, Field(gt=0)] = 1.0
     epochs: TrainingEpochs = 10
 
@@ -51,6 +53,14 @@ class Distill(TrainingStage):
     def _can_teach(self) -> Self:
         self.teaching()
         return self
+
+    def keeps_layers(self) -> bool:
+        """Tell whether the model itself is taught, and no other."""
+        return self.student is None
+
+    def misfits(self, model: keras.Model) -> list[Misfit]:
+        """Name the features that no layer of the teacher gives."""
+        return feature_misfits("features", self.features, model)
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:
         """Teach."""

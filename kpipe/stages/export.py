@@ -71,6 +71,10 @@ class Export(Stage):
             raise KpipeError(f"metadata holds {', '.join(taken)}, which kpipe finds itself; choose other keys")
         return self
 
+    def keeps_layers(self) -> bool:
+        """Tell that the model goes on as it is."""
+        return True
+
     def run(self, artifact: AnyModel, context: Context) -> AnyModel:
         """Export and judge."""
         reference = None if self.max_accuracy_drop is None else _accuracy_before(context)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from kpipe.errors import KpipeError
 from kpipe.export import FORMATS
@@ -126,6 +126,10 @@ BitsSpec = Annotated[
     dict[str, int | None], _taken_by(check_bits, dict, "patterns with 4, 8 or null, such as {logits: 8}")
 ]
 Expression = Annotated[str, AfterValidator(_expression)]
+Expressions = Annotated[
+    tuple[Expression, ...], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)
+]
+"""Several expressions; one may stand without a list around it."""
 
 
 class Optimizer(BaseModel):
@@ -193,7 +197,7 @@ class Teaching(BaseModel):
     temperature: Annotated[float, Field(gt=0)] = 3.0
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     teacher: Literal["baseline", "input"] = "baseline"
-    features: tuple[Expression, ...] = ()
+    features: Expressions = ()
     feature_weight: Annotated[float, Field(gt=0)] = 1.0
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from kpipe.copies import copy_model
 from kpipe.errors import KpipeError
 from kpipe.patterns import check_scope, pattern_of
-from kpipe.pipeline import STAGES, Context, FloatModel
+from kpipe.pipeline import STAGES, Context, FloatModel, Misfit
 from kpipe.pipeline.task import loss_for
 from kpipe.projections import kernels
 from kpipe.stages.fields import (
@@ -23,13 +23,14 @@ from kpipe.stages.fields import (
     ScopeSpec,
     TrainingEpochs,
 )
+from kpipe.stages.fitting import weight_misfits
 from kpipe.stages.pruning import tell_weights
 from kpipe.stages.training import TrainingStage, evidence, train
-from kpipe.targets import PRUNED_ROLES
+from kpipe.targets import PRUNED_ROLES, Target
 from kpipe.unstructured import Report, Skipped, find_targets
 from kpipe.unstructured.report import make_report
 from kpipe.unstructured.rewind import check_choice, find_ticket
-from kpipe.unstructured.rounds import fractions_of
+from kpipe.unstructured.rounds import choose, fractions_of
 from kpipe.unstructured.suited import suited
 from kpipe.unstructured.ticket import Ticket, draw_anew
 
@@ -83,6 +84,15 @@ class FindTicket(TrainingStage):
         reached = 1 - (1 - max(fractions_of(self.per_round).values())) ** (self.rounds or math.inf)
         check_scope(self.scope, self.pattern, self.sparsity or reached)
         return self
+
+    def misfits(self, model: keras.Model) -> list[Misfit]:
+        """Name what finds no weight to prune."""
+        shares = fractions_of(self.per_round)
+
+        def share(targets: list[Target], skipped: list[Skipped], names: list[str]) -> None:
+            choose(model, targets, skipped, {**{name: shares[name] for name in names}, "": 0.5})
+
+        return weight_misfits(model, self.layers, self.roles, more=("per_round", list(shares), share))
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:
         """Find the ticket, and train it."""

@@ -1,19 +1,21 @@
 """Remove filters: the model gets smaller for real."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 import keras
 from pydantic import AfterValidator, Field, model_validator
 
 from kpipe.errors import KpipeError
-from kpipe.pipeline import STAGES, Context, FloatModel
+from kpipe.graph import trace
+from kpipe.pipeline import STAGES, Context, FloatModel, Misfit
 from kpipe.pipeline.task import loss_for
 from kpipe.schedules import resolve
 from kpipe.stages.cutting import Cut, CuttingStage, cut_in_rounds, gone_after, part_of
 from kpipe.stages.fields import (
     ChannelCriterionName,
     ChannelScope,
-    Expression,
+    Expressions,
     Multiple,
     Normalisation,
     Ratios,
@@ -22,12 +24,14 @@ from kpipe.stages.fields import (
     ScheduleSpec,
     Target,
 )
+from kpipe.stages.fitting import sift, sift_ignored
 from kpipe.stages.following import Following
 from kpipe.stages.pruning import PruningStage
 from kpipe.stages.teaching import teacher_of
 from kpipe.stages.training import evidence, steps_in, train
 from kpipe.structured import FilterPlan, FilterPruning, plan_filters, prune_filters
-from kpipe.structured.request import KNOWN_PARTS, PARTS, check_parts
+from kpipe.structured.request import KNOWN_PARTS, PARTS, check_parts, freeze_parts
+from kpipe.structured.scopes import partition, ratios
 from kpipe.structured.targets import TARGETS
 
 Parts = Annotated[tuple[str, ...], AfterValidator(lambda parts: check_parts(parts, KNOWN_PARTS) or parts)]
@@ -84,7 +88,7 @@ class PruneFilters(PruningStage, CuttingStage):
     criterion: ChannelCriterionName = "l1"
     scope: ChannelScope = "layer"
     round_to: Multiple = 1
-    ignore: tuple[Expression, ...] = ()
+    ignore: Expressions = ()
     reduction: Reduction | None = None
     normalise: Normalisation | None = None
     max_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -119,6 +123,26 @@ class PruneFilters(PruningStage, CuttingStage):
                 "{macs: 0.8}; give one, or rounds"
             )
         return self
+
+    def misfits(self, model: keras.Model) -> list[Misfit]:
+        """Name what finds no layer whose channels may go, beside the features."""
+        found = super().misfits(model)
+        chosen = {name: value for name in ("ratio", "scope") if isinstance(value := getattr(self, name), dict)}
+        if not (self.ignore or chosen or set(self.parts) != set(PARTS)):
+            return found
+        traced, misfits = sift_ignored(trace(model, unknown="freeze"), self.ignore)
+        found += misfits
+        try:
+            traced = freeze_parts(traced, self.parts)
+        except KpipeError as error:
+            return [*found, ("parts", str(error))]
+        tried: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "ratio": lambda some: ratios(traced.groups, some),
+            "scope": lambda some: partition(traced, some),
+        }
+        for name, given in chosen.items():
+            found += sift(name, given, lambda keys, n=name, g=given: tried[n]({key: g[key] for key in keys}))[1]
+        return found
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:
         """Cut and train, or train and cut."""

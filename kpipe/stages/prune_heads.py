@@ -6,14 +6,16 @@ import keras
 from pydantic import Field, model_validator
 
 from kpipe.errors import KpipeError
-from kpipe.pipeline import STAGES, Context, FloatModel
+from kpipe.graph import trace
+from kpipe.pipeline import STAGES, Context, FloatModel, Misfit
 from kpipe.pipeline.task import loss_for
 from kpipe.stages.cutting import Cut, CuttingStage, cut_in_rounds, gone_after
-from kpipe.stages.fields import ChannelCriterionName, Expression, HeadScope, Ratio
+from kpipe.stages.fields import ChannelCriterionName, Expressions, HeadScope, Ratio
+from kpipe.stages.fitting import sift, sift_ignored
 from kpipe.stages.pruning import JudgingStage
 from kpipe.stages.training import evidence
 from kpipe.structured import FilterPlan, prune_filters
-from kpipe.structured.heads import plan_heads
+from kpipe.structured.heads import heads_of, plan_heads
 
 
 @STAGES("prune_heads")
@@ -49,7 +51,7 @@ class PruneHeads(JudgingStage, CuttingStage):
     count: Annotated[int, Field(ge=1)] | None = None
     criterion: ChannelCriterionName = "l1"
     scope: HeadScope = "layer"
-    ignore: tuple[Expression, ...] = ()
+    ignore: Expressions = ()
 
     def follows_movement(self) -> bool:
         """Tell that heads go before the training."""
@@ -60,6 +62,12 @@ class PruneHeads(JudgingStage, CuttingStage):
         if (self.ratio is None) == (self.count is None):
             raise KpipeError("give exactly one of ratio and count")
         return self
+
+    def misfits(self, model: keras.Model) -> list[Misfit]:
+        """Name what finds no layer, beside the features, and a model without heads that can be cut."""
+        traced, ignored = sift_ignored(trace(model, unknown="freeze"), self.ignore)
+        headless = sift("stage", [traced], lambda some: heads_of(some[-1], model.name))[1]
+        return [*super().misfits(model), *ignored, *headless]
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:
         """Cut and train."""

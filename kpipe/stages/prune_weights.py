@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from kpipe.errors import KpipeError
 from kpipe.patterns import check_scope, pattern_of
-from kpipe.pipeline import STAGES, Context, FloatModel
+from kpipe.pipeline import STAGES, Context, FloatModel, Misfit
 from kpipe.pipeline.task import loss_for
 from kpipe.schedules import AnySchedule, Schedule, resolve, schedules_of
 from kpipe.stages.fields import (
@@ -23,12 +23,14 @@ from kpipe.stages.fields import (
     ScopeSpec,
     Sparsity,
 )
+from kpipe.stages.fitting import weight_misfits
 from kpipe.stages.following import Following
 from kpipe.stages.pruning import PruningStage, tell_weights
 from kpipe.stages.teaching import teacher_of
 from kpipe.stages.training import evidence, steps_in, train
-from kpipe.targets import PRUNED_ROLES
+from kpipe.targets import PRUNED_ROLES, Skipped, Target
 from kpipe.unstructured import Report, Row, WeightPruning, find_targets, prune_weights
+from kpipe.unstructured.pruned import led
 from kpipe.unstructured.report import make_report
 from kpipe.unstructured.suited import suited
 
@@ -112,6 +114,19 @@ class PruneWeights(PruningStage):
 
     def _choice(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("criterion", "pattern", "scope", "layers", "roles")}
+
+    def misfits(self, model: keras.Model) -> list[Misfit]:
+        """Name what finds no weight to prune, beside the features."""
+        wanted = [name for name in self.schedules(TRIED) if name is not None]
+
+        def lead(targets: list[Target], skipped: list[Skipped], names: list[str]) -> None:
+            others = [] if names == wanted else [None]  # all of them together have to find a weight to prune
+            led(targets, [*names, *others], [row.path for row in skipped])
+
+        return [
+            *super().misfits(model),
+            *weight_misfits(model, self.layers, self.roles, more=("schedule", wanted, lead)),
+        ]
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:
         """Prune at once or along the training."""

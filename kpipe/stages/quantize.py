@@ -9,11 +9,13 @@ from pydantic import Field, model_validator
 
 from kpipe.errors import KpipeError
 from kpipe.fake_quant import SCHEMES, float_layers, wider_layers
-from kpipe.pipeline import STAGES, Context, FloatModel, QuantizedModel
+from kpipe.graph import sites
+from kpipe.pipeline import STAGES, Context, FloatModel, Misfit, QuantizedModel
 from kpipe.quantize import plan_quantization, quantize
-from kpipe.quantize.bits import check_bits
+from kpipe.quantize.bits import check_bits, told_bits
 from kpipe.quantize.freeze import FreezeRanges
-from kpipe.stages.fields import BitsSpec, Epochs, Expression, ImprovementName, ObserverSpec, Optimizer, SchemeName
+from kpipe.stages.fields import BitsSpec, Epochs, Expressions, ImprovementName, ObserverSpec, Optimizer, SchemeName
+from kpipe.stages.fitting import sift
 from kpipe.stages.teaching import teacher_of
 from kpipe.stages.training import RetrainingStage, train
 
@@ -50,7 +52,7 @@ class Quantize(RetrainingStage):
 
     stage: Literal["quantize"] = "quantize"
     scheme: SchemeName = "int8"
-    exclude: tuple[Expression, ...] = ()
+    exclude: Expressions = ()
     bits: BitsSpec | None = None
     max_accuracy_drop: Annotated[float, Field(ge=0, lt=1)] | None = None
     islands: Literal["warn", "refuse"] = "warn"
@@ -79,6 +81,23 @@ class Quantize(RetrainingStage):
         if self.bits is not None:
             check_bits(self.bits, self.scheme)
         return self
+
+    def keeps_layers(self) -> bool:
+        """Tell that layers are taken apart."""
+        return False
+
+    def misfits(self, model: keras.Model) -> list[Misfit]:
+        """Name what finds no layer whose weights would be rounded, beside the features."""
+        found = super().misfits(model)
+        if not (self.exclude or self.bits):
+            return found
+        flow, bits = sites(model), self.bits or {}
+        stay, misfits = sift("exclude", self.exclude, lambda some: told_bits(flow, some, None, self.scheme))
+        found += misfits
+        return (
+            found
+            + sift("bits", bits, lambda some: told_bits(flow, stay, {key: bits[key] for key in some}, self.scheme))[1]
+        )
 
     def only_for_training(self) -> tuple[str, ...]:
         """Name the fields that nothing reads where nothing trains."""

@@ -7,11 +7,13 @@ from pydantic import Field, model_validator
 
 from kpipe.errors import KpipeError
 from kpipe.layers import located
-from kpipe.pipeline import STAGES, Context, FloatModel
+from kpipe.pipeline import STAGES, Context, FloatModel, Misfit
 from kpipe.pipeline.task import loss_for
 from kpipe.stages.cutting import Cut, CuttingStage, cut_in_rounds
-from kpipe.stages.fields import Expression, LayerCriterionName
+from kpipe.stages.fields import Expressions, LayerCriterionName
+from kpipe.stages.fitting import sift
 from kpipe.stages.training import evidence
+from kpipe.structured.candidates import layers_found
 from kpipe.structured.depth import remove_layers
 
 
@@ -43,9 +45,9 @@ class RemoveLayers(CuttingStage):
 
     stage: Literal["remove_layers"] = "remove_layers"
     count: Annotated[int, Field(ge=1)] | None = None
-    layers: tuple[Expression, ...] | None = None
+    layers: Expressions | None = None
     criterion: LayerCriterionName = "output"
-    ignore: tuple[Expression, ...] = ()
+    ignore: Expressions = ()
 
     def only_for_training(self) -> tuple[str, ...]:
         """Name the fields that nothing reads where nothing trains; ranking by the loss reads it."""
@@ -65,6 +67,16 @@ class RemoveLayers(CuttingStage):
         if self.rounds is not None and self.count is not None and self.until is None and self.rounds > self.count:
             raise KpipeError(f"{self.rounds} rounds cannot share {self.count} layers; give fewer rounds")
         return self
+
+    def keeps_layers(self) -> bool:
+        """Tell that layers go."""
+        return False
+
+    def misfits(self, model: keras.Model) -> list[Misfit]:
+        """Name what finds no layer, beside the features."""
+        stays = sift("ignore", self.ignore, lambda some: layers_found(model, some, "ignore"))[1]
+        goes = sift("layers", self.layers or (), lambda some: layers_found(model, some, "layers"))[1]
+        return [*super().misfits(model), *stays, *goes]
 
     def run(self, artifact: FloatModel, context: Context) -> FloatModel:
         """Cut and train."""

@@ -16,11 +16,12 @@ from kpipe.data import augmented
 from kpipe.distill import distill
 from kpipe.errors import KpipeError
 from kpipe.follow import Follower
-from kpipe.pipeline import Stage
+from kpipe.pipeline import Misfit, Stage
 from kpipe.pipeline.context import Context
 from kpipe.pipeline.task import loss_for
 from kpipe.projections import hold_zeros
 from kpipe.stages.fields import OPTIMIZERS, Augmentation, BatchSize, Epochs, LossName, Optimizer, Teaching
+from kpipe.stages.fitting import feature_misfits
 from kpipe.stages.teaching import Teacher
 
 EVIDENCE_SAMPLES = 1024
@@ -43,6 +44,10 @@ class TrainingStage(Stage):
     loss: LossName = "auto"
     augment: Augmentation | None = None
 
+    def keeps_layers(self) -> bool:
+        """Tell that a training leaves the layers as they are, and so do cuts of channels."""
+        return True
+
 
 class RetrainingStage(TrainingStage):
     """Describe a stage that changes the model and may train it on, taught by another or not.
@@ -56,6 +61,10 @@ class RetrainingStage(TrainingStage):
     def only_for_training(self) -> tuple[str, ...]:
         """Name the fields that nothing reads where nothing trains."""
         return ("batch_size", "optimizer", "loss", "augment", "distill")
+
+    def misfits(self, model: keras.Model) -> list[Misfit]:
+        """Name the features that no layer of the teacher gives."""
+        return feature_misfits("distill.features", self.distill.features if self.distill else (), model)
 
     @model_validator(mode="after")
     def _trains_where_it_is_told_how(self) -> Self:

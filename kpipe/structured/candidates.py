@@ -123,20 +123,31 @@ def _matching(wanted: Any, names: Iterable[str], argument: str) -> list[str]:
     return [name for name in names if pattern.search(name)]
 
 
-def ignored(model: keras.Model, ignore: Ignore) -> set[str]:
-    """Give the paths of the layers that stay.
+def layers_found(model: keras.Model, wanted_layers: Ignore, argument: str = "ignore") -> set[str]:
+    """Give the paths of the layers that filters mean.
+
+    Args:
+        model: A built Functional or Sequential model.
+        wanted_layers: A regex on the path, several, or a function of the layer.
+        argument: What they were given as, for the error.
 
     Raises:
         KpipeError: When one of the filters means no layer.
+
+    Example:
+        >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "second")]
+        >>> layers_found(keras.Sequential([keras.Input((4,)), *dense]), "first")
+        {'first'}
     """
     every, found = _every(model), set()
-    for wanted in several(ignore, "ignore"):
+    for wanted in several(wanted_layers, argument):
         if callable(wanted):
             meant = [path for path, layer in every.items() if isinstance(layer, keras.Layer) and wanted(layer)]
         else:
-            meant = _matching(wanted, every, "ignore")
+            meant = _matching(wanted, every, argument)
         if not meant:
-            raise KpipeError(f"ignore={wanted!r} matches no layer of {model.name!r}. Its layers: {', '.join(every)}.")
+            known = f"Its layers: {', '.join(every)}."
+            raise KpipeError(f"{argument}={wanted!r} matches no layer of {model.name!r}. {known}")
         found.update(meant)
     return found
 

@@ -14,7 +14,7 @@ from kpipe.registry import nearest
 from kpipe.saliency import check_data
 from kpipe.saliency.losses import undisturbed
 from kpipe.saliency.metrics import METRICS, Answer, Own, input_batches, metric_of
-from kpipe.structured.candidates import Costs, find, ignored, named, no_more, touches, worthwhile
+from kpipe.structured.candidates import Costs, find, layers_found, named, no_more, touches, worthwhile
 from kpipe.structured.filters import refuse_quantized
 from kpipe.structured.request import Ignore
 from kpipe.structured.scopes import several
@@ -75,7 +75,7 @@ def remove_layers(
     refuse_quantized(model)
     _check_request(count, layers, criterion)
     _check_idle(layers, {"criterion": None if criterion == "output" else criterion, "data": data, "loss": loss})
-    stay = ignored(model, ignore)
+    stay = layers_found(model, ignore)
     if layers is not None:
         small = model
         for name in named(model, layers, stay):

@@ -76,7 +76,7 @@ def plan_heads(
     """
     refuse_quantized(model)
     _check(ratio, count, scope)
-    traced = _heads_of(freeze_ignored(trace(model, unknown="freeze"), ignore), model.name)
+    traced = heads_of(freeze_ignored(trace(model, unknown="freeze"), ignore), model.name)
     traced, scores = judge_groups(model, traced, criterion, data, loss, seed)
     gone = gone_before(traced.groups, after)
     if count is None:
@@ -192,8 +192,16 @@ def _check(ratio: Any, count: Any, scope: Any) -> None:
         raise KpipeError(f"Expected scope as one of {SCOPES}. Received: {scope!r}.{hint}{MORE}")
 
 
-def _heads_of(traced: Trace, name: str) -> Trace:
-    """Leave only the groups of heads; a model without any is refused with what was looked for."""
+def heads_of(traced: Trace, name: str) -> Trace:
+    """Leave only the groups of heads.
+
+    Args:
+        traced: A trace.
+        name: Of the model, for the error.
+
+    Raises:
+        KpipeError: When there is none that can be cut; it says what was looked for.
+    """
     groups = tuple(group for group in traced.groups if group.part == "heads")
     if not groups:
         stay = {path: reason for path, reason in traced.frozen.items() if path.endswith(":heads")}

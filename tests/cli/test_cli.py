@@ -87,6 +87,15 @@ def test_run_prints_the_table_and_where_the_delivery_lies():
     assert code == 0
     assert "done before" not in output
 
+    document = yaml.safe_load(Path("tiny.yaml").read_text())
+    document["stages"].insert(1, {"stage": "prune_filters", "target": {"bytes": 1.5}})
+    Path("edited.yaml").write_text(yaml.safe_dump(document))
+    code, output = call("run", "edited.yaml")
+    assert code == 2
+    assert "nothing is delivered; the files and the report in exported/tiny are those of an earlier run" in output
+    assert (delivered / "tiny.tflite").is_file()
+    assert "nothing is delivered" not in call("run", "edited.yaml", "--output", "elsewhere")[1]
+
     (delivered / "report.md").unlink()
     code, output = call("report", "exported/tiny")
     assert code == 0
@@ -167,6 +176,18 @@ def test_check():
     assert code == 2
     assert "There is no recipe tini.yaml" in output
     assert "Did you mean 'tiny.yaml'?" in output
+
+
+def test_check_holds_the_stages_against_the_model():
+    document = yaml.safe_load(Path("tiny.yaml").read_text())
+    document["stages"].insert(1, {"stage": "prune_filters", "ratio": {"zzz": 0.5}, "ignore": "nothing"})
+    Path("unfit.yaml").write_text(yaml.safe_dump(document))
+    code, output = call("check", "unfit.yaml", "tiny.yaml")
+    assert code == 2
+    assert "The recipe unfit.yaml cannot run. Stages do not fit the model" in output
+    assert "stages[1].ignore: ignore='nothing' matches no layer." in output
+    assert "stages[1].ratio: ratio['zzz'] = 'zzz' finds no group" in output
+    assert "tiny.yaml: good" in output
 
 
 def test_check_goes_on_behind_a_bad_recipe():

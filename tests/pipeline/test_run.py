@@ -11,11 +11,12 @@ import keras
 import numpy as np
 import pytest
 
-from kpipe.errors import KpipeError
+from kpipe.errors import KpipeError, RecipeError
 from kpipe.export import read_metadata
 from kpipe.pipeline import STAGES, Context, FloatModel, Quiet, Stage
 from kpipe.pipeline.steps import begin, plan_steps
 from kpipe.recipe import parse_recipe
+from kpipe.report import report
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -171,7 +172,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(document, whole, tmp_path)
     with pytest.raises(KpipeError, match="02-shift: shift was told to fail"):
         go(broken, tmp_path / "broken")
     left = sorted(path.name for path in (tmp_path / "broken").iterdir())
-    assert left == ["00-model", "01-shift", "recipe.yaml"]
+    assert left == ["00-model", "01-shift"]
     resumed, heard = go(document, tmp_path / "broken")
     assert heard.taken == ["00-model", "01-shift"]
     assert without_timings(resumed) == without_timings(whole)
@@ -275,19 +276,55 @@ def test_a_removed_export_is_delivered_no_more(document, tmp_path):
     assert without_timings(metrics) == without_timings(fresh)
 
 
-@pytest.mark.slow
-def test_what_a_run_copied_before_it_was_killed_is_withdrawn_too(document, tmp_path, monkeypatch):
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("kpipe.pipeline.ledger.summary", killed)
-        go(document, tmp_path / "run")
-    assert (tmp_path / "run" / "shifts.tflite").is_file()
-    assert not (tmp_path / "run" / "metrics.json").exists()
+def test_what_a_run_moved_before_it_was_killed_is_withdrawn_too(document, finished):
+    for name in ("metrics.json", "recipe.yaml"):  # a kill amid the moves: metrics.json comes last
+        (finished / name).unlink()
     document["stages"] = document["stages"][:2]
-    go(document, tmp_path / "run")
-    assert not (tmp_path / "run" / "shifts.tflite").exists()
+    go(document, finished)
+    assert not (finished / "shifts.tflite").exists()
+
+
+def top(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def test_an_earlier_delivery_stays_until_the_new_one_takes_its_place(document, finished):
+    report(finished)
+    before = top(finished)
+    edited = {**document, "stages": [{**document["stages"][0], "by": 7.0}, *document["stages"][1:]]}
+    broken = copy.deepcopy(edited)
+    broken["stages"][1]["fails"] = True
+    with pytest.raises(KpipeError, match="02-shift: shift was told to fail"):
+        go(broken, finished)
+    assert top(finished) == before
+    report(finished)  # of the delivery, with the recipe that it was made by
+    assert top(finished) == before
+
+    # The control: a run that succeeds replaces all of it, and the old report is not left beside the new files.
+    metrics, heard = go(edited, finished)
+    assert heard.taken == ["00-model", "01-shift"]
+    after = top(finished)
+    assert set(before) - set(after) == {"report.md", "report.html"}
+    assert [name for name in after if after[name] == before[name]] == [".delivered.json"]
+    assert json.loads(after["metrics.json"]) == metrics
+    assert "by: 7.0" in after["recipe.yaml"].decode()
+    assert read_metadata(finished / "shifts.tflite")["recipe_key"] == metrics["stages"][-1]["key"]
+
+
+def test_a_delivery_that_cannot_be_written_leaves_the_earlier_one(document, finished, monkeypatch):
+    before = top(finished)
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("kpipe.pipeline.delivery.shutil.copyfile", full)
+    with pytest.raises(OSError, match="no space left"):
+        go(document, finished, resume=False)
+    assert top(finished) == before
+    monkeypatch.undo()
+    monkeypatch.chdir(finished.parent)
+    go(document, finished)
+    assert top(finished)["metrics.json"] != before["metrics.json"]  # timed anew, as its steps were run anew
 
 
 @pytest.mark.slow
@@ -312,6 +349,22 @@ def test_a_format_asked_for_no_more_is_removed_from_finished_steps(document, tmp
     assert without_timings(metrics) == without_timings(fresh)
     run, whole = ({path.relative_to(top) for path in top.rglob("*")} for top in (tmp_path / "run", tmp_path / "fresh"))
     assert run == whole
+
+
+def test_what_cannot_fit_the_model_is_told_before_the_training(document, tmp_path, monkeypatch):
+    document["stages"] = [
+        {"stage": "train", "epochs": 1},
+        {"stage": "prune_filters", "ratio": 0.5, "ignore": "nothing"},
+    ]
+    monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("it trains"))
+    with pytest.raises(RecipeError, match=r"stages\[1\]\.ignore: ignore='nothing' matches no layer"):
+        go(document, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    document["stages"][1]["ignore"] = (
+        "dense$"  # the control, by a name that Keras gives: it gets as far as the training
+    )
+    with pytest.raises(pytest.fail.Exception, match="it trains"):
+        go(document, tmp_path / "run")
 
 
 def test_zeros_of_a_model_that_was_loaded_are_kept(document, tmp_path):

@@ -1,10 +1,13 @@
 """What every stage, optimizer and loss promises. A new one without a case here fails."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
 
 from kpipe.data import Dataset
+from kpipe.layers import located
 from kpipe.pipeline import STAGES, Baseline, Context, FloatModel, QuantizedModel
 from kpipe.pipeline.task import LOSSES, loss_for
 from kpipe.quantize import is_quantized
@@ -141,6 +144,11 @@ def test_every_stage_has_a_case():
     assert set(CASES) == set(STAGES)
 
 
+def paths(model):
+    """Name the layers; parts that Keras makes without a name are numbered on and on, and have no weights."""
+    return [re.sub(r"/(softmax|dropout)_\d+$", r"/\1", path) for path in located(model)]
+
+
 @pytest.mark.sweep(6)
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_keeps_its_promise(name, context):
@@ -150,6 +158,11 @@ def test_a_stage_keeps_its_promise(name, context):
     make = NETS.get(name, net)
     after = stage.run(FloatModel(make()), context)
     promise(make(), after, context)
+    assert stage.misfits(make()) == []
+    same = paths(after.model) == paths(make())
+    assert same or not stage.keeps_layers()
+    if name in ("remove_layers", "quantize"):  # the control: the comparison sees that layers are others
+        assert not same
 
 
 @pytest.mark.parametrize("name", STAGES)
