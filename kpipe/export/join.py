@@ -84,8 +84,8 @@ def join_signatures(files: Mapping[str, File | str | Path], path: str | Path) ->
         trust(content)
         for name, proof in proofs.items():
             _prove(temporary, form, name, proof)
-    sizes = {"bytes": len(content), "gzip_bytes": gzip_size(content), "zstd_bytes": zstd_size(content)}
-    return File(path, facts["format"], facts["precision"], metadata=facts, **sizes)
+    sizes = (len(content), gzip_size(content))
+    return File(path, facts["format"], facts["precision"], *sizes, zstd_bytes=zstd_size(content), metadata=facts)
 
 
 def _checked(files: Any, path: Path) -> tuple[Format, Callable[[Mapping[str, bytes]], bytes]]:
