@@ -73,8 +73,8 @@ class MaskedSoftmax(keras.layers.Layer):
 
     Example:
         >>> x, mask = keras.ops.array([[0.0, 1.0, 9.0]]), keras.ops.array([[True, True, False]])
-        >>> MaskedSoftmax()(x, mask).numpy().round(3).tolist()
-        [[0.269, 0.731, 0.0]]
+        >>> [round(float(share), 3) for share in MaskedSoftmax()(x, mask)[0]]
+        [0.269, 0.731, 0.0]
     """
 
     def __init__(self, zeros: bool = False, **kwargs: Any) -> None:

@@ -82,8 +82,9 @@ class Attention:
             attended = self._attend(tensors, self.combined(query, value, **names, **given))
         if masks[0] is not None:
             attended._keras_mask = masks[0]
-        for tensor in tensors if self.takes_masks_off else ():
-            tensor._keras_mask = None
+        for tensor, mask in zip(tensors, carried, strict=True):
+            if self.takes_masks_off and mask is not None:
+                tensor._keras_mask = None
         return attended
 
     def _attend(self, given: Sequence[Any], mask: Any) -> Any:
