@@ -19,7 +19,7 @@ def test_the_page_on_files(tmp_path, monkeypatch, capsys):
     assert latency.startswith("autoencoder.tflite (encode): median")
     assert "net.tflite.json" in beside and "'bird'" in said and "'by': 'file'" in said
     made = {"net.tflite", "net.tflite.json", "net.cc", "net.h", "net_any.tflite", "net_8.onnx", "net_16.tflite"}
-    made |= {"whole.tflite", "encode.tflite", "autoencoder.tflite"}
+    made |= {"whole.tflite", "encode.tflite", "autoencoder.tflite", "full.tflite"}
     assert {path.name for path in tmp_path.iterdir()} == made
     header = (tmp_path / "net.h").read_text()
     assert "#define NET_OPERATORS" in header and "#define NET_ARENA_BYTES" in header and "net_add_operators" in header
