@@ -7,9 +7,9 @@ import os
 import warnings
 from collections.abc import Iterator
 
+from kpipe.fake_quant import LOST_MASK
+
 LOGGERS = ("tensorflow", "absl", "tf2onnx", "tf2onnx.tfonnx", "tf2onnx.optimizer")
-LOST_MASK = r"Layer .* was passed an input with a mask attached to it"
-"""What Keras says when a layer drops a mask: it said so when the model was called first."""
 
 
 @contextlib.contextmanager

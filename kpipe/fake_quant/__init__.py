@@ -3,7 +3,7 @@
 from kpipe.fake_quant.bake import AVERAGE, COPYING, bake, is_quantized, whole_windows
 from kpipe.fake_quant.island import Island, MaskedSoftmax
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
-from kpipe.fake_quant.masking import without_masks
+from kpipe.fake_quant.masking import LOST_MASK, without_masks
 from kpipe.fake_quant.schemes import (
     CONVERTED,
     SCHEMES,
@@ -29,6 +29,7 @@ __all__ = [
     "AVERAGE",
     "CONVERTED",
     "COPYING",
+    "LOST_MASK",
     "SCHEMES",
     "FakeQuant",
     "Island",

@@ -4,6 +4,8 @@ from typing import Any
 
 import keras
 
+from kpipe.fake_quant.masking import without_masks
+
 
 @keras.saving.register_keras_serializable(package="kpipe")
 class Island(keras.layers.Wrapper):
@@ -37,13 +39,18 @@ class Island(keras.layers.Wrapper):
         super().__init__(layer, **kwargs)
         self.negate_input, self.negate_output = negate_input, negate_output
         self.activation = keras.activations.get(activation)
-        self.supports_masking = layer.supports_masking
+        self.supports_masking = True
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Call the layer on `x`, or on what is negated."""
         told = {"training": training} if self.layer._call_has_training_arg else {}
-        y = self.layer(-x if self.negate_input else x, **told)
+        with without_masks(*([] if self.layer.supports_masking else [x])):
+            y = self.layer(-x if self.negate_input else x, **told)
         return self.activation(-y if self.negate_output else y)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """Hand a mask on where the layer does."""
+        return previous_mask if self.layer.supports_masking else None
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Give the layer's output shape."""

@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+LOST_MASK = r"Layer .* was passed an input with a mask attached to it"
+"""What Keras says when a layer drops a mask: it said so when the model was called first."""
+
 
 @contextmanager
 def without_masks(*tensors: Any) -> Iterator[list[Any]]:

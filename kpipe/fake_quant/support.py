@@ -25,8 +25,13 @@ LOOKED_UP = "it looks its weights up and multiplies nothing"
 WIDER = "no runtime has an integer kernel for it that takes weights of {} bits"
 
 
-def refuse_unsupported(flow: Flow) -> None:
-    """Raise a `KpipeError` at the first site that no int8 file can hold, naming it."""
+def refuse_unsupported(flow: Flow, activations: bool = True) -> None:
+    """Raise a `KpipeError` at the first site that no int8 file can hold, naming it.
+
+    Args:
+        flow: Of the model.
+        activations: Whether what flows between layers is rounded.
+    """
     for site in flow.sites:
         layer = site.operation
         reason = None
@@ -34,6 +39,8 @@ def refuse_unsupported(flow: Flow) -> None:
             reason = f"it computes in {layer.compute_dtype}; rebuild it with keras.config.set_dtype_policy('float32')"
         elif getattr(layer, "data_format", None) == "channels_first":
             reason = "its data format is channels_first; the runtimes take channels_last"
+        elif activations and isinstance(layer, L.Masking) and layer.mask_value != 0:
+            reason = f"it looks for {layer.mask_value}, which need not lie on the grid of what goes in; 0 always does"
         if reason is not None:
             cls = type(layer)
             raise KpipeError(f"Layer {site.path!r} ({cls.__module__}.{cls.__name__}) cannot be quantized: {reason}.")

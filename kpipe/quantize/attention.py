@@ -77,6 +77,8 @@ class Attention:
         with without_masks(*tensors) as carried:
             told = zip(carried[: 2 if key is None else 3], (query_mask, value_mask, key_mask), strict=False)
             masks = [own if mask is None else mask for own, mask in told]
+            if self.takes_masks_off:  # it looks at no other mask of the query
+                masks[0] = carried[0]
             names = dict(zip(("query_mask", "value_mask", "key_mask"), masks, strict=False))
             given = {"attention_mask": attention_mask, "use_causal_mask": use_causal_mask}
             attended = self._attend(tensors, self.combined(query, value, **names, **given))

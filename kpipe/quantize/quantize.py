@@ -120,7 +120,7 @@ def quantize(
     momentum = (0.99 if watching.follows else 1.0) if momentum is None else momentum
     model = in_float32(model, "The quantized model")
     flow, whole_numbers = sites(model), plan.activations is not None
-    refuse_unsupported(flow)
+    refuse_unsupported(flow, whole_numbers)
     with float32_policy():
         plain = split(model)
     found = reasons_against(flow, whole_numbers)

@@ -92,7 +92,7 @@ class _Rewriter:
         if not self.activations:
             alone: Any = self.wrappers.get(id(layer), layer)
             return alone(*args, **kwargs)
-        if layer.name in self.left_out and id(layer) not in self.islands:
+        if kind_of(site) == "weights" and layer.name in self.left_out and id(layer) not in self.islands:
             self.islands[id(layer)] = Island(layer, name=layer.name)
         called: Any = self.wrappers.get(id(layer)) or self.islands.get(id(layer), layer)
         y = called(*args, **kwargs)

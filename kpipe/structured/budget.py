@@ -106,7 +106,7 @@ def _short(kind: str, after: float, budget: float, measured: bool) -> str:
     nearer = "no candidate that was measured lies between" if measured else "one step more of any layer would be above"
     return (
         f"{kind}: {_number(after)} is {1 - after / budget:.1%} below the {_number(budget)} that may remain: channels "
-        f"go whole and in the order of their scores, and {nearer}"
+        f"go whole, and {nearer}"
     )
 
 

@@ -71,11 +71,9 @@ def compare(this: "FilterPlan", other: "FilterPlan") -> PlanComparison:
     """Set two plans of one model side by side; see `FilterPlan.compare`.
 
     Raises:
-        KpipeError: When a group of one name has other channels in the other plan, or they have no group in common.
+        KpipeError: When a group of one name has other channels in the other plan.
     """
     mine, theirs = ({group.name: group for group in plan.groups} for plan in (this, other))
-    if mine and theirs and not set(mine) & set(theirs):
-        raise KpipeError(f"The plans speak of different models: of {', '.join(mine)}, and of {', '.join(theirs)}.")
     rows = []
     for name in dict.fromkeys((*mine, *theirs)):
         one, two = mine.get(name), theirs.get(name)

@@ -153,7 +153,7 @@ class FilterPlan:
             printed, it is a table.
 
         Raises:
-            KpipeError: When a group of one name has other channels in the other plan, or they have no group in common.
+            KpipeError: When a group of one name has other channels in the other plan.
 
         Example:
             >>> one = FilterPlan((GroupPlan("a", ("a",), 8, (0, 3)),))

@@ -20,7 +20,7 @@ Removed = list[np.ndarray]
 
 
 def fewest(ranking: Ranking, cost: Callable[[Removed], float], budget: float) -> tuple[int, ...]:
-    """Find the fewest blocks whose removal meets a budget.
+    """Find blocks whose removal meets a budget, as few and as little worth as the budget allows.
 
     A bisection finds the smallest ratio that does; then the last blocks of the groups come back one by one, those that
     are worth most first, wherever the budget has room: a dear channel that does not fit keeps no cheap one out.

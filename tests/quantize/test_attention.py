@@ -1,5 +1,7 @@
 """Attention with masks, against Keras's own layers: the softmax in float, all that is multiplied in whole numbers."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -91,10 +93,66 @@ def test_taken_apart_it_is_the_same(case):
 
 def test_a_lost_mask_would_be_seen(monkeypatch):  # the control of the one above
     keras.utils.set_random_seed(0)
-    model, data = padded()
-    expected = answers(model, data)
+    model, _ = padded()
     monkeypatch.setattr(Attention, "_weights", lambda self, scores, mask: self.softmax(scores))
-    assert np.abs(answers(split(model).model, data) - expected).max() > 0.01 * np.abs(expected).max()
+    with pytest.raises(KpipeError, match=r"computes otherwise when the attention in 'attend0', 'attend1'"):
+        split(model)
+
+
+def test_only_a_mask_that_the_query_carries_counts_as_in_keras():
+    keras.utils.set_random_seed(0)
+    x, mask = keras.Input((STEPS, WIDTH)), keras.Input((STEPS,), dtype="bool")
+    y = L.MultiHeadAttention(2, 3)(x, x, query_mask=mask, value_mask=mask)
+    model = keras.Model([x, mask], y)
+    data = [states(8), np.random.default_rng(0).random((8, STEPS)) < 0.7]
+    np.testing.assert_allclose(answers(split(model).model, data), answers(model, data), atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("how", [{"exclude": "attend"}, {"bits": {"attend": None}}])
+def test_attention_is_left_in_float(how, causal, tmp_path):
+    keras.utils.set_random_seed(0)
+    x = keras.Input((STEPS, WIDTH))
+    y = L.MultiHeadAttention(2, 3, name="attend")(x, x, use_causal_mask=causal)
+    model = keras.Model(x, L.Dense(3, name="y")(y))
+    quantized = kpipe.quantize(model, calibration=states(), **how)
+    expected = answers(model, states())
+    assert np.abs(answers(quantized, states()) - expected).max() < 0.1 * np.abs(expected).max()
+    file = kpipe.export(quantized, tmp_path / "m.onnx", data=states())
+    assert file.precision == "int8" and inspect(file).floats
+
+
+@pytest.mark.parametrize("suffix", ["tflite", "onnx"])
+def test_a_classifier_is_left_in_float(suffix, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8,)), L.Dense(6, "relu"), L.Dense(3, "softmax", name="classes")])
+    x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+    file = kpipe.export(kpipe.quantize(model, calibration=x, exclude="classes"), tmp_path / f"m.{suffix}", data=x)
+    assert file.precision == "int8" and inspect(file).floats
+
+
+def test_a_mask_of_another_value_than_zero_is_refused():
+    x = keras.Input((STEPS, WIDTH))
+    for value in (-1.0, 0.0):
+        y = L.Masking(value, name="masking")(x)
+        model = keras.Model(x, L.Dense(2)(L.MultiHeadAttention(2, 3)(y, y)))
+        if value:
+            with pytest.raises(KpipeError, match=r"'masking' .*-1.0, which need not lie on the grid"):
+                kpipe.quantize(model, calibration=states())
+            kpipe.quantize(model, "int8_dynamic")
+        else:
+            kpipe.quantize(model, calibration=states())
+
+
+def test_no_warning_of_lost_masks():
+    keras.utils.set_random_seed(0)
+    x = keras.Input((STEPS,), dtype="int32")
+    y = L.Dense(WIDTH)(L.Embedding(20, WIDTH, mask_zero=True)(x))
+    model = keras.Model(x, L.Dense(2)(L.MultiHeadAttention(2, 3)(y, y)))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        kpipe.quantize(model, calibration=tokens())
+    assert len(said) == 1 and "computes in float in" in str(said[0].message)
 
 
 @pytest.mark.parametrize("name", ["padded", *HEAVY])
