@@ -89,31 +89,37 @@ for _table, _turn in ((OF_ONE, _of_one), (OF_TWO, _of_two), (REDUCING, _reducing
 
 @OPERATIONS("nn.softmax")
 def softmax(logits: Any, axis: int = -1) -> Any:
+    """Give e^x over its sum along an axis."""
     return ops.softmax(logits, axis=axis)
 
 
 @OPERATIONS("nn.log_softmax")
 def log_softmax(logits: Any, axis: int = -1) -> Any:
+    """Give the logarithm of the softmax along an axis."""
     return ops.log_softmax(logits, axis=axis)
 
 
 @OPERATIONS("nn.leaky_relu")
 def leaky_relu(features: Any, alpha: float = 0.2) -> Any:
+    """Keep what is above 0; the rest times `alpha`."""
     return ops.leaky_relu(features, negative_slope=alpha)
 
 
 @OPERATIONS("nn.gelu")
 def gelu(features: Any, approximate: bool = False) -> Any:
+    """Weigh values by the normal distribution below them, exactly or by a tanh."""
     return ops.gelu(features, approximate=approximate)
 
 
 @OPERATIONS("nn.swish")
 def swish(features: Any, beta: float = 1.0) -> Any:
+    """Give x · sigmoid(beta · x)."""
     return features * ops.sigmoid(beta * features)
 
 
 @OPERATIONS("clip_by_value")
 def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any) -> Any:
+    """Bring values into a range."""
     return ops.clip(t, clip_value_min, clip_value_max)
 
 
@@ -122,6 +128,7 @@ def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any) -> Any:
 
 @OPERATIONS("math.add_n")
 def add_n(inputs: Sequence[Any]) -> Any:
+    """Add up several tensors."""
     total = inputs[0]
     for one in inputs[1:]:
         total = ops.add(total, one)
@@ -130,23 +137,27 @@ def add_n(inputs: Sequence[Any]) -> Any:
 
 @OPERATIONS("math.squared_difference")
 def squared_difference(x: Any, y: Any) -> Any:
+    """Give (x - y)²."""
     return ops.square(ops.subtract(x, y))
 
 
 @OPERATIONS("math.divide_no_nan")
 def divide_no_nan(x: Any, y: Any) -> Any:
+    """Give x / y, and 0 where y is 0."""
     safe = ops.where(ops.equal(y, 0), ops.ones_like(y), y)
     return ops.where(ops.equal(y, 0), ops.zeros_like(x), ops.divide(x, safe))
 
 
 @OPERATIONS("math.l2_normalize")
 def l2_normalize(x: Any, axis: Any = None, epsilon: float = 1e-12) -> Any:
+    """Divide by the root of the sum of squares, which counts as `epsilon` where it is less."""
     total = ops.sum(ops.square(x), axis=axis, keepdims=True)
     return x * ops.rsqrt(ops.maximum(total, epsilon))
 
 
 @OPERATIONS("norm")
 def norm(tensor: Any, ord: Any = "euclidean", axis: Any = None, keepdims: bool = False) -> Any:
+    """Give the root of the sum of squares; other orders are refused."""
     if ord not in ("euclidean", 2):
         raise TypeError(f"a norm of the order {ord!r}")
     return ops.sqrt(ops.sum(ops.square(tensor), axis=axis, keepdims=keepdims))
@@ -154,26 +165,31 @@ def norm(tensor: Any, ord: Any = "euclidean", axis: Any = None, keepdims: bool =
 
 @OPERATIONS("math.cumsum")
 def cumsum(x: Any, axis: int = 0) -> Any:
+    """Add up along an axis, step by step."""
     return ops.cumsum(x, axis=axis)
 
 
 @OPERATIONS("math.argmax")
 def argmax(input: Any, axis: int = 0, output_type: Any = None) -> Any:
+    """Give the place of the greatest value along an axis."""
     return ops.argmax(input, axis=axis)
 
 
 @OPERATIONS("math.argmin")
 def argmin(input: Any, axis: int = 0, output_type: Any = None) -> Any:
+    """Give the place of the least value along an axis."""
     return ops.argmin(input, axis=axis)
 
 
 @OPERATIONS("math.top_k")
 def top_k(input: Any, k: int = 1, sorted: bool = True) -> Any:
+    """Give the `k` greatest values of the last axis, and their places."""
     return ops.top_k(input, k, sorted=sorted)
 
 
 @OPERATIONS("linalg.matmul")
 def matmul(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False, **flags: Any) -> Any:
+    """Multiply matrices, turned where asked; flags for sparse ones are refused."""
     if any(flags.values()):
         raise TypeError(f"flags {flags}")
     a, b = constant(a, b), constant(b, a)
@@ -183,6 +199,7 @@ def matmul(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False,
 
 @OPERATIONS("nn.bias_add")
 def bias_add(value: Any, bias: Any, data_format: str | None = None) -> Any:
+    """Add a number to each channel, the last axis or, of NC formats, the second."""
     bias = constant(bias, value)
     if data_format is not None and data_format.startswith("NC"):
         bias = ops.reshape(bias, (-1, *[1] * (len(value.shape) - 2)))  # (channels, 1..)

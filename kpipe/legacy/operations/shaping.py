@@ -12,11 +12,13 @@ from kpipe.legacy.operations.table import OPERATIONS
 
 @OPERATIONS("identity")
 def identity(input: Any) -> Any:
+    """Give what goes in."""
     return input
 
 
 @OPERATIONS("cast")
 def cast(x: Any, dtype: str) -> Any:
+    """Turn values into another type."""
     return ops.cast(x, dtype)
 
 
@@ -38,11 +40,13 @@ def _sizes(shape: Any) -> tuple[int, ...]:
 
 @OPERATIONS("reshape")
 def reshape(tensor: Any, shape: Any) -> Any:
+    """Lay values out anew; one size may be open."""
     return ops.reshape(tensor, _sizes(shape))
 
 
 @OPERATIONS("keras.backend.batch_flatten")
 def batch_flatten(x: Any) -> Any:
+    """Lay out each sample's values in a row, (batch, ...) -> (batch, n)."""
     size = 1
     for one in x.shape[1:]:
         size *= one
@@ -51,21 +55,25 @@ def batch_flatten(x: Any) -> Any:
 
 @OPERATIONS("transpose")
 def transpose(a: Any, perm: Any = None, conjugate: bool = False) -> Any:
+    """Put axes into another order; None reverses it."""
     return ops.transpose(a, perm)
 
 
 @OPERATIONS("expand_dims")
 def expand_dims(input: Any, axis: int) -> Any:
+    """Put in an axis of size 1."""
     return ops.expand_dims(input, axis)
 
 
 @OPERATIONS("squeeze")
 def squeeze(input: Any, axis: Any = None) -> Any:
+    """Take out axes of size 1."""
     return ops.squeeze(input, axis=tuple(axis) if isinstance(axis, list) else axis)
 
 
 @OPERATIONS("concat")
 def concat(values: Sequence[Any], axis: int) -> Any:
+    """Join tensors along an axis."""
     return ops.concatenate(values, axis=axis)
 
 
@@ -78,11 +86,13 @@ def stack(values: Sequence[Any], axis: int = 0) -> Any:
 
 @OPERATIONS("unstack")
 def unstack(value: Any, num: int | None = None, axis: int = 0) -> Any:
+    """Take a tensor apart along an axis, which goes."""
     return ops.unstack(value, num=num, axis=axis)
 
 
 @OPERATIONS("split")
 def split(value: Any, num_or_size_splits: Any, axis: int = 0) -> Any:
+    """Cut a tensor along an axis, into equal parts or parts of given sizes."""
     if isinstance(num_or_size_splits, int):
         return ops.split(value, num_or_size_splits, axis=axis)
     ends, total = [], 0
@@ -94,37 +104,44 @@ def split(value: Any, num_or_size_splits: Any, axis: int = 0) -> Any:
 
 @OPERATIONS("tile")
 def tile(input: Any, multiples: Any) -> Any:
+    """Repeat a tensor as a whole along each axis."""
     return ops.tile(input, multiples)
 
 
 @OPERATIONS("repeat")
 def repeat(input: Any, repeats: int, axis: int | None = None) -> Any:
+    """Repeat each entry along an axis."""
     return ops.repeat(input, repeats, axis=axis)
 
 
 @OPERATIONS("reverse")
 def reverse(tensor: Any, axis: Any) -> Any:
+    """Turn axes around."""
     return ops.flip(tensor, axis=tuple(axis))
 
 
 @OPERATIONS("broadcast_to")
 def broadcast_to(input: Any, shape: Any) -> Any:
+    """Repeat along axes of size 1 until the shape is another."""
     return ops.broadcast_to(input, shape)
 
 
 @OPERATIONS("pad")
 def pad(tensor: Any, paddings: Any, mode: str = "CONSTANT", constant_values: float = 0) -> Any:
+    """Put values around a tensor, constant or from within it."""
     mode = mode.lower()
     return ops.pad(tensor, paddings, mode=mode, constant_values=constant_values if mode == "constant" else None)
 
 
 @OPERATIONS("where")
 def where(condition: Any, x: Any, y: Any) -> Any:
+    """Choose entries of one tensor or the other."""
     return ops.where(condition, constant(x, y), constant(y, x))
 
 
 @OPERATIONS("gather")
 def gather(params: Any, indices: Any, axis: int = 0, batch_dims: int = 0, validate_indices: Any = None) -> Any:
+    """Take entries along an axis by their places; batch axes are refused."""
     if batch_dims:
         raise TypeError("batch_dims")
     return ops.take(params, indices, axis=axis)
@@ -132,6 +149,7 @@ def gather(params: Any, indices: Any, axis: int = 0, batch_dims: int = 0, valida
 
 @OPERATIONS("one_hot")
 def one_hot(indices: Any, depth: int, on_value: Any = 1, off_value: Any = 0, axis: int = -1, dtype: Any = None) -> Any:
+    """Give `on_value` at the place that an index names along a new axis, else `off_value`."""
     hot = ops.one_hot(indices, depth, axis=axis, dtype=dtype or "float32")
     return hot if (on_value, off_value) == (1, 0) else hot * (on_value - off_value) + off_value
 
@@ -151,6 +169,7 @@ def _index(value: Any) -> Any:
 
 @OPERATIONS("strided_slice")
 def strided_slice(input_: Any, begin: Any, end: Any, strides: Any = None, **masks: int) -> Any:
+    """Take a part by begins, ends and steps; masks but those of begin, end and shrinking are refused."""
     given = {name: bits for name, bits in masks.items() if bits and name not in _MASKS}
     if given:
         raise TypeError(f"masks {given}")
@@ -168,17 +187,20 @@ _MASKS = ("begin_mask", "end_mask", "shrink_axis_mask")
 
 @OPERATIONS("slice")
 def slice_(input_: Any, begin: Sequence[int], size: Sequence[int]) -> Any:
+    """Take a part by begins and sizes; -1 goes to the end."""
     spec = tuple(slice(first, None if n == -1 else first + n) for first, n in zip(begin, size, strict=True))
     return ops.get_item(input_, spec)
 
 
 @OPERATIONS("nn.space_to_depth")
 def space_to_depth(input: Any, block_size: int, data_format: str = "NHWC") -> Any:
+    """Move blocks of places into channels."""
     return ops.space_to_depth(input, block_size, data_format=_format(data_format))
 
 
 @OPERATIONS("nn.depth_to_space")
 def depth_to_space(input: Any, block_size: int, data_format: str = "NHWC") -> Any:
+    """Move channels into blocks of places."""
     return ops.depth_to_space(input, block_size, data_format=_format(data_format))
 
 
