@@ -38,9 +38,10 @@ TOLD = ("recipe.yaml", "latency.json", "metrics.json")
 def withdraw(directory: Path) -> None:
     """Remove what an earlier run delivered, when something else is ready to take its place.
 
-    The list of what there was goes last, so that one killed in between is carried on by the next.
+    `metrics.json` goes first: without it nothing counts as delivered. The list of what there was goes last, so that one
+    killed in between is carried on by the next.
     """
-    for name in (*_delivered(directory), "report.md", "report.html", *TOLD, DELIVERED):
+    for name in (*reversed(TOLD), *_delivered(directory), "report.md", "report.html", DELIVERED):
         (directory / name).unlink(missing_ok=True)
 
 
