@@ -51,9 +51,10 @@ def replace_atomically(path: str | Path) -> Iterator[Path]:
 def replace_together(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
     """Give temporary paths that take their places together when the block ends well: all of them or none.
 
-    The first path is the one that counts, and takes its place last: whoever finds it finds the others too. When one
-    cannot be moved, those moved before it are taken back, and what they had replaced is put there again. Only a kill
-    amid the moves, which are one system call each, can leave some of the others without the first.
+    The first path is the one that counts: it is taken away before the others are moved and takes its place after them,
+    so that whoever finds it finds the others that belong to it. When one cannot be moved, those moved before it are
+    taken back, and what they had replaced is put there again. Only a kill amid the moves, which are one system call
+    each, can leave some of the others without the first.
 
     Args:
         paths: Where the files are to stand; their folders must exist.
@@ -84,11 +85,13 @@ def replace_together(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
             temporary.stat()  # all of them were written, or none is moved
             _keep(target, backup)
         moving = True
+        if len(targets) > 1:
+            targets[0].unlink(missing_ok=True)
         for target, temporary in reversed(list(zip(targets, temporaries, strict=True))):
             temporary.replace(target)
     except BaseException:
         for target, temporary, backup in zip(targets, temporaries, backups, strict=True):
-            if moving and not temporary.exists():
+            if moving and (target == targets[0] or not temporary.exists()):
                 _take_back(target, backup)
         raise
     finally:

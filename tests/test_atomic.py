@@ -81,3 +81,22 @@ def test_a_file_of_several_that_was_not_written_leaves_none(tmp_path):
     with pytest.raises(FileNotFoundError), replace_together([tmp_path / "a", tmp_path / "b"]) as (first, _):
         first.write_text("new")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_file_that_counts_is_never_beside_others_than_its_own(tmp_path, monkeypatch):
+    counts, beside = tmp_path / "metrics.json", tmp_path / "net.tflite"
+    for path in (counts, beside):
+        path.write_text("old")
+    replace, found = Path.replace, []
+
+    def watched(path, target):
+        found.append((counts.exists(), beside.read_text()))
+        replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    with replace_together([counts, beside]) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("new")
+        assert counts.read_text() == "old"  # until all is written
+    assert found == [(False, "old"), (False, "new")]
+    assert counts.read_text() == beside.read_text() == "new"

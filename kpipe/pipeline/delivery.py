@@ -28,21 +28,15 @@ def as_yaml(config: dict[str, Any]) -> str:
 
 
 DELIVERED = ".delivered.json"
-"""The list of the files at the top, written before the first of them: a killed run leaves none that is not listed."""
+"""The list of the files at the top; one that is removed stands in it until it is gone."""
 
 
-TOLD = ("recipe.yaml", "latency.json", "metrics.json")
-"""What a run tells of its delivery: the three are always of one run. `metrics.json` comes last, and counts."""
+TOLD = ("metrics.json", "latency.json", "recipe.yaml")
+"""What a run tells of its delivery: the three are always of one run. The first counts, and is written last."""
 
 
-def withdraw(directory: Path) -> None:
-    """Remove what an earlier run delivered, when something else is ready to take its place.
-
-    `metrics.json` goes first: without it nothing counts as delivered. The list of what there was goes last, so that one
-    killed in between is carried on by the next.
-    """
-    for name in (*reversed(TOLD), *_delivered(directory), "report.md", "report.html", DELIVERED):
-        (directory / name).unlink(missing_ok=True)
+REPORTS = ("report.html", "report.md")
+"""What is written of a delivery later; it goes with the delivery."""
 
 
 def _delivered(directory: Path) -> list[str]:
@@ -53,9 +47,10 @@ def _delivered(directory: Path) -> list[str]:
 def deliver(plan: Planned, directory: Path, data: Dataset, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Copy the exported files to the top, time all files, and write `recipe.yaml`, `latency.json` and `metrics.json`.
 
-    Until all of it is written beside its place, what an earlier run delivered stays as it is; then it is removed, and
-    the new takes its place. Timing, and the environment that it was taken in, are taken over where the steps are those
-    that were timed, so that a run that is repeated changes nothing.
+    Until all of it is written beside its place, what an earlier run delivered stays as it is; then the new takes its
+    place, and what is delivered no more is removed. Whoever finds `metrics.json` finds what it tells of; when a run is
+    cut off amid the removal, the next one carries it on. Timing, and the environment that it was taken in, are taken
+    over where the steps are those that were timed, so that a run that is repeated changes nothing.
 
     Args:
         plan: The plan that was run.
@@ -72,16 +67,17 @@ def deliver(plan: Planned, directory: Path, data: Dataset, entries: Sequence[dic
     exported = [(entry, file) for entry in timed if entry["artifact"]["kind"] == "file" for file in entry["files"]]
     places = {name: entry["name"] for entry, file in exported for name in (*file.get("beside", ()), file["path"])}
     metrics = _metrics(plan, data, timed, [file for _, file in exported], latency)
-    told = {"metrics.json": checkpoint.as_json(metrics), "latency.json": checkpoint.as_json(latency)}
-    told["recipe.yaml"] = as_yaml(plan.config)
-    with replace_together([directory / name for name in (*told, *places)]) as written:
-        for path, text in zip(written, told.values(), strict=False):
+    told = (checkpoint.as_json(metrics), checkpoint.as_json(latency), as_yaml(plan.config))
+    stale = {*_delivered(directory), *(() if known else REPORTS)} - set(places)
+    with replace_together([directory / name for name in (*TOLD, *places, DELIVERED)]) as (*written, listed):
+        for path, text in zip(written, told, strict=False):
             path.write_text(text, encoding="utf-8")
         for path, (name, folder) in zip(written[len(told) :], places.items(), strict=True):
             shutil.copyfile(directory / folder / name, path)
-        if not known or set(_delivered(directory)) - set(places):
-            withdraw(directory)
-        checkpoint.write_json(directory / DELIVERED, sorted(places))
+        checkpoint.write_json(listed, sorted({*stale, *places}))
+    for name in stale:
+        (directory / name).unlink(missing_ok=True)
+    checkpoint.write_json(directory / DELIVERED, sorted(places))
     return metrics
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from kpipe.errors import KpipeError, RecipeError
 from kpipe.export import read_metadata
-from kpipe.pipeline import STAGES, Context, FloatModel, Quiet, Stage
+from kpipe.pipeline import STAGES, Context, FloatModel, Quiet, Stage, delivery
 from kpipe.pipeline.steps import begin, plan_steps
 from kpipe.recipe import parse_recipe
 from kpipe.report import report
@@ -462,3 +462,45 @@ def test_a_run_that_is_interrupted_at_once_leaves_no_directory(document, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         go(document, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_earlier_delivery_stays_when_the_new_one_cannot_take_its_place(document, finished, monkeypatch):
+    report(finished)
+    before, replace = top(finished), Path.replace
+    edited = {**document, "stages": [{**document["stages"][0], "by": 7.0}, *document["stages"][1:]]}
+
+    def failing(path, target):
+        if target == finished / "latency.json":  # the second to last: all files but one are moved by then
+            raise OSError("no room left")
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", failing)
+        with pytest.raises(OSError, match="no room left"):
+            go(edited, finished)
+    assert top(finished) == before
+    go(edited, finished)
+    assert top(finished)["shifts.tflite"] != before["shifts.tflite"]  # the control: there was something to move
+
+
+def test_what_is_delivered_no_more_is_removed_by_the_next_run_when_its_removal_was_cut_off(
+    document, finished, monkeypatch
+):
+    report(finished)
+    renamed, unlink = {**document, "name": "renamed"}, Path.unlink
+
+    def stopping(path, missing_ok=False):
+        if path.parent == finished and path.name in ("shifts.tflite", "report.md"):
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            go(renamed, finished)
+    assert (finished / "shifts.tflite").exists()  # the control: it was cut off
+    assert (finished / "report.md").exists()
+    metrics, heard = go(renamed, finished)
+    assert heard.made == []
+    assert [file["path"] for file in metrics["delivery"]] == ["renamed.tflite"]
+    assert set(top(finished)) == {*delivery.TOLD, delivery.DELIVERED, "renamed.tflite", "renamed.tflite.json"}
