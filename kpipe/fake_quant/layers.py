@@ -16,6 +16,9 @@ from kpipe.layers import KERNEL_ROLES, Weight, weights
 class FakeQuant(keras.layers.Layer):
     """Round a tensor to the levels of its range, as the runtime will; the gradient passes straight through.
 
+    Tokens pass as they are: Keras's merging layers, among others, say of whole numbers that they will be floats, so that
+    only the call shows what there is to round.
+
     In training the range follows the batches by a moving average, low ← low + w · (min(batch) - low); in inference it
     is fixed. It always holds 0. A range that was set by calibration is the start of the average, and w = 1 - momentum:
     it comes from more samples than a batch has, and to correct the average for its start, as Adam does, would throw it
@@ -77,6 +80,8 @@ class FakeQuant(keras.layers.Layer):
 
     def call(self, x: Any, training: bool | None = None, observe: bool = True) -> Any:
         """Round `x`, shape (batch, ...); with `observe` off the range does not follow it."""
+        if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)):
+            return x
         if training and observe and self.follows:
             seen = tf.stop_gradient(x)
             least = tf.minimum(tf.reduce_min(seen), 0.0)

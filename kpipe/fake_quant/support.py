@@ -1,5 +1,6 @@
 """Which calls an int8 runtime computes in whole numbers, and the reasons against the others."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from kpipe.layers.operations.operands import classes
 from kpipe.layers.preprocessing import scale_and_offset
 
 (SOFTMAX,) = classes("nn", "Softmax")
+COMPARING = classes("numpy", "Equal NotEqual Greater GreaterEqual Less LessEqual Isclose")
 MOST_AXES = 4
 """Batch, height, width, channels."""
 LEFT_OUT = "it was left out"
@@ -32,6 +34,7 @@ def refuse_unsupported(flow: Flow, activations: bool = True) -> None:
         flow: Of the model.
         activations: Whether what flows between layers is rounded.
     """
+    makers = {key: site for site in flow.sites for key in site.outputs}
     for site in flow.sites:
         layer = site.operation
         reason = None
@@ -39,11 +42,29 @@ def refuse_unsupported(flow: Flow, activations: bool = True) -> None:
             reason = f"it computes in {layer.compute_dtype}; rebuild it with keras.config.set_dtype_policy('float32')"
         elif getattr(layer, "data_format", None) == "channels_first":
             reason = "its data format is channels_first; the runtimes take channels_last"
-        elif activations and isinstance(layer, L.Masking) and layer.mask_value != 0:
-            reason = f"it looks for {layer.mask_value}, which need not lie on the grid of what goes in; 0 always does"
+        elif activations and (sought := _sought(site, makers)):
+            reason = (
+                f"it looks for {sought}, which need not lie on the grid of what goes in; 0 always does. Let a mask of "
+                "such numbers be an input of its own"
+            )
         if reason is not None:
             cls = type(layer)
             raise KpipeError(f"Layer {site.path!r} ({cls.__module__}.{cls.__name__}) cannot be quantized: {reason}.")
+
+
+def _sought(site: Site, makers: Mapping[Any, Site]) -> str:
+    """List the numbers other than 0 that a call compares a rounded tensor with."""
+    layer = site.operation
+    if isinstance(layer, L.Masking):
+        return f"{layer.mask_value}" if layer.mask_value else ""
+    if not isinstance(layer, COMPARING) or not _meets_floats(site):
+        return ""
+    if all(kind_of(makers[key]) == "float" for key in site.inputs):
+        return ""
+    arguments = site.node.arguments
+    given = keras.tree.flatten((arguments.args, arguments.kwargs))
+    constants = [np.asarray(value) for value in given if not isinstance(value, (keras.KerasTensor, bool, str))]
+    return ", ".join(str(value) for value in constants if value.dtype != object and np.any(value))
 
 
 def kind_of(site: Site) -> Quantization:

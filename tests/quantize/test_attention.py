@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers as L
+from keras import ops
 
 import kpipe
 from kpipe.errors import KpipeError
@@ -142,6 +143,38 @@ def test_a_mask_of_another_value_than_zero_is_refused():
             kpipe.quantize(model, "int8_dynamic")
         else:
             kpipe.quantize(model, calibration=states())
+
+
+@pytest.mark.parametrize("compare", [ops.not_equal, ops.greater])
+def test_a_mask_made_by_comparison_with_another_number_than_zero_is_refused(compare):
+    x = keras.Input((STEPS, WIDTH))
+    for value in (-1.0, 0.0):
+        mask = ops.expand_dims(compare(x[:, :, 0], value), 1)
+        model = keras.Model(x, L.Dense(2)(L.MultiHeadAttention(2, 3)(x, x, attention_mask=mask)))
+        if value:
+            with pytest.raises(KpipeError, match=r"looks for -1.0, which need not lie on the grid"):
+                kpipe.quantize(model, calibration=states())
+            kpipe.quantize(model, "int8_dynamic")
+        else:
+            kpipe.quantize(model, calibration=states())
+
+
+def test_tokens_may_be_compared_with_any_number():
+    t = keras.Input((STEPS,), dtype="int32")
+    y = L.Embedding(20, WIDTH)(t)
+    y = L.MultiHeadAttention(2, 3)(y, y, attention_mask=ops.expand_dims(ops.not_equal(t, 3), 1))
+    quantized = kpipe.quantize(keras.Model(t, L.Dense(2)(y)), calibration=tokens())
+    assert np.isfinite(answers(quantized, tokens())).all()
+
+
+def test_a_mask_that_is_lost_where_zeros_are_would_be_seen(monkeypatch):
+    x = keras.Input((STEPS, WIDTH))
+    mask = ops.expand_dims(ops.not_equal(x[:, :, 0], 0.0), 1)  # all true unless some inputs are 0
+    model = keras.Model(x, L.MultiHeadAttention(2, 3, name="attend")(x, x, attention_mask=mask))
+    np.testing.assert_allclose(answers(split(model).model, states()), answers(model, states()), atol=1e-5)
+    monkeypatch.setattr(Attention, "_weights", lambda self, scores, mask: self.softmax(scores))
+    with pytest.raises(KpipeError, match="computes otherwise when the attention in 'attend'"):
+        split(model)
 
 
 def test_no_warning_of_lost_masks():

@@ -255,3 +255,17 @@ def test_bad_models_and_schemes(quantized):
         kpipe.quantize(quantized("dense")[1], calibration=x)
     with pytest.raises(KpipeError, match="not quantized"):
         bake(build("dense"))
+
+
+@pytest.mark.parametrize("join", [L.Concatenate(), L.Minimum()], ids=["concatenate", "minimum"])
+def test_tokens_that_are_merged_stay_whole_numbers(join, tmp_path):
+    # Keras says of both that they give floats, and gives whole numbers.
+    keras.utils.set_random_seed(0)
+    a, b = (keras.Input((3,), dtype="int32") for _ in range(2))
+    y = L.Flatten()(L.Embedding(9, 4)(join([a, b])))
+    model = keras.Model([a, b], L.Dense(3)(y))
+    tokens = [np.random.default_rng(place).integers(0, 9, (32, 3)).astype("int32") for place in range(2)]
+    quantized = kpipe.quantize(model, calibration=tokens)
+    expected = model.predict(tokens, verbose=0)
+    assert np.abs(quantized.predict(tokens, verbose=0) - expected).max() < 0.05 * np.abs(expected).max()
+    assert kpipe.export(quantized, tmp_path / "m.tflite", data=tokens).precision == "int8"
