@@ -237,8 +237,11 @@ def plain_layer(layer: Any, norm: L.BatchNormalization | None, input_shape: tupl
     name = layer.name if norm is None else f"{layer.name}_{norm.name}"
     if rounded:
         return _with(inner, name, value, bias, input_shape)
-    negated = _with(inner, name, -value, None if bias is None else -bias, input_shape, activation=None)
-    return Island(negated, negate_output=True, activation=inner.activation, name=layer.name)
+    before = isinstance(inner, L.EinsumDense)  # as a file holds it, it would lose the dequantization before it
+    negated = _with(
+        inner, name, value if before else -value, None if bias is None else -bias, input_shape, activation=None
+    )
+    return Island(negated, negate_input=before, negate_output=True, activation=inner.activation, name=layer.name)
 
 
 def _with(

@@ -16,8 +16,8 @@ from kpipe.layers import KERNEL_ROLES, Weight, weights
 class FakeQuant(keras.layers.Layer):
     """Round a tensor to the levels of its range, as the runtime will; the gradient passes straight through.
 
-    Tokens pass as they are: Keras's merging layers, among others, say of whole numbers that they will be floats, so that
-    only the call shows what there is to round.
+    Tokens pass as they are: of whole numbers Keras says in many layers, as in those that merge, that they will be
+    floats, so that only the call shows what there is to round.
 
     In training the range follows the batches by a moving average, low ← low + w · (min(batch) - low); in inference it
     is fixed. It always holds 0. A range that was set by calibration is the start of the average, and w = 1 - momentum:

@@ -119,8 +119,9 @@ def test_attention_is_left_in_float(how, causal, tmp_path):
     quantized = kpipe.quantize(model, calibration=states(), **how)
     expected = answers(model, states())
     assert np.abs(answers(quantized, states()) - expected).max() < 0.1 * np.abs(expected).max()
-    file = kpipe.export(quantized, tmp_path / "m.onnx", data=states())
-    assert file.precision == "int8" and inspect(file).floats
+    for suffix in ("onnx", "tflite"):
+        file = kpipe.export(quantized, tmp_path / f"m.{suffix}", data=states())
+        assert file.precision == "int8" and inspect(file).floats
 
 
 @pytest.mark.parametrize("suffix", ["tflite", "onnx"])
