@@ -101,7 +101,13 @@ def why_float(site: Site) -> str | None:
     if len(shape) > MOST_AXES:
         return f"its input {shape} has {len(shape)} axes; integer kernels take at most {MOST_AXES}, batch included"
     unknown = quantization_of(layer) in (None, "float")
-    return _argument(site) or ("no integer kernel is known for it" if unknown else None)
+    return _argument(site) or (_unknown(layer) if unknown else None)
+
+
+def _unknown(layer: Any) -> str:
+    own = isinstance(layer, keras.Layer) and type(layer).__module__.partition(".")[0] not in ("keras", "kpipe")
+    how = "; kpipe.functionalize writes it out if it is made of layers" if own else ""
+    return f"no integer kernel is known for it{how}"
 
 
 def _meets_floats(site: Site) -> bool:

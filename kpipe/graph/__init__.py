@@ -1,5 +1,6 @@
 """Channel ids traced through a Functional graph; groups of channels that live and die together."""
 
+from kpipe.graph.constant import Constant
 from kpipe.graph.ending import gives_probabilities, last_activation
 from kpipe.graph.flow import Flow, Site, evaluate, functional, has_graph, replay, sites
 from kpipe.graph.functionalize import functionalize
@@ -10,6 +11,7 @@ from kpipe.graph.trace import trace
 from kpipe.graph.traced import Group, Trace, TracedLayer, TracedWeight
 
 __all__ = [
+    "Constant",
     "Flow",
     "Group",
     "Site",

@@ -31,9 +31,12 @@ def functionalize(model: keras.Model, input_spec: Any = None) -> keras.Model:
     other. Layers and models inside that are made of layers and operations too become graphs of their own inside the
     graph, under their names; those that are not stay one layer each.
 
+    A layer that is called on constants alone, such as embeddings of the positions 0, 1, 2, is called on a layer
+    `Constant` of the graph: where the graph is loaded from a file, kpipe must have been imported.
+
     What a graph cannot hold is refused: weights that the model uses itself (put them into a layer), those of a layer
-    that are computed with outside of it, a call that does other things in training, a layer that is called on constants
-    alone, a loss added in a call. A `train_step` of the model's own does not come along.
+    that are computed with outside of it, a call that does other things in training, a loss added in a call. A
+    `train_step` of the model's own does not come along.
 
     Args:
         model: Any Keras model. One that has a graph comes back as it is, unless there are layers in it to write out;
@@ -188,9 +191,8 @@ def _refuse_lost(model: keras.Model, graph: keras.Model, call: Callable[..., Any
         used = {one.name for one in owners if one is model} | _heard(owners, lambda: call(inputs, False))
     if used:
         raise SurgeryError(
-            f"The graph of {model.name!r} would lack weights of {sorted(used)}, which its call uses: weights of the "
-            "model itself, or of a layer that is called on constants alone, such as embeddings of the positions 0, 1, "
-            "2. Put what uses them into a layer of its own, which takes a tensor of the model."
+            f"The graph of {model.name!r} would lack weights of {sorted(used)}, which its call uses itself. Put what "
+            "uses them into a layer of its own, which takes a tensor of the model."
         )
     warnings.warn(
         f"The graph of {model.name!r} leaves out {sorted(one.name for one in owners)}: its call does not use them.",

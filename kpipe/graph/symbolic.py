@@ -24,6 +24,7 @@ from kpipe.graph.calls import (
     without_new_nodes,
     without_training,
 )
+from kpipe.graph.constant import Constants
 from kpipe.graph.flow import functional, has_graph
 from kpipe.graph.samples import random_inputs
 from kpipe.layers import RULES, own_variables, weight_facts_of
@@ -58,13 +59,16 @@ def write_out(model: keras.Model, call: Callable[..., Any], inputs: Structure, w
         SurgeryError: When the call is not made of layers and operations, or does other things in training.
     """
     flat = keras.tree.flatten(inputs)
-    with without_new_nodes(model):
+    constants = Constants(flat[0])
+    with without_new_nodes(model), constants.given():
         trained, plain = (call_symbolically(model, lambda told=told: call(inputs, told)) for told in (True, False))
         refuse_difference(model, flat, plain, trained)
         nodes = nodes_between(flat, plain)
     blocks = [node.operation for node in nodes if id(node.operation) not in writing.whole and _is_block(node.operation)]
     if not blocks:
-        outputs = call_symbolically(model, lambda: call(inputs, False))
+        constants.forget()
+        with constants.given():
+            outputs = call_symbolically(model, lambda: call(inputs, False))
     else:
         outputs = _made_again(nodes, flat, plain, writing)
     name_apart(flat, outputs)

@@ -25,6 +25,8 @@ from kpipe.layers import (
     weights_within,
 )
 
+HOW_TO_FOLLOW = "; kpipe.functionalize writes it out if it is made of layers, kpipe.layers.rule gives it one"
+
 
 def trace(model: keras.Model, unknown: Literal["refuse", "freeze"] = "refuse") -> Trace:
     """Follow the channels of a Functional or Sequential model.
@@ -134,7 +136,7 @@ def _rule_of(site: Site) -> tuple[RuleFunction | None, str]:
     kind = "layer" if isinstance(operation, keras.Layer) else "operation"
     facts = RULES.get(cls)
     if facts is None or facts.channels is None:
-        how = "" if cls.__module__.partition(".")[0] == "keras" else "; kpipe.layers.rule gives it one"
+        how = "" if cls.__module__.partition(".")[0] == "keras" else HOW_TO_FOLLOW
         return None, f"the {kind} {site.path!r} ({cls.__module__}.{cls.__name__}) has no rule{how}"
     for one in layers_within(operation) if kind == "layer" else ():
         if getattr(one, "lora_enabled", False) or one.quantization_mode is not None:

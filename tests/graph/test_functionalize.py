@@ -125,24 +125,13 @@ def test_attempts_before_the_graph_that_is_given_leave_no_nodes():
 
 def test_a_model_with_a_graph_that_is_refused_keeps_it():
     x = keras.Input((5,), name="x")
-    model = keras.Model(x, ops.relu(L.Dense(3, name="b")(Constant(name="block")(L.Dense(4, name="a")(x)))))
+    model = keras.Model(x, ops.relu(L.Dense(3, name="b")(Branching(name="block")(L.Dense(4, name="a")(x)))))
     before = nodes_of(model)
     calls = [len(operation._inbound_nodes) for operation in model.operations]
     graph = functionalize(model)
     assert "block" in [layer.name for layer in graph.layers]  # it stays one layer
     assert nodes_of(model) == {name: count + (name in ("a", "b", "block")) for name, count in before.items()}
     assert [len(operation._inbound_nodes) - 1 for operation in model.operations[1:]] == calls[1:]
-
-
-class Constant(L.Layer):
-    """Call a layer on a constant alone, which no graph holds."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.places = L.Embedding(3, 4, name="places")
-
-    def call(self, x):
-        return x + self.places(np.array([1]))
 
 
 def test_channels_of_a_subclassed_model_can_be_cut(tmp_path):
@@ -246,11 +235,11 @@ class Transformer(keras.Model):
 def test_a_transformer_of_layers_of_ones_own_can_be_cut():
     graph = functionalize(Transformer(), keras.KerasTensor((None, 6), "int32"))
     plan = plan_filters(graph, ratio=0.5)
-    assert len(plan.groups) == 3 and {"attention/v"} < {group.name for group in plan.groups}
-    assert any("has no rule" in reason for reason in plan.frozen.values())  # the words and positions stay one layer
+    assert len(plan.groups) == 4 and {"attention/v"} < {group.name for group in plan.groups}
     small = prune_filters(graph, plan)
     assert small.count_params() < graph.count_params()
-    assert [layer.units for layer in small.get_layer("attention").layers if isinstance(layer, L.Dense)] == [4, 4, 4, 8]
+    assert [layer.units for layer in small.get_layer("attention").layers if isinstance(layer, L.Dense)] == [4, 4, 4, 4]
+    assert [layer.output_dim for layer in small.get_layer("words").layers if isinstance(layer, L.Embedding)] == [4, 4]
 
 
 class Masked(keras.Model):
@@ -310,6 +299,54 @@ class Positions(L.Layer):
         return self.words(x) + self.places(ops.arange(5))
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["model", "layer"])
+def test_layers_that_are_called_on_constants_are_in_the_graph(whole, tmp_path):
+    """The embeddings of the positions are cut with the tokens', trained, saved and loaded."""
+    keras.utils.set_random_seed(0)
+    model = Whole(Positions()) if whole else Outer(Positions(name="inside"))
+    x = drawn(4, 5, 4)
+    expected = model(x)
+    graph = functionalize(model, (None, 5, 4))
+    assert {id(variable) for variable in graph.weights} == {id(variable) for variable in model.weights}
+    np.testing.assert_allclose(graph(x), expected, atol=1e-6)
+    graph.save(tmp_path / "graph.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "graph.keras")(x), graph(x))
+
+    graph.compile("sgd", "mse")
+    before = [np.asarray(one) for one in graph.trainable_weights]
+    graph.fit(x, np.ones((4, *graph.output_shape[1:])), verbose=0)
+    assert all(np.any(old != np.asarray(new)) for old, new in zip(before, graph.trainable_weights, strict=True))
+    np.testing.assert_allclose(graph(x), model(x), atol=1e-6)  # both hold the same variables
+    if whole:  # what comes out of the model stays
+        return
+    plan = plan_filters(graph, ratio=0.5)
+    (group,) = plan.groups
+    assert len(group.removed) == 2
+    small = prune_filters(graph, plan)
+    kept = np.setdiff1d(np.arange(4), group.removed)
+    for layer in (one for one in small._flatten_layers() if isinstance(one, L.Embedding)):
+        np.testing.assert_array_equal(layer.embeddings, np.asarray(model.inside.places.embeddings)[:, kept])
+
+
+def test_a_constant_of_weights_is_refused():
+    class Computed(keras.Model):
+        """It calls a layer on what it computes of the weights of another."""
+
+        def __init__(self):
+            super().__init__(name="computed")
+            self.table, self.dense, self.head = L.Embedding(5, 4), L.Dense(4), L.Dense(4)
+
+        def build(self, _):
+            self.table.build(None)
+
+        def call(self, x):
+            rows = ops.convert_to_tensor(self.table.embeddings)
+            return self.head(x) + self.dense(rows) + self.table(ops.arange(5))
+
+    with pytest.raises(SurgeryError, match="would not follow its weights"):
+        functionalize(Computed(), (None, 5, 4))
+
+
 class Branching(L.Layer):
     def call(self, x, training=None):
         return x * 2.0 if training else x
@@ -329,7 +366,7 @@ class Outer(keras.Model):
         return self.head(self.inside(x))
 
 
-@pytest.mark.parametrize("inside", [Scaled, Positions, Branching, Noisy])
+@pytest.mark.parametrize("inside", [Scaled, Branching, Noisy])
 def test_what_cannot_be_written_out_stays_one_layer(inside):
     model = Outer(inside(name="inside"))
     if inside is Noisy:  # its answers are random: nothing could be compared
@@ -385,7 +422,6 @@ class Other(keras.Sequential):
     "model, message",
     [
         (Whole(Scaled()), r"lack weights of \['whole'\]"),
-        (Whole(Positions()), r"lack weights of \['embedding.*constants alone"),
         (Whole(Branching()), "does not do the same in training"),
         (Whole(Noisy()), "draws random numbers itself"),
         (Held(), r"'norm' is always called with training=False"),

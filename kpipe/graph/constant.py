@@ -1,0 +1,103 @@
+"""A constant of a graph that a layer is called on, such as the positions 0, 1, 2 that have embeddings."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from kpipe.layers import ChannelIds, Ids, Rule, rule, unique
+
+
+@keras.saving.register_keras_serializable(package="kpipe")
+class Constant(keras.layers.Layer):
+    """Give the same values whatever goes in: a Keras graph holds no call of a layer that no input leads to.
+
+    Args:
+        value: Numbers of any shape, which has no batch axis.
+        value_dtype: Their type.
+        **kwargs: What a Keras layer takes.
+
+    Example:
+        >>> places = Constant([0, 1, 2], "int32")
+        >>> places(keras.ops.ones((1, 3))).numpy().tolist(), places(keras.Input((3,))).shape
+        ([0, 1, 2], (3,))
+    """
+
+    def __init__(self, value: Any, value_dtype: str, **kwargs: Any) -> None:
+        super().__init__(**{"autocast": False, **kwargs})
+        self.value, self.value_dtype = np.asarray(value, value_dtype), value_dtype
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        """Give the values, whatever `x` is."""
+        return keras.ops.convert_to_tensor(self.value)
+
+    def compute_output_spec(self, x: Any) -> keras.KerasTensor:
+        """Tell shape and type of the values."""
+        return keras.KerasTensor(self.value.shape, self.value_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Carry all arguments."""
+        return {**super().get_config(), "value": self.value.tolist(), "value_dtype": self.value_dtype}
+
+
+@rule(Constant, quantization="output")
+def constant(layer: Constant, ids: ChannelIds, x: Ids) -> Rule:
+    """Give values in which no channel goes; of what goes in nothing counts."""
+    return Rule(ids.constant(f"{ids.path!r} is a constant"), samples=None)
+
+
+class Constants:
+    """Let layers that are called on constants alone be called on `Constant` layers instead.
+
+    Args:
+        source: The tensor of the graph that these are called on.
+    """
+
+    def __init__(self, source: keras.KerasTensor):
+        self.source, self.made = source, dict[Any, Constant]()
+
+    @contextmanager
+    def given(self) -> Iterator[None]:
+        """Change what layers with weights are called on, for a while; not those that are called inside of others."""
+        own, depth = keras.Layer.__call__, 0
+
+        def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal depth
+            if depth == 0 and (layer.weights or not layer.built):
+                args, kwargs = self._with_tensors(layer, args, kwargs)
+            depth += 1
+            try:
+                return own(layer, *args, **kwargs)
+            finally:
+                depth -= 1
+
+        keras.Layer.__call__ = call
+        try:
+            yield
+        finally:
+            keras.Layer.__call__ = own
+
+    def _with_tensors(self, layer: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        if any(isinstance(one, keras.KerasTensor) for one in keras.tree.flatten((args, kwargs))):
+            return args, kwargs
+        return keras.tree.map_structure(lambda one: self._tensor(layer, one), (args, kwargs))
+
+    def _tensor(self, layer: Any, value: Any) -> Any:
+        """Give a constant as a tensor of the graph: the same layer for the same values."""
+        if not (isinstance(value, np.ndarray) or keras.ops.is_tensor(value)):
+            return value
+        array = np.asarray(keras.ops.convert_to_numpy(value))
+        key = str(array.dtype), array.shape, array.tobytes()
+        if key not in self.made:
+            name = unique(f"{layer.name}_constant", {one.name for one in self.made.values()})
+            self.made[key] = Constant(array, str(array.dtype), name=name)
+        return self.made[key](self.source)
+
+    def forget(self) -> None:
+        """Take back the calls made so far, so that a graph holds those alone that come."""
+        for one in self.made.values():
+            one._inbound_nodes.clear()
+            one._outbound_nodes.clear()
