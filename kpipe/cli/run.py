@@ -16,7 +16,7 @@ from kpipe.errors import NoEffectWarning
 from kpipe.recipe import load_recipe
 from kpipe.report import report
 from kpipe.report.tables import result_table
-from kpipe.report.units import percent, points, times
+from kpipe.report.units import either_way, percent, points
 
 LEFT_OUT = ("ms p90", "Seconds")
 """Columns of the report's table for which a terminal has no room."""
@@ -83,10 +83,9 @@ def closing(metrics: dict[str, Any], directory: Path, page: Path) -> list[str]:
     found = metrics["summary"]
     lines = []
     if found["smaller"] is not None:
-        words = [f"{times(found['smaller'])} smaller", f"{times(found['smaller_gzip'])} smaller gzipped"]
-        if found.get("smaller_zstd"):
-            words.append(f"{times(found['smaller_zstd'])} with zstd")
-        words += [f"{times(found['faster'])} faster"] if found["faster"] else []
+        sizes = {"": found["smaller"], " gzipped": found["smaller_gzip"], " with zstd": found.get("smaller_zstd")}
+        words = [either_way(size, "smaller", "bigger") + how for how, size in sizes.items() if size]
+        words += [either_way(found["faster"], "faster", "slower")] if found["faster"] else []
         if found["accuracy_drop"] is not None:
             reached, lost = percent(found["accuracy_delivered"]), points(found["accuracy_drop"])
             words.append(f"accuracy {reached} (drop {lost} points)")

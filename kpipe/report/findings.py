@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from kpipe.report.causes import causes
 from kpipe.report.record import FileRecord, RunRecord, StageRecord, mapping, number
 from kpipe.report.tables import accuracy, drop, quotient
-from kpipe.report.units import kilobytes, milliseconds, percent, points, share, times
+from kpipe.report.units import either_way, kilobytes, milliseconds, percent, points, share, times
 
 NOISE = 1.1  # two sizes or latencies closer than this ratio are called the same
 
@@ -212,8 +212,7 @@ def _change(ratio: float | None, better: str, worse: str, noise: float = NOISE) 
     """
     if not ratio:
         return None
-    size = max(ratio, 1 / ratio)
-    return f"{times(size)} {better if ratio >= 1 else worse}" if size >= noise else ""
+    return either_way(ratio, better, worse) if max(ratio, 1 / ratio) >= noise else ""
 
 
 def summary_sentence(run: RunRecord) -> str:

@@ -144,6 +144,16 @@ def times(value: float) -> str:
     return significant(value) + "×"
 
 
+def either_way(ratio: float, better: str, worse: str) -> str:
+    """Write a ratio so that it reads as what it is: 2.00× slower, not 0.500× faster.
+
+    Example:
+        >>> either_way(2.0, "faster", "slower"), either_way(0.5, "faster", "slower")
+        ('2.00× faster', '2.00× slower')
+    """
+    return f"{times(ratio)} {better}" if ratio >= 1 else f"{times(1 / ratio)} {worse}"
+
+
 @_shown
 def plain(value: float) -> str:
     """Write a number whose unit is not known: whole as it is, else with three significant digits.

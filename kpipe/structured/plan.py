@@ -267,7 +267,7 @@ def _note(group: Group, n: int, kept: int, ratio: float | None, request: Mapping
     if n == 1:
         return "it has no other" if ratio else ""
     if asked is not None and asked >= n:
-        return f"asked to remove all {n}; {kept} kept"
+        return f"the ratio asks for all {n}; at least {kept} {'stays' if kept == 1 else 'stay'}"
     if (kept == n and not asked) or kept > least_of(n, step, share, count):
         return NARROW if request.get("scope") != "layer" and kept <= n / 10 else ""
     least, by_share, by_count = least_of(n, step), least_of(n, step, share), least_of(n, step, None, count)
