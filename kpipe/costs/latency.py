@@ -15,6 +15,7 @@ import tensorflow as tf
 from kpipe.copies import in_float32
 from kpipe.errors import ExportError
 from kpipe.export import load_runtime
+from kpipe.export.additions import broadcast_additions
 from kpipe.export.benchmark import SHORTEST_TIMING
 from kpipe.export.quiet import quiet
 from kpipe.export.runtime import Runtime
@@ -109,7 +110,7 @@ def convert(call: Callable[..., Any], variables: Sequence[keras.Variable], specs
     held = [(variable, tf.constant(variable.value)) for variable in variables if variable.dtype.startswith("float")]
 
     def frozen(*tensors: Any) -> list[Any]:
-        with keras.StatelessScope(state_mapping=held):
+        with keras.StatelessScope(state_mapping=held), broadcast_additions():
             return keras.tree.flatten(call(*tensors))
 
     with quiet():

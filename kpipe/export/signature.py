@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from kpipe.errors import ExportError
+from kpipe.export.additions import broadcast_additions
 from kpipe.fake_quant import FakeQuant
 
 
@@ -110,7 +111,8 @@ def serving(
     def serve(*tensors: Any) -> dict[str, Any]:
         packed = keras.tree.pack_sequence_as(structure, list(tensors))
         packed = packed[0] if isinstance(model, keras.Sequential) else packed
-        return dict(zip(outputs, keras.tree.flatten(model(packed, training=False)), strict=True))
+        with broadcast_additions():
+            return dict(zip(outputs, keras.tree.flatten(model(packed, training=False)), strict=True))
 
     specs = [
         tf.TensorSpec((batch, *tensor.shape[1:]), tensor.dtype, name=name)
