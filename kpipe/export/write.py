@@ -190,7 +190,7 @@ def prove(path: Path, name: str, precision: str, model: keras.Model, data: Any, 
     if faults:
         raise ExportError(
             f"The {precision} file of model {model.name!r} is refused: {'; '.join(faults)}. "
-            "Replace the layers that lead to these operations."
+            "Replace the layers that lead to these operations, or exclude them from kpipe.quantize."
         )
     with form.runtime(path) as runtime:
         agreement = compare(runtime, model, data, twin=not converted)

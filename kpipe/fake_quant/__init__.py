@@ -14,6 +14,7 @@ from kpipe.fake_quant.schemes import (
     scheme_of,
 )
 from kpipe.fake_quant.support import (
+    TRANSPOSED,
     float_layers,
     is_linear,
     kind_of,
@@ -31,6 +32,7 @@ __all__ = [
     "COPYING",
     "LOST_MASK",
     "SCHEMES",
+    "TRANSPOSED",
     "FakeQuant",
     "Island",
     "MaskedSoftmax",

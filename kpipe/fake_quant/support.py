@@ -20,8 +20,9 @@ COMPARING = classes("numpy", "Equal NotEqual Greater GreaterEqual Less LessEqual
 MOST_AXES = 4
 """Batch, height, width, channels."""
 LEFT_OUT = "it was left out"
-EIGHT_BITS = (L.Conv1DTranspose, L.Conv2DTranspose)
-"""Layers of which no runtime has an integer kernel that takes weights of fewer bits."""
+TRANSPOSED = (L.Conv1DTranspose, L.Conv2DTranspose)
+"""Layers of which no runtime has an integer kernel that takes weights of fewer bits than 8; LiteRT's applies no
+activation either."""
 
 LOOKED_UP = "it looks its weights up and multiplies nothing"
 WIDER = "no runtime has an integer kernel for it that takes weights of {} bits"
@@ -159,7 +160,7 @@ def wider_layers(model: keras.Model) -> dict[str, str]:
     wrapped = [site.operation for site in flow.sites if isinstance(site.operation, QuantizedWeights)]
     least = min((layer.bits for layer in wrapped), default=8)
     meant = [layer for layer in wrapped if rounds_activations(flow) and least < 8 == layer.bits]
-    return {layer.name: WIDER.format(least) for layer in meant if isinstance(layer.layer, EIGHT_BITS)}
+    return {layer.name: WIDER.format(least) for layer in meant if isinstance(layer.layer, TRANSPOSED)}
 
 
 def float_layers(model: keras.Model) -> dict[str, str]:

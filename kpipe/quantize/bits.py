@@ -7,7 +7,7 @@ from typing import Any
 from kpipe.errors import KpipeError
 from kpipe.fake_quant import SCHEMES, kind_of
 from kpipe.fake_quant.affine import HALF
-from kpipe.fake_quant.support import EIGHT_BITS, WIDER
+from kpipe.fake_quant.support import TRANSPOSED, WIDER
 from kpipe.graph import Flow
 from kpipe.quantize.split import Split
 
@@ -66,7 +66,7 @@ def bits_of(
     chosen: dict[str, int | None] = {}
     for name, path in plain.origins.items():
         chosen[name] = told.get(path, plan.weights)
-        if whole_numbers and chosen[name] == 4 and issubclass(kinds.get(name, object), EIGHT_BITS):
+        if whole_numbers and chosen[name] == 4 and issubclass(kinds.get(name, object), TRANSPOSED):
             if path in told:
                 raise KpipeError(f"bits of {path!r} is 4; {WIDER.format(4)}. Give it 8.")
             chosen[name] = 8

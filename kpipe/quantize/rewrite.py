@@ -9,6 +9,7 @@ from keras import layers as L
 from kpipe.fake_quant import (
     AVERAGE,
     COPYING,
+    TRANSPOSED,
     FakeQuant,
     Island,
     MaskedSoftmax,
@@ -126,13 +127,23 @@ class _Rewriter:
         if following is None:
             return False
         kind, next_kind = self.kind(site), self.kind(following)
-        if kind == "weights":
-            return is_linear(site.operation) and next_kind in ("normalise", "fused")
-        return next_kind == "fused" and (kind == "normalise" or isinstance(site.operation, ADDING))
+        if kind == "weights" and next_kind == "normalise":
+            return is_linear(site.operation)
+        maker = self.makers[site.inputs[0]] if kind == "normalise" else site
+        if next_kind != "fused" or isinstance(maker.operation, TRANSPOSED):
+            return False
+        return (
+            is_linear(site.operation)
+            if kind == "weights"
+            else kind == "normalise" or isinstance(site.operation, ADDING)
+        )
 
     def copied_onward(self, site: Site) -> bool:
-        """Say whether the only layer that takes this site's values copies them: they need its grid and no other."""
-        following = self._only(site)
+        """Say whether the only layer that takes this site's values copies them: they need its grid and no other.
+
+        What copies itself, or takes a mean, has a grid of its own, on which its inputs depend.
+        """
+        following = None if isinstance(site.operation, (*COPYING, L.Average)) else self._only(site)
         return following is not None and isinstance(following.operation, COPYING)
 
     def rounded_onward(self, site: Site) -> bool:

@@ -12,11 +12,13 @@ from keras import layers as L
 
 from kpipe.copies import copy_layer, copy_operation
 from kpipe.errors import KpipeError
-from kpipe.fake_quant import LOST_MASK, kind_of
+from kpipe.fake_quant import LOST_MASK, TRANSPOSED, is_linear, kind_of
 from kpipe.graph import Site, answer_at_rest, random_inputs, replay
 from kpipe.layers import FUSED, quantization_of
 from kpipe.quantize.attention import PROJECTIONS, Attention
 
+PAIRWISE = (L.Add, L.Multiply, L.Maximum, L.Minimum)
+"""Layers that merge any number of tensors, of which the runtimes have integer kernels for two."""
 SAME = 1e-4
 """How far the answers of a model that was taken apart may be from its own, relatively: sums in another order."""
 
@@ -38,8 +40,9 @@ def split(model: keras.Model) -> Split:
     """Copy a model with nested models written out and composite layers taken apart.
 
     A separable convolution becomes a depthwise and a pointwise one, attention its projections, products and softmax; a
-    convolution or dense layer with an activation that no runtime fuses (softmax, sigmoid, ...) becomes a linear one and
-    an Activation, which keeps the name.
+    convolution or dense layer with an activation that no runtime fuses (softmax, sigmoid, any behind a transposed
+    convolution, ...) becomes a linear one and an Activation, which keeps the name; what merges more than two tensors
+    becomes layers that merge two each.
 
     Args:
         model: A built Functional or Sequential model; it is not changed.
@@ -104,17 +107,18 @@ class _Splitter:
     """Say for each site of a model what stands there in the one that is taken apart."""
 
     def __init__(self) -> None:
-        self.made: dict[int, Callable[..., Any]] = {}
+        self.made: dict[tuple[int, int], Callable[..., Any]] = {}
         self.names: set[str] = set()
         self.origins: dict[str, str] = {}
         self.attentions: list[str] = []
 
     def __call__(self, site: Site, *args: Any, **kwargs: Any) -> Any:
-        if id(site.operation) not in self.made:
+        key = id(site.operation), len(site.inputs)
+        if key not in self.made:
             name = unique(site.path.replace("/", "_"), self.names)
-            self.made[id(site.operation)], parts = self._make(site, name)
+            self.made[key], parts = self._make(site, name)
             self.origins |= {part.name: site.path for part in parts}
-        return self.made[id(site.operation)](*args, **kwargs)
+        return self.made[key](*args, **kwargs)
 
     def _make(self, site: Site, name: str) -> tuple[Callable[..., Any], list[Any]]:
         layer, kind = site.operation, kind_of(site)
@@ -125,6 +129,9 @@ class _Splitter:
             attention = Attention(layer, name, shapes_by_role(site))
             self.attentions.append(site.path)
             return attention, attention.parts
+        if isinstance(layer, (*PAIRWISE, L.Average)) and len(site.inputs) > 2:
+            pairs = in_pairs(layer, name, len(site.inputs))
+            return _merging(pairs), pairs
         if kind not in ("weights", "split") and quantization_of(layer) != "weights":
             twin = copy_layer(layer)
             twin.name = name
@@ -142,6 +149,24 @@ def _one_after_the_other(layers: list[keras.Layer]) -> Callable[..., Any]:
         for layer in layers[1:]:
             y = layer(y)
         return y
+
+    return call
+
+
+def in_pairs(layer: Any, name: str, count: int) -> list[keras.Layer]:
+    """Give fresh layers that merge `count` tensors two by two, in their order; a mean is a sum and its nth part."""
+    mean = isinstance(layer, L.Average)
+    cls, total = (L.Add, f"{name}_sum") if mean else (type(layer), name)
+    pairs = [cls(name=f"{total}_{number}") for number in range(2, count)] + [cls(name=total)]
+    return [*pairs, L.Rescaling(1 / count, name=name)] if mean else pairs
+
+
+def _merging(layers: list[keras.Layer]) -> Callable[..., Any]:
+    def call(tensors: list[Any]) -> Any:
+        y, *others = tensors
+        for layer, x in zip(layers, others, strict=False):
+            y = layer([y, x])
+        return layers[-1](y) if len(layers) > len(others) else y
 
     return call
 
@@ -166,7 +191,7 @@ def unique(name: str, taken: set[str]) -> str:
 def parts(layer: Any, name: str) -> list[keras.Layer]:
     """Give fresh layers that together do what `layer` does, called one after the other; the last has the name."""
     activation = layer.activation
-    fused = activation in FUSED
+    fused = is_linear(layer) or (activation in FUSED and not isinstance(layer, TRANSPOSED))
     config = {**layer.get_config(), "name": name if fused else f"{name}_linear"}
     if not fused:
         config["activation"] = "linear"

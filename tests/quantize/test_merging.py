@@ -1,0 +1,69 @@
+"""Layers that merge several tensors, and activations behind transposed convolutions: each is rounded for itself."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+
+import kpipe
+from kpipe.export import inspect
+from kpipe.fake_quant import FakeQuant
+from kpipe.quantize.split import split
+
+MERGING = (L.Add, L.Multiply, L.Average, L.Maximum, L.Minimum)
+
+
+def images(count=64):
+    return np.random.default_rng(0).normal(size=(count, 4, 4, 3)).astype("float32")
+
+
+def merging():
+    x = keras.Input((4, 4, 3))
+    parts = [L.Conv2D(2, 1, name=f"part{number}")(x) for number in range(3)]
+    order = {L.Average: parts[::-1]}  # a sum that is there twice would be computed once
+    merged = [cls(name=cls.__name__.lower())(order.get(cls, parts)) for cls in MERGING]
+    return keras.Model(x, L.Concatenate(name="y")(merged))
+
+
+def upsampling():
+    x = keras.Input((4, 4, 3))
+    y = L.Conv2DTranspose(4, 3, strides=2, padding="same", activation="relu", name="up")(x)
+    y = L.BatchNormalization()(L.Conv2DTranspose(4, 3, strides=2, padding="same", name="further")(y))
+    return keras.Model(x, L.Conv2D(2, 1, name="y")(L.ReLU(6.0, name="clip")(y)))
+
+
+def answers(model, data):
+    return np.asarray(model.predict(data, verbose=0))
+
+
+def test_several_tensors_are_merged_two_by_two():
+    keras.utils.set_random_seed(0)
+    model = merging()
+    apart = split(model)
+    names = {layer.name for layer in apart.model.layers if isinstance(layer, MERGING)}
+    merged = ("add", "multiply", "average_sum", "maximum", "minimum")
+    assert names == {f"{name}{number}" for name in merged for number in ("", "_2")}
+    assert apart.origins["average"] == apart.origins["average_sum_2"] == "average"
+    a, b, c = (answers(keras.Model(model.input, model.get_layer(f"part{n}").output), images()) for n in range(3))
+    expected = [a + b + c, a * b * c, (a + b + c) / 3, np.maximum(np.maximum(a, b), c), np.minimum(np.minimum(a, b), c)]
+    np.testing.assert_allclose(answers(apart.model, images()), np.concatenate(expected, axis=-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", ["tflite", "onnx"])
+@pytest.mark.parametrize("made", [merging, upsampling])
+def test_files_of_them_are_in_whole_numbers(made, suffix, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = made()
+    quantized = kpipe.quantize(model, calibration=images(), islands="refuse")
+    expected = answers(model, images())
+    assert 0 < np.abs(answers(quantized, images()) - expected).max() < 0.06 * np.abs(expected).max()
+    file = kpipe.export(quantized, tmp_path / f"m.{suffix}", data=images())
+    assert file.precision == "int8" and not inspect(file).floats
+
+
+def test_a_transposed_convolution_has_a_range_before_its_activation():
+    """The control: a convolution has none, the runtimes compute its activation with it."""
+    x = keras.Input((4, 4, 3))
+    for cls, count in ((L.Conv2DTranspose, 3), (L.Conv2D, 2)):
+        quantized = kpipe.quantize(keras.Model(x, cls(2, 3, activation="relu")(x)), calibration=images(4))
+        assert sum(isinstance(layer, FakeQuant) for layer in quantized.layers) == count
