@@ -73,6 +73,9 @@ def make(name: str, **options: Any) -> Any:
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))
         elif len(variable.shape) == 1:
             variable.assign(rng.normal(0.0, 0.1, variable.shape))
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it computes with what it makes of its weights
     return model
 
 

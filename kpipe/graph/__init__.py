@@ -1,7 +1,7 @@
 """Channel ids traced through a Functional graph; groups of channels that live and die together."""
 
 from kpipe.graph.constant import Constant
-from kpipe.graph.ending import gives_probabilities, last_activation
+from kpipe.graph.ending import before_probabilities, gives_probabilities, last_activation
 from kpipe.graph.flow import Flow, Site, evaluate, functional, has_graph, replay, sites
 from kpipe.graph.functionalize import functionalize
 from kpipe.graph.inference import answer_at_rest, at_inference, at_rest
@@ -21,6 +21,7 @@ __all__ = [
     "answer_at_rest",
     "at_inference",
     "at_rest",
+    "before_probabilities",
     "evaluate",
     "functional",
     "functionalize",

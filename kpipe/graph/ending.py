@@ -1,6 +1,7 @@
 """What the answers of a model come out of: its last activation, and whether they are probabilities."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -49,8 +50,44 @@ def last_activation(model: keras.Model, passing: Passing = ()) -> Callable[..., 
         >>> last_activation(keras.Sequential([keras.Input((2,)), L.Dense(3), L.Softmax(), L.Reshape((3, 1))])).__name__
         'softmax'
     """
-    last = _made_by(model.outputs[0], passing) if has_graph(model) else None
+    return _activation(_made_by(model.outputs[0], passing)) if has_graph(model) else None
+
+
+def _activation(last: Any) -> Callable[..., Any] | None:
     return last.activation if isinstance(last, ACTIVATED) else OF_ITSELF.get(type(last))
+
+
+@contextmanager
+def before_probabilities(*models: keras.Model) -> Iterator[None]:
+    """Let models answer for a while with what a softmax or sigmoid at their ends is applied to.
+
+    Probabilities hide how far apart two models are: where one is 1 up to rounding, all that led to it may change.
+
+    Args:
+        *models: Models; what does not end so, or has no graph, answers as it does.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((1,)), L.Activation("sigmoid")])
+        >>> with before_probabilities(model):
+        ...     logit = model(np.array([[3.0]]))
+        >>> float(logit[0, 0]), round(float(model(np.array([[3.0]]))[0, 0]), 3)
+        (3.0, 0.953)
+    """
+    ends = [_made_by(output, ()) for model in models if has_graph(model) for output in model.outputs]
+    found = {id(end): end for end in ends if _activation(end) in PROBABILITIES}
+    kept = [(end, end.activation) for end in found.values() if isinstance(end, ACTIVATED)]
+    itself = [end for end in found.values() if not isinstance(end, ACTIVATED)]
+    try:
+        for end, _ in kept:
+            end.activation = keras.activations.linear
+        for end in itself:
+            end.__dict__["call"] = lambda x, *_, **__: x
+        yield
+    finally:
+        for end, activation in kept:
+            end.activation = activation
+        for end in itself:
+            end.__dict__.pop("call", None)
 
 
 def _made_by(tensor: Any, passing: Passing) -> Any:

@@ -13,7 +13,7 @@ from keras import layers as L
 from kpipe.copies import copy_layer, copy_operation
 from kpipe.errors import KpipeError
 from kpipe.fake_quant import LOST_MASK, TRANSPOSED, is_linear, kind_of
-from kpipe.graph import Site, answer_at_rest, random_inputs, replay
+from kpipe.graph import Site, answer_at_rest, before_probabilities, random_inputs, replay
 from kpipe.layers import FUSED, quantization_of
 from kpipe.quantize.attention import PROJECTIONS, Attention
 
@@ -75,7 +75,7 @@ def _check_attention(model: keras.Model, apart: keras.Model, paths: list[str]) -
     """
     drawn = random_inputs(model)
     for inputs in (drawn, _with_zeros(drawn)):
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), before_probabilities(model, apart):
             warnings.filterwarnings("ignore", LOST_MASK, UserWarning)
             pairs = list(zip(answer_at_rest(model, inputs), answer_at_rest(apart, inputs), strict=True))
         for before, after in pairs:

@@ -10,7 +10,17 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from kpipe.copies import pairs, take_rest
 from kpipe.copies.state import freeze_like
 from kpipe.errors import SurgeryError
-from kpipe.graph import Site, Trace, TracedLayer, TracedWeight, answer_at_rest, at_inference, evaluate, random_inputs
+from kpipe.graph import (
+    Site,
+    Trace,
+    TracedLayer,
+    TracedWeight,
+    answer_at_rest,
+    at_inference,
+    before_probabilities,
+    evaluate,
+    random_inputs,
+)
 from kpipe.graph.remake import remake
 from kpipe.structured.agreement import TOLERANCE, difference, tolerance_for
 from kpipe.structured.divergence import first_divergence
@@ -179,7 +189,7 @@ def check_removal(
     tolerance: float = TOLERANCE,
     masked: bool = True,
 ) -> float:
-    """Compare a smaller model with the masked original on seeded random input.
+    """Compare a smaller model with the masked original on seeded random input: their logits, where these are known.
 
     Args:
         model: The original.
@@ -198,8 +208,9 @@ def check_removal(
             the original's answers are not finite, so that nothing can be compared.
     """
     inputs = random_inputs(model)
-    original = masked_answer(trace, keep, inputs) if masked else answer_at_rest(model, inputs)
-    worst = difference(model, original, answer_at_rest(small, inputs))
+    with before_probabilities(model, small):
+        original = masked_answer(trace, keep, inputs) if masked else answer_at_rest(model, inputs)
+        worst = difference(model, original, answer_at_rest(small, inputs))
     tolerance = tolerance_for(model, tolerance)
     if not worst <= tolerance:
         raise SurgeryError(

@@ -9,7 +9,7 @@ from keras.src.models.functional import Functional
 from kpipe.copies import take_weights
 from kpipe.copies.state import freeze_like
 from kpipe.errors import SurgeryError
-from kpipe.graph import answer_at_rest, has_graph, random_inputs
+from kpipe.graph import answer_at_rest, before_probabilities, has_graph, random_inputs
 from kpipe.graph.remake import remake
 from kpipe.structured.agreement import TOLERANCE, difference, tolerance_for
 from kpipe.structured.stretches import Stretch, answers, graphs, in_order
@@ -121,6 +121,8 @@ def _map_outputs(value: Any, moved: Callable[[Reference], Reference], shift: dic
 def check_shortening(model: keras.Model, small: keras.Model, stretch: Stretch, tolerance: float = TOLERANCE) -> float:
     """Compare a shortened model on seeded random input with the original, the stretch left out at each call.
 
+    Their logits are compared, where these are known.
+
     Args:
         model: The original.
         small: What `shorten` gave.
@@ -136,7 +138,8 @@ def check_shortening(model: keras.Model, small: keras.Model, stretch: Stretch, t
             the original's answers are not finite, so that nothing can be compared.
     """
     inputs = random_inputs(model)
-    worst = difference(model, answers(model, inputs, without=stretch), answer_at_rest(small, inputs))
+    with before_probabilities(model, small):
+        worst = difference(model, answers(model, inputs, without=stretch), answer_at_rest(small, inputs))
     tolerance = tolerance_for(model, tolerance)
     if not worst <= tolerance:
         raise SurgeryError(

@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pytest
 from keras import layers as L
+from keras import ops
 
-from kpipe.graph import gives_probabilities, last_activation
+from kpipe.graph import before_probabilities, gives_probabilities, last_activation
 
 
 def chain(*layers) -> keras.Model:
@@ -63,3 +64,37 @@ def test_where_the_last_layer_does_not_tell_the_answers_do():
         assert gives_probabilities(two, lambda answers=answers: answers) is expected
     assert gives_probabilities(two, lambda: np.asarray(two(np.ones((3, 3)))))
     assert not gives_probabilities(two)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [L.Dense(2, "softmax")],
+        [L.Dense(2), L.Softmax()],
+        [L.Dense(2), L.Activation("sigmoid"), L.Reshape((2, 4))],
+        [L.TimeDistributed(L.Dense(2, "sigmoid"))],
+        [keras.Sequential([L.Dense(2, "softmax")])],
+    ],
+    ids="layer itself activation distributed nested".split(),
+)
+def test_a_model_answers_with_its_logits_for_a_while(layers):
+    model, x = chain(*layers), np.random.default_rng(0).normal(size=(5, 4, 3)).astype("float32")
+    dense = next(layer for layer in model._flatten_layers() if isinstance(layer, L.Dense))
+    logits, answers = x @ np.asarray(dense.kernel) + np.asarray(dense.bias), np.asarray(model(x))
+    with pytest.raises(KeyboardInterrupt), before_probabilities(model):
+        np.testing.assert_allclose(np.reshape(model(x), logits.shape), logits, atol=1e-6)
+        raise KeyboardInterrupt
+    np.testing.assert_array_equal(model(x), answers)
+    assert last_activation(model) in (keras.activations.softmax, keras.activations.sigmoid)
+
+
+def test_every_output_counts_and_what_is_no_probability_stays():
+    x = keras.Input((3,))
+    outputs = [ops.softmax(L.Dense(2, name="a")(x)), L.Dense(2, "sigmoid")(x), L.Dense(2, "tanh")(x)]
+    model, values = keras.Model(x, outputs), np.full((1, 3), 2.0)
+    with before_probabilities(model):
+        first, second, third = model(values)
+    softmax, sigmoid, tanh = model(values)
+    np.testing.assert_allclose(np.exp(first) / np.exp(first).sum(), softmax, rtol=1e-5)
+    np.testing.assert_allclose(1 / (1 + np.exp(-np.asarray(second))), sigmoid, rtol=1e-5)
+    np.testing.assert_array_equal(third, tanh)

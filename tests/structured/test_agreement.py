@@ -38,3 +38,21 @@ def test_a_smaller_model_that_answers_no_number_at_its_last_output_is_refused():
     small.get_layer("last").bias.assign([0.0, np.nan])
     with pytest.raises(SurgeryError, match=r"differs by nan .* The first layer that differs is 'last'"):
         check_removal(model, small, traced, keep)
+
+
+def test_a_difference_that_probabilities_hide_is_seen():
+    x = keras.Input((4,))
+    model = keras.Model(x, keras.layers.Dense(3, "softmax")(keras.layers.Dense(6, "relu", name="hidden")(x)))
+    last = model.layers[-1]
+    last.bias.assign([200.0, 0.0, 0.0])  # the answer is 1, 0, 0 whatever goes in
+    traced = trace(model)
+    keep = np.arange(traced.class_count) != traced.groups[0].classes[0]
+    small = remove_channels(model, traced, keep)
+    assert check_removal(model, small, traced, keep) < 1e-6
+    hidden = small.layers[-2]
+    hidden.kernel.assign(2 * hidden.kernel)
+    inputs = np.ones((2, 4))
+    np.testing.assert_array_equal(small(inputs), model(inputs))
+    with pytest.raises(SurgeryError, match="differs by"):
+        check_removal(model, small, traced, keep)
+    assert last.activation is keras.activations.softmax
