@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -48,19 +48,20 @@ def replace_atomically(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replace_together(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
+def replace_together(paths: Sequence[str | Path], without: Sequence[str | Path] = ()) -> Iterator[list[Path]]:
     """Give temporary paths that take their places together when the block ends well: all of them or none.
 
     The first path is the one that counts: it is taken away before the others are moved and takes its place after them,
     so that whoever finds it finds the others that belong to it. When one cannot be moved, those moved before it are
-    taken back, and what they had replaced is put there again. Only a kill amid the moves, which are one system call
-    each, can leave some of the others without the first.
+    taken back, and what they had replaced is put there again, the first one last. Only a kill amid the moves, which
+    are one system call each, can leave some of the others without the first.
 
     Args:
         paths: Where the files are to stand; their folders must exist.
+        without: Files that are to go when the others come, where they are there.
 
     Yields:
-        One temporary path for each, as `replace_atomically` gives it.
+        One temporary path for each of `paths`, as `replace_atomically` gives it.
 
     Raises:
         OSError: When the block did not write one of them, or it cannot be moved.
@@ -75,28 +76,37 @@ def replace_together(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
         ...     print(sorted(file.name for file in Path(folder).iterdir()))
         ['net.json', 'net.tflite']
     """
-    targets = [Path(path) for path in paths]
+    targets, going = [Path(path) for path in paths], [Path(path) for path in without]
     temporaries = [_beside(target, "") for target in targets]
-    backups = [_beside(target, "old-") for target in targets]
-    moving = False
+    backups = {place: _beside(place, "old-") for place in (*targets, *going)}
+    changed: list[Path] = []
     try:
         yield temporaries
-        for target, temporary, backup in zip(targets, temporaries, backups, strict=True):
+        for temporary in temporaries:
             temporary.stat()  # all of them were written, or none is moved
-            _keep(target, backup)
-        moving = True
-        if len(targets) > 1:
-            targets[0].unlink(missing_ok=True)
+        for place, backup in backups.items():
+            _keep(place, backup)
+        for place in (targets[0], *going):
+            changed.append(place)
+            if len(backups) > 1:  # one alone is replaced at once
+                place.unlink(missing_ok=True)
         for target, temporary in reversed(list(zip(targets, temporaries, strict=True))):
+            changed.append(target)
             temporary.replace(target)
     except BaseException:
-        for target, temporary, backup in zip(targets, temporaries, backups, strict=True):
-            if moving and (target == targets[0] or not temporary.exists()):
-                _take_back(target, backup)
+        for place in (*(one for one in changed if one != targets[0]), *changed[:1]):
+            _take_back(place, backups[place])
+        _remove(backups.values())
         raise
+    else:
+        _remove(backups.values())
     finally:
-        for left in (*temporaries, *backups):
-            left.unlink(missing_ok=True)
+        _remove(temporaries)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _beside(path: Path, kind: str) -> Path:

@@ -100,3 +100,48 @@ def test_the_file_that_counts_is_never_beside_others_than_its_own(tmp_path, monk
         assert counts.read_text() == "old"  # until all is written
     assert found == [(False, "old"), (False, "new")]
     assert counts.read_text() == beside.read_text() == "new"
+
+
+def test_what_is_to_go_goes_with_the_others_and_is_back_when_they_fail(tmp_path, monkeypatch):
+    kept, gone = tmp_path / "new.txt", tmp_path / "old.txt"
+    gone.write_text("old")
+    replace = Path.replace
+
+    def failing(path, target):
+        if target == kept:
+            raise OSError("no room left")
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", failing)
+        with pytest.raises(OSError), replace_together([kept], without=[gone]) as (temporary,):
+            temporary.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.txt"] and gone.read_text() == "old"
+    with replace_together([kept], without=[gone, tmp_path / "never.txt"]) as (temporary,):
+        temporary.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["new.txt"]
+
+
+def test_the_file_that_counts_comes_back_last_and_what_cannot_come_back_is_kept(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("metrics.json", "net.tflite", "net.json")]
+    for path in paths:
+        path.write_text("old")
+    replace, back = Path.replace, []
+
+    def failing(path, target):
+        if path.read_text() == "new" and target == paths[0]:
+            raise OSError("no room left")
+        if path.read_text() == "old":
+            back.append(target.name)
+            if target == paths[1]:
+                raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(KeyboardInterrupt), replace_together(paths) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("new")
+    assert back == ["net.json", "net.tflite"] and not paths[0].exists()
+    left = [path for path in tmp_path.iterdir() if path.name.startswith(PARTIAL)]
+    assert sorted(path.name.rpartition("-")[2] for path in left) == ["metrics.json", "net.tflite"]
+    assert {path.read_text() for path in left} == {"old"}

@@ -28,7 +28,7 @@ def as_yaml(config: dict[str, Any]) -> str:
 
 
 DELIVERED = ".delivered.json"
-"""The list of the files at the top; one that is removed stands in it until it is gone."""
+"""The list of the files at the top, and of those that a run that is cut off may leave there."""
 
 
 TOLD = ("metrics.json", "latency.json", "recipe.yaml")
@@ -48,9 +48,9 @@ def deliver(plan: Planned, directory: Path, data: Dataset, entries: Sequence[dic
     """Copy the exported files to the top, time all files, and write `recipe.yaml`, `latency.json` and `metrics.json`.
 
     Until all of it is written beside its place, what an earlier run delivered stays as it is; then the new takes its
-    place, and what is delivered no more is removed. Whoever finds `metrics.json` finds what it tells of; when a run is
-    cut off amid the removal, the next one carries it on. Timing, and the environment that it was taken in, are taken
-    over where the steps are those that were timed, so that a run that is repeated changes nothing.
+    place, and what is delivered no more is removed. Whoever finds `metrics.json` finds what it tells of. Timing, and
+    the environment that it was taken in, are taken over where the steps are those that were timed, so that a run that
+    is repeated changes nothing.
 
     Args:
         plan: The plan that was run.
@@ -69,14 +69,13 @@ def deliver(plan: Planned, directory: Path, data: Dataset, entries: Sequence[dic
     metrics = _metrics(plan, data, timed, [file for _, file in exported], latency)
     told = (checkpoint.as_json(metrics), checkpoint.as_json(latency), as_yaml(plan.config))
     stale = {*_delivered(directory), *(() if known else REPORTS)} - set(places)
-    with replace_together([directory / name for name in (*TOLD, *places, DELIVERED)]) as (*written, listed):
+    new, old = ([directory / name for name in names] for names in ((*TOLD, *places, DELIVERED), sorted(stale)))
+    with replace_together(new, without=old) as (*written, listed):
         for path, text in zip(written, told, strict=False):
             path.write_text(text, encoding="utf-8")
         for path, (name, folder) in zip(written[len(told) :], places.items(), strict=True):
             shutil.copyfile(directory / folder / name, path)
         checkpoint.write_json(listed, sorted({*stale, *places}))
-    for name in stale:
-        (directory / name).unlink(missing_ok=True)
     checkpoint.write_json(directory / DELIVERED, sorted(places))
     return metrics
 

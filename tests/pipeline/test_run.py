@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 
+from kpipe.atomic import PARTIAL
 from kpipe.errors import KpipeError, RecipeError
 from kpipe.export import read_metadata
 from kpipe.pipeline import STAGES, Context, FloatModel, Quiet, Stage, delivery
@@ -470,7 +471,9 @@ def test_an_earlier_delivery_stays_when_the_new_one_cannot_take_its_place(docume
     edited = {**document, "stages": [{**document["stages"][0], "by": 7.0}, *document["stages"][1:]]}
 
     def failing(path, target):
-        if target == finished / "latency.json":  # the second to last: all files but one are moved by then
+        if (
+            target == finished / "latency.json" and "old-" not in path.name
+        ):  # all files of the delivery are moved by then
             raise OSError("no room left")
         return replace(path, target)
 
@@ -483,23 +486,27 @@ def test_an_earlier_delivery_stays_when_the_new_one_cannot_take_its_place(docume
     assert top(finished)["shifts.tflite"] != before["shifts.tflite"]  # the control: there was something to move
 
 
-def test_what_is_delivered_no_more_is_removed_by_the_next_run_when_its_removal_was_cut_off(
-    document, finished, monkeypatch
+@pytest.mark.parametrize("reached", [".delivered.json", "renamed.tflite", "latency.json", "metrics.json"])
+def test_a_kill_amid_the_moves_leaves_nothing_that_counts_and_the_next_run_mends_it(
+    reached, document, finished, monkeypatch
 ):
     report(finished)
-    renamed, unlink = {**document, "name": "renamed"}, Path.unlink
+    renamed, replace = {**document, "name": "renamed"}, Path.replace
 
-    def stopping(path, missing_ok=False):
-        if path.parent == finished and path.name in ("shifts.tflite", "report.md"):
+    def dying(path, target):
+        if target == finished / reached:
             raise KeyboardInterrupt
-        unlink(path, missing_ok=missing_ok)
+        return replace(path, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", stopping)
+        patch.setattr(Path, "replace", dying)
+        for tidying in ("_take_back", "_remove"):  # who is killed does neither
+            patch.setattr(f"kpipe.atomic.{tidying}", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
             go(renamed, finished)
-    assert (finished / "shifts.tflite").exists()  # the control: it was cut off
-    assert (finished / "report.md").exists()
+    assert not (finished / "metrics.json").exists()
+    assert not (finished / "report.md").exists()
+    assert any(path.name.startswith(PARTIAL) for path in finished.iterdir())  # the control: it was cut off
     metrics, heard = go(renamed, finished)
     assert heard.made == []
     assert [file["path"] for file in metrics["delivery"]] == ["renamed.tflite"]
