@@ -7,6 +7,7 @@ from kpipe.graph.functionalize import functionalize
 from kpipe.graph.inference import answer_at_rest, at_inference, at_rest
 from kpipe.graph.inside import model_inside
 from kpipe.graph.samples import random_inputs
+from kpipe.graph.symbolic import is_block
 from kpipe.graph.trace import trace
 from kpipe.graph.traced import Group, Trace, TracedLayer, TracedWeight
 
@@ -27,6 +28,7 @@ __all__ = [
     "functionalize",
     "gives_probabilities",
     "has_graph",
+    "is_block",
     "last_activation",
     "model_inside",
     "random_inputs",

@@ -1,11 +1,14 @@
 """A constant of a graph that a layer is called on, such as the positions 0, 1, 2 that have embeddings."""
 
+import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from kpipe.layers import ChannelIds, Ids, Rule, rule, unique
 
@@ -28,11 +31,14 @@ class Constant(keras.layers.Layer):
     def __init__(self, value: Any, value_dtype: str, **kwargs: Any) -> None:
         super().__init__(**{"autocast": False, **kwargs})
         self.value, self.value_dtype = np.asarray(value, value_dtype), value_dtype
-        self.built = True
+        self.built, self.supports_masking = True, True
 
     def call(self, x: Any) -> Any:
         """Give the values, whatever `x` is."""
         return keras.ops.convert_to_tensor(self.value)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        """Hand no mask on."""
 
     def compute_output_spec(self, x: Any) -> keras.KerasTensor:
         """Tell shape and type of the values."""
@@ -46,27 +52,33 @@ class Constant(keras.layers.Layer):
 @rule(Constant, quantization="output")
 def constant(layer: Constant, ids: ChannelIds, x: Ids) -> Rule:
     """Give values in which no channel goes; of what goes in nothing counts."""
-    return Rule(ids.constant(f"{ids.path!r} is a constant"), samples=None)
+    return Rule(ids.constant(f"{ids.path!r} is a constant"), samples=0)
 
 
 class Constants:
     """Let layers that are called on constants alone be called on `Constant` layers instead.
 
     Args:
-        source: The tensor of the graph that these are called on.
+        model: Whose call becomes a graph.
+        source: The tensor of the graph that the constants are called on.
     """
 
-    def __init__(self, source: keras.KerasTensor):
+    def __init__(self, model: Any, source: keras.KerasTensor):
         self.source, self.made = source, dict[Any, Constant]()
+        self.layers = list(model._flatten_layers())
+        self.fed: dict[int, bool] = {}
 
     @contextmanager
     def given(self) -> Iterator[None]:
         """Change what layers with weights are called on, for a while; not those that are called inside of others."""
-        own, depth = keras.Layer.__call__, 0
+        own, depth, thread = keras.Layer.__call__, 0, threading.get_ident()
 
-        def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        @functools.wraps(own)
+        def call(layer: Any, /, *args: Any, **kwargs: Any) -> Any:
             nonlocal depth
-            if depth == 0 and (layer.weights or not layer.built):
+            if threading.get_ident() != thread:
+                return own(layer, *args, **kwargs)
+            if depth == 0 and self._is_fed(layer):
                 args, kwargs = self._with_tensors(layer, args, kwargs)
             depth += 1
             try:
@@ -80,19 +92,28 @@ class Constants:
         finally:
             keras.Layer.__call__ = own
 
+    def _is_fed(self, layer: Any) -> bool:
+        """Say whether a layer may have weights, the same at each of its calls: the first may build it."""
+        return self.fed.setdefault(id(layer), bool(layer.weights) or not layer.built)
+
     def _with_tensors(self, layer: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         if any(isinstance(one, keras.KerasTensor) for one in keras.tree.flatten((args, kwargs))):
             return args, kwargs
         return keras.tree.map_structure(lambda one: self._tensor(layer, one), (args, kwargs))
 
     def _tensor(self, layer: Any, value: Any) -> Any:
-        """Give a constant as a tensor of the graph: the same layer for the same values."""
-        if not (isinstance(value, np.ndarray) or keras.ops.is_tensor(value)):
+        """Give an array as a tensor of the graph: the same layer for the same values.
+
+        A single number has no axis that could stand for samples, and a variable is no constant.
+        """
+        known = isinstance(value, np.ndarray) or (tf.is_tensor(value) and not tf.is_symbolic_tensor(value))
+        if not known or isinstance(value, (keras.Variable, tf.Variable)) or not np.ndim(value):
             return value
-        array = np.asarray(keras.ops.convert_to_numpy(value))
+        array = np.asarray(value)
         key = str(array.dtype), array.shape, array.tobytes()
         if key not in self.made:
-            name = unique(f"{layer.name}_constant", {one.name for one in self.made.values()})
+            taken = {one.name for one in (*self.layers, *self.made.values())}
+            name = unique(f"{layer.name}_constant", taken).replace("#", "_")
             self.made[key] = Constant(array, str(array.dtype), name=name)
         return self.made[key](self.source)
 

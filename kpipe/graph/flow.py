@@ -10,6 +10,7 @@ from keras.src.models.functional import Functional
 from keras.src.ops.node import Node
 
 from kpipe.errors import SurgeryError
+from kpipe.graph.constant import Constant
 
 Key = int
 """Names one tensor of a flow."""
@@ -61,8 +62,9 @@ class Flow:
     outputs: tuple[Key, ...]
 
     def consumers(self, site: Site) -> list[Site]:
-        """List the sites that take an output of `site`; one that takes it twice comes once."""
-        return [other for other in self.sites if set(site.outputs) & set(other.inputs)]
+        """List the sites that compute with an output of `site`; one that takes it twice comes once."""
+        takers = (other for other in self.sites if set(site.outputs) & set(other.inputs))
+        return [other for other in takers if not isinstance(other.operation, Constant)]
 
     def is_output(self, site: Site) -> bool:
         """Say whether an output of `site` is an output of the model."""

@@ -17,7 +17,7 @@ from kpipe.graph.symbolic import (
     Writing,
     call_plainly,
     compare,
-    contains_blocks,
+    is_block,
     lost_weights,
     write_out,
 )
@@ -68,7 +68,7 @@ def functionalize(model: keras.Model, input_spec: Any = None) -> keras.Model:
         functional(model)  # refuses it
     if isinstance(model, keras.Sequential) and not has_graph(model) and type(model).call is keras.Sequential.call:
         _build_sequential(model, input_spec)
-    if has_graph(model) and not contains_blocks(model):
+    if has_graph(model) and not is_block(model):
         return model
     with warnings.catch_warnings():
         warnings.filterwarnings(
@@ -87,11 +87,15 @@ def _graph_of(model: keras.Model, input_spec: Any) -> keras.Model:
         try:
             with without_failed_nodes(model):
                 graph = write_out(model, call, inputs, writing)
-                _refuse_lost(model, graph, call, inputs)
+                unused = _refuse_lost(model, graph, call, inputs)
                 _check(model, graph, writing)
-                return graph
         except StayWhole as fault:
             writing = Writing(whole={**writing.whole, **fault.blocks})
+            continue
+        if unused:
+            text = f"The graph of {model.name!r} leaves out {unused}: its call does not use them."
+            warnings.warn(text, stacklevel=4)
+        return graph
 
 
 def _build_sequential(model: keras.Sequential, input_spec: Any) -> None:
@@ -176,11 +180,10 @@ def _symbolic(model: keras.Model, spec: Any, name: str) -> Structure:
     )
 
 
-def _refuse_lost(model: keras.Model, graph: keras.Model, call: Callable[..., Any], inputs: Structure) -> None:
-    """Refuse a graph without some of the weights; those of layers that nothing calls are left out with a warning."""
-    lost = lost_weights(model, graph)
-    if not lost:
-        return
+def _refuse_lost(model: keras.Model, graph: keras.Model, call: Callable[..., Any], inputs: Structure) -> list[str]:
+    """Refuse a graph without some of the weights that are used; name the layers whose weights nothing uses."""
+    if not lost_weights(model, graph):
+        return []
     kept = {id(variable) for variable in graph.weights}
     owners = [
         one
@@ -191,13 +194,11 @@ def _refuse_lost(model: keras.Model, graph: keras.Model, call: Callable[..., Any
         used = {one.name for one in owners if one is model} | _heard(owners, lambda: call(inputs, False))
     if used:
         raise SurgeryError(
-            f"The graph of {model.name!r} would lack weights of {sorted(used)}, which its call uses itself. Put what "
+            f"The graph of {model.name!r} would lack weights of {sorted(used)}, which its call uses: weights of the "
+            "model itself, or of layers that no tensor of the graph leads to, or whose answers lead nowhere. Put what "
             "uses them into a layer of its own, which takes a tensor of the model."
         )
-    warnings.warn(
-        f"The graph of {model.name!r} leaves out {sorted(one.name for one in owners)}: its call does not use them.",
-        stacklevel=4,
-    )
+    return sorted(one.name for one in owners)
 
 
 def _heard(layers: list[Any], call: Callable[[], Any]) -> set[str]:

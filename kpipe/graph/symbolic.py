@@ -59,14 +59,14 @@ def write_out(model: keras.Model, call: Callable[..., Any], inputs: Structure, w
         SurgeryError: When the call is not made of layers and operations, or does other things in training.
     """
     flat = keras.tree.flatten(inputs)
-    constants = Constants(flat[0])
+    constants = Constants(model, flat[0])
     with without_new_nodes(model), constants.given():
         trained, plain = (call_symbolically(model, lambda told=told: call(inputs, told)) for told in (True, False))
         refuse_difference(model, flat, plain, trained)
         nodes = nodes_between(flat, plain)
-    blocks = [node.operation for node in nodes if id(node.operation) not in writing.whole and _is_block(node.operation)]
+    blocks = [node.operation for node in nodes if id(node.operation) not in writing.whole and is_block(node.operation)]
+    constants.forget()
     if not blocks:
-        constants.forget()
         with constants.given():
             outputs = call_symbolically(model, lambda: call(inputs, False))
     else:
@@ -85,7 +85,7 @@ def _made_again(nodes: Sequence[Any], inputs: Sequence[Any], outputs: Structure,
     for node in nodes:
         args, kwargs = node.arguments.fill_in(values)
         operation = node.operation
-        if id(operation) not in writing.whole and _is_block(operation):
+        if id(operation) not in writing.whole and is_block(operation):
             result = _call_block(operation, args or (), kwargs or {}, writing)
         else:
             result = operation(*(args or ()), **(kwargs or {}))
@@ -183,10 +183,16 @@ def compare(layer: Any, graph: keras.Model, given: tuple[Any, Any], values: Sequ
 
 
 def _other_weights(layer: Any) -> list[tuple[Any, Any]]:
-    """Give each weight of a layer another value: what is positive, as a variance, stays so, and zero becomes it."""
+    """Give each weight of a layer another value: what is positive, as a variance, stays so, and zero becomes it.
+
+    Whole numbers change places, or become the next where all are the same.
+    """
     rng = np.random.default_rng(0)
     drawn = [(one, rng.uniform(0.5, 1.5, one.shape)) for one in layer.weights if "float" in one.dtype]
-    return [(one, keras.ops.cast(np.asarray(one, "float64") * factor + factor / 8, one.dtype)) for one, factor in drawn]
+    whole = [(one, np.asarray(one)) for one in layer.weights if "int" in one.dtype]
+    others = [(one, np.roll(value, 1) if np.ptp(value) else value + 1) for one, value in whole]
+    floats = [(one, np.asarray(one, "float64") * factor + factor / 8) for one, factor in drawn]
+    return [(one, keras.ops.cast(value, one.dtype)) for one, value in (*floats, *others)]
 
 
 def _answers_alike(layer: Any, graph: keras.Model, given: tuple[Any, Any], values: Sequence[Any]) -> bool:
@@ -211,22 +217,17 @@ def lost_weights(layer: Any, graph: keras.Model) -> list[str]:
     return [variable.path for variable in layer.weights if id(variable) not in there]
 
 
-def _is_block(operation: Any) -> bool:
+def is_block(operation: Any) -> bool:
     """Say whether a layer may be written out: it has a class of its own, no weights of its own, and no rule.
 
-    A model that has a graph is gone into where there is a block in it.
+    A model that has a graph is one where there is such a layer in it: it is gone into.
     """
     if has_graph(operation):
-        return any(_is_block(one) for one in functional(operation).operations)
+        return any(is_block(one) for one in functional(operation).operations)
     if not isinstance(operation, keras.Layer) or type(operation).__module__.partition(".")[0] == "keras":
         return False
     known = type(operation) in RULES or weight_facts_of(operation).whole
     return not known and not own_variables(operation) and not operation._seed_generators
-
-
-def contains_blocks(model: keras.Model) -> bool:
-    """Say whether a model with a graph holds blocks that may be written out."""
-    return _is_block(model)
 
 
 def _outline(value: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 from kpipe.errors import SurgeryError
 from kpipe.graph.flow import Site, sites
+from kpipe.graph.symbolic import is_block
 from kpipe.graph.traced import Group, Trace, TracedLayer, TracedWeight
 from kpipe.layers import (
     KERNEL_ROLES,
@@ -24,8 +25,6 @@ from kpipe.layers import (
     unique,
     weights_within,
 )
-
-HOW_TO_FOLLOW = "; kpipe.functionalize writes it out if it is made of layers, kpipe.layers.rule gives it one"
 
 
 def trace(model: keras.Model, unknown: Literal["refuse", "freeze"] = "refuse") -> Trace:
@@ -79,13 +78,15 @@ def trace(model: keras.Model, unknown: Literal["refuse", "freeze"] = "refuse") -
 
 
 Samples = Fraction | int | None
-"""Entries along a tensor's first axis for each sample of the model; None when not known."""
+"""Entries along a tensor's first axis for each sample of the model; 0 of a constant, None when not known."""
 
 
 def _samples(fed: set[Samples]) -> Samples:
-    """Bring together what the inputs of a call say; those that do not know are asked for nothing."""
-    known = fed - {None}
-    return known.pop() if len(known) == 1 else None if fed else 1
+    """Bring together what the inputs of a call say; those that do not know, and constants, are asked for nothing."""
+    known = fed - {None, 0}
+    if len(known) == 1 or not fed:
+        return known.pop() if known else 1
+    return 0 if fed == {0} else None
 
 
 def _counted(found: Rule, samples: Samples) -> Rule:
@@ -121,13 +122,22 @@ def _ask(site: Site, ids: ChannelIds, inputs: list[Ids], unknown: str) -> Rule:
             reason = str(fault)
     elif unknown == "refuse":
         raise SurgeryError(
-            f"{reason}: its channels cannot be followed. `kpipe ls layers` lists what is known; register a rule with "
-            "kpipe.layers.rule."
+            f"{reason}: its channels cannot be followed. `kpipe ls layers` lists what is known{_how(site.operation)}."
         )
+    else:
+        reason += _how(site.operation)
     for x in inputs:
         ids.freeze(x, reason)
     out = tuple(ids.constant(reason, number) for number in range(len(site.outputs)))
     return Rule(out, reuse=None if _has_kernels(site.operation) else 0)
+
+
+def _how(operation: Any) -> str:
+    """Say how a layer of one's own can be followed."""
+    if type(operation).__module__.partition(".")[0] == "keras":
+        return ""
+    written_out = "kpipe.functionalize writes it out where it is made of layers, " if is_block(operation) else ""
+    return f"; {written_out}kpipe.layers.rule gives it a rule"
 
 
 def _rule_of(site: Site) -> tuple[RuleFunction | None, str]:
@@ -136,8 +146,7 @@ def _rule_of(site: Site) -> tuple[RuleFunction | None, str]:
     kind = "layer" if isinstance(operation, keras.Layer) else "operation"
     facts = RULES.get(cls)
     if facts is None or facts.channels is None:
-        how = "" if cls.__module__.partition(".")[0] == "keras" else HOW_TO_FOLLOW
-        return None, f"the {kind} {site.path!r} ({cls.__module__}.{cls.__name__}) has no rule{how}"
+        return None, f"the {kind} {site.path!r} ({cls.__module__}.{cls.__name__}) has no rule"
     for one in layers_within(operation) if kind == "layer" else ():
         if getattr(one, "lora_enabled", False) or one.quantization_mode is not None:
             state = "has LoRA enabled" if one.quantization_mode is None else f"is quantized to {one.quantization_mode}"

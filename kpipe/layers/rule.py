@@ -66,7 +66,8 @@ class Rule:
         reference: Where the layer computes something over its channels, as a norm its mean: `(kept) -> function` that
             computes the same over those that are kept alone, called like the layer. The check of a removal uses it.
         samples: Entries along the first axis of the output for each along that of the input: more than one where an
-            operation counts places as samples, None where it is not known. MACs are those of one sample of the model.
+            operation counts places as samples, 0 of a constant, None where it is not known. MACs are those of one
+            sample of the model.
     """
 
     out: Ids | tuple[Ids, ...]

@@ -1,5 +1,8 @@
 """Subclassed models become graphs over the same layers."""
 
+import threading
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from keras import ops
 
 from kpipe.distill import distill
 from kpipe.errors import SurgeryError
-from kpipe.graph import functionalize, sites
+from kpipe.graph import functionalize, sites, trace
 from kpipe.structured import plan_filters, prune_filters
 
 
@@ -328,23 +331,149 @@ def test_layers_that_are_called_on_constants_are_in_the_graph(whole, tmp_path):
         np.testing.assert_array_equal(layer.embeddings, np.asarray(model.inside.places.embeddings)[:, kept])
 
 
-def test_a_constant_of_weights_is_refused():
-    class Computed(keras.Model):
-        """It calls a layer on what it computes of the weights of another."""
+class Computed(keras.Model):
+    """It calls a layer on what it makes of the weights of another."""
 
+    def __init__(self, made_of):
+        super().__init__(name="computed")
+        self.made_of, self.table, self.head = made_of, L.Embedding(5, 4), L.Dense(4)
+        self.dense = L.Dense(4, name="dense")
+
+    def build(self, _):
+        self.table.build(None)
+
+    def call(self, x):
+        return self.head(x) + self.dense(self.made_of(self.table.embeddings)) + self.table(ops.arange(5))
+
+
+@pytest.mark.parametrize(
+    "made_of, message",
+    [(lambda rows: rows, r"lack weights of \['dense'\]"), (lambda rows: 2.0 * rows, "would not follow its weights")],
+)
+def test_what_is_made_of_weights_is_no_constant(made_of, message):
+    with pytest.raises(SurgeryError, match=message):
+        functionalize(Computed(made_of), (None, 5, 4))
+
+
+class Table(L.Layer):
+    def build(self, _):
+        self.places = self.add_weight(shape=(5,), dtype="int32", initializer="zeros", trainable=False)
+
+    def call(self, x):
+        return x
+
+
+class Looking(keras.Model):
+    """It looks up the whole numbers that another layer holds."""
+
+    def __init__(self):
+        super().__init__(name="looking")
+        self.table, self.embedding = Table(), L.Embedding(5, 4)
+
+    def call(self, x):
+        return self.table(x) + self.embedding(self.table.places + 0)
+
+
+@pytest.mark.parametrize("places", [range(5), [3] * 5])
+def test_whole_numbers_that_are_weights_are_no_constant(places):
+    model = Looking()
+    model(np.ones((1, 5, 4)))
+    model.table.places.assign(list(places))
+    with pytest.raises(SurgeryError, match="would not follow its weights"):
+        functionalize(model, (None, 5, 4))
+
+
+class Half(L.Layer):
+    """It is built, and has no weights."""
+
+    def build(self, _):
+        self.factor = 0.5
+
+    def call(self, x):
+        return self.factor * x
+
+
+class Called(keras.Model):
+    """Layers that are called on constants in several ways."""
+
+    def __init__(self):
+        super().__init__(name="called")
+        self.first, self.second = L.Embedding(5, 4, name="first"), L.Dense(4, name="second")
+        self.half, self.drop = Half(), L.Dropout(0.5)
+        self.first_constant = L.Dense(4, name="first_constant")
+
+    def call(self, x, training=None):
+        x = x + self.first(np.arange(5)) + self.first(np.arange(5)[::-1].copy())  # twice
+        x = x + self.second(np.linspace(0, 1, 15, dtype="float32").reshape(5, 3))  # floats
+        x = self.drop(self.first_constant(x) * self.half(np.ones((1, 4), "float32")), training=training)
+        return x + ops.vectorized_map(self.second, x[:, :, :3])
+
+
+class Lazy(Called):
+    """Its layers are built by the first call, of several that make a graph."""
+
+    def build(self, _):
+        pass
+
+
+@pytest.mark.parametrize("cls, count", [(Called, 3), (Lazy, 4)])
+def test_constants_of_all_kinds(cls, count):
+    keras.utils.set_random_seed(0)
+    model, x = cls(), drawn(3, 5, 4)
+    graph = functionalize(model, (None, 5, 4))
+    np.testing.assert_allclose(graph(x), model(x), atol=1e-5)
+    constants = [layer for layer in graph.layers if type(layer).__name__ == "Constant"]
+    assert len(constants) == count and all(len(one._inbound_nodes) == 1 for one in constants)
+
+
+def test_calls_of_others_are_left_alone():
+    """Another thread, another model, and what is called after an error."""
+    own, other, heard = keras.Layer.__call__, L.Dense(2), []
+
+    class Asking(keras.Model):
         def __init__(self):
-            super().__init__(name="computed")
-            self.table, self.dense, self.head = L.Embedding(5, 4), L.Dense(4), L.Dense(4)
-
-        def build(self, _):
-            self.table.build(None)
+            super().__init__(name="asking")
+            self.places = L.Embedding(5, 4)
 
         def call(self, x):
-            rows = ops.convert_to_tensor(self.table.embeddings)
-            return self.head(x) + self.dense(rows) + self.table(ops.arange(5))
+            thread = threading.Thread(target=lambda: heard.append(other(np.ones((1, 3)))))
+            thread.start()
+            thread.join()
+            return x + self.places(np.arange(5))
 
-    with pytest.raises(SurgeryError, match="would not follow its weights"):
-        functionalize(Computed(), (None, 5, 4))
+    functionalize(Asking(), (None, 5, 4))
+    assert heard and not any(isinstance(one, keras.KerasTensor) for one in heard)
+    with pytest.raises(SurgeryError):
+        functionalize(Whole(Branching()), (None, 5, 4))
+    assert keras.Layer.__call__ is own
+
+
+def test_a_constant_is_no_user_of_what_it_is_called_on():
+    """The norm before it is folded, and masks end in it without a warning."""
+    model = Outer(Positions(name="inside"))
+    graph = functionalize(model, (None, 5, 4))
+    flow = sites(graph)
+    fed = [site for site in flow.sites if site.is_input][-1]  # of the layer
+    assert [site.operation.name for site in flow.consumers(fed)] == [model.inside.words.name]
+    tokens = keras.Input((5,), dtype="int32")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        masked = functionalize(keras.Model(tokens, Outer(Positions())(L.Embedding(9, 4, mask_zero=True)(tokens))))
+        masked(np.ones((1, 5), "int32"))
+    assert any("does not support masking" in str(one.message) for one in said)  # the control: there is a mask
+    assert not any("of type Constant" in str(one.message) for one in said)
+
+
+def test_what_constants_cost_is_not_counted_for_each_sample():
+    class Rows(keras.Model):
+        def __init__(self):
+            super().__init__(name="rows")
+            self.inner, self.rows = L.Dense(7), L.Dense(4)
+
+        def call(self, x):
+            return self.inner(x) @ ops.ones((7, 4)) + self.rows(np.ones((5, 3), "float32"))
+
+    assert trace(functionalize(Rows(), (None, 5, 4))).macs() == 5 * 4 * 7 + 5 * 7 * 4
 
 
 class Branching(L.Layer):
