@@ -217,7 +217,7 @@ def foldable(flow: Flow, site: Site) -> Site | None:
 
 
 def plain_layer(layer: Any, norm: L.BatchNormalization | None, input_shape: tuple[int | None, ...]) -> keras.Layer:
-    """Give a layer as it is written: a batch norm folded in; its kernel on the grid, or negated where it was left out.
+    """Give a layer as it is written: a batch norm folded in; its kernel on the grid, or between negations if left out.
 
     Args:
         layer: A `QuantizedWeights`, or an `Island` of a layer that was left out.
@@ -237,11 +237,11 @@ def plain_layer(layer: Any, norm: L.BatchNormalization | None, input_shape: tupl
     name = layer.name if norm is None else f"{layer.name}_{norm.name}"
     if rounded:
         return _with(inner, name, value, bias, input_shape)
-    before = isinstance(inner, L.EinsumDense)  # as a file holds it, it would lose the dequantization before it
+    takes_negated = isinstance(inner, L.EinsumDense)  # or it loses the dequantization before it in the file
     negated = _with(
-        inner, name, value if before else -value, None if bias is None else -bias, input_shape, activation=None
+        inner, name, value if takes_negated else -value, None if bias is None else -bias, input_shape, activation=None
     )
-    return Island(negated, negate_input=before, negate_output=True, activation=inner.activation, name=layer.name)
+    return Island(negated, negate_input=takes_negated, negate_output=True, activation=inner.activation, name=layer.name)
 
 
 def _with(

@@ -1,6 +1,5 @@
 """Which calls an int8 runtime computes in whole numbers, and the reasons against the others."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -10,13 +9,12 @@ from keras import layers as L
 from kpipe.errors import KpipeError
 from kpipe.fake_quant.island import Island, MaskedSoftmax
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
-from kpipe.graph import Flow, Site, sites
+from kpipe.graph import Flow, Site, is_block, sites
 from kpipe.layers import KERNEL_ROLES, Quantization, quantization_of, weights_within
 from kpipe.layers.operations.operands import classes
 from kpipe.layers.preprocessing import scale_and_offset
 
 (SOFTMAX,) = classes("nn", "Softmax")
-COMPARING = classes("numpy", "Equal NotEqual Greater GreaterEqual Less LessEqual Isclose")
 MOST_AXES = 4
 """Batch, height, width, channels."""
 LEFT_OUT = "it was left out"
@@ -35,7 +33,6 @@ def refuse_unsupported(flow: Flow, activations: bool = True) -> None:
         flow: Of the model.
         activations: Whether what flows between layers is rounded.
     """
-    makers = {key: site for site in flow.sites for key in site.outputs}
     for site in flow.sites:
         layer = site.operation
         reason = None
@@ -43,29 +40,11 @@ def refuse_unsupported(flow: Flow, activations: bool = True) -> None:
             reason = f"it computes in {layer.compute_dtype}; rebuild it with keras.config.set_dtype_policy('float32')"
         elif getattr(layer, "data_format", None) == "channels_first":
             reason = "its data format is channels_first; the runtimes take channels_last"
-        elif activations and (sought := _sought(site, makers)):
-            reason = (
-                f"it looks for {sought}, which need not lie on the grid of what goes in; 0 always does. Let a mask of "
-                "such numbers be an input of its own"
-            )
+        elif activations and isinstance(layer, L.Masking) and layer.mask_value != 0:
+            reason = f"it looks for {layer.mask_value}, which need not lie on the grid of what goes in; 0 always does"
         if reason is not None:
             cls = type(layer)
             raise KpipeError(f"Layer {site.path!r} ({cls.__module__}.{cls.__name__}) cannot be quantized: {reason}.")
-
-
-def _sought(site: Site, makers: Mapping[Any, Site]) -> str:
-    """List the numbers other than 0 that a call compares a rounded tensor with."""
-    layer = site.operation
-    if isinstance(layer, L.Masking):
-        return f"{layer.mask_value}" if layer.mask_value else ""
-    if not isinstance(layer, COMPARING) or not _meets_floats(site):
-        return ""
-    if all(kind_of(makers[key]) == "float" for key in site.inputs):
-        return ""
-    arguments = site.node.arguments
-    given = keras.tree.flatten((arguments.args, arguments.kwargs))
-    constants = [np.asarray(value) for value in given if not isinstance(value, (keras.KerasTensor, bool, str))]
-    return ", ".join(str(value) for value in constants if value.dtype != object and np.any(value))
 
 
 def kind_of(site: Site) -> Quantization:
@@ -101,13 +80,9 @@ def why_float(site: Site) -> str | None:
         return None
     if len(shape) > MOST_AXES:
         return f"its input {shape} has {len(shape)} axes; integer kernels take at most {MOST_AXES}, batch included"
-    unknown = quantization_of(layer) in (None, "float")
-    return _argument(site) or (_unknown(layer) if unknown else None)
-
-
-def _unknown(layer: Any) -> str:
-    own = isinstance(layer, keras.Layer) and type(layer).__module__.partition(".")[0] not in ("keras", "kpipe")
-    how = "; kpipe.functionalize writes it out if it is made of layers" if own else ""
+    if (reason := _argument(site)) is not None or quantization_of(layer) not in (None, "float"):
+        return reason
+    how = "; kpipe.functionalize writes it out where it is made of layers" if is_block(layer) else ""
     return f"no integer kernel is known for it{how}"
 
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kpipe.layers import ChannelIds, Ids, Rule, rule, unique
+from kpipe.layers import ChannelIds, Ids, Rule, rule
 
 
 @keras.saving.register_keras_serializable(package="kpipe")
@@ -113,7 +113,8 @@ class Constants:
         key = str(array.dtype), array.shape, array.tobytes()
         if key not in self.made:
             taken = {one.name for one in (*self.layers, *self.made.values())}
-            name = unique(f"{layer.name}_constant", taken).replace("#", "_")
+            names = (f"{layer.name}_constant{number}" for number in ("", *range(1, len(taken) + 2)))
+            name = next(name for name in names if name not in taken)
             self.made[key] = Constant(array, str(array.dtype), name=name)
         return self.made[key](self.source)
 

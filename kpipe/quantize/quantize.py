@@ -23,6 +23,7 @@ from kpipe.fake_quant import (
 from kpipe.graph import sites
 from kpipe.quantize.bits import bits_of
 from kpipe.quantize.calibrate import calibrate
+from kpipe.quantize.decisions import check_decisions
 from kpipe.quantize.improve import IMPROVEMENTS
 from kpipe.quantize.observers import Observe, observer_of
 from kpipe.quantize.rewrite import rewrite
@@ -87,6 +88,7 @@ def quantize(
     Raises:
         KpipeError: When the scheme is unknown or a converter's alone, the model is quantized already, the calibration
             data is missing, empty, of another shape or not finite, weights are not finite, a layer cannot be quantized,
+            what the model decides by comparing numbers would be decided otherwise,
             `exclude` or `bits` mean no layer with weights, the observer or improvement is unknown, an observer gives no
             range, the model computes in half precision and cannot be copied in float32, or there are islands and they
             are refused.
@@ -143,6 +145,7 @@ def quantize(
             raise
         if better is not None:
             calibrate(better(quantized, inputs), inputs, observer=watching)
+        check_decisions(quantized, inputs)
     if found:
         what = "computes in float" if whole_numbers else "keeps weights in float"
         warnings.warn(f"{model.name!r} {what} in {_listed(found)}.", UserWarning, stacklevel=2)

@@ -268,4 +268,27 @@ def test_tokens_that_are_merged_stay_whole_numbers(join, tmp_path):
     quantized = kpipe.quantize(model, calibration=tokens)
     expected = model.predict(tokens, verbose=0)
     assert np.abs(quantized.predict(tokens, verbose=0) - expected).max() < 0.05 * np.abs(expected).max()
-    assert kpipe.export(quantized, tmp_path / "m.tflite", data=tokens).precision == "int8"
+    for suffix in ("tflite", "onnx"):
+        assert kpipe.export(quantized, tmp_path / f"m.{suffix}", data=tokens).precision == "int8"
+
+
+class Places(keras.Model):
+    """Embeddings of the positions are called on a constant."""
+
+    def __init__(self):
+        super().__init__(name="places")
+        self.words, self.places, self.head = L.Embedding(9, 4), L.Embedding(6, 4), L.Dense(3)
+
+    def call(self, x):
+        return self.head(self.words(x) + self.places(np.arange(6)))
+
+
+@pytest.mark.parametrize("suffix", ["tflite", "onnx"])
+def test_embeddings_of_positions_are_rounded(suffix, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = kpipe.functionalize(Places(), keras.KerasTensor((None, 6), "int32"))
+    tokens = np.random.default_rng(0).integers(0, 9, (32, 6)).astype("int32")
+    quantized = kpipe.quantize(model, calibration=tokens, islands="refuse")
+    expected = model.predict(tokens, verbose=0)
+    assert 0 < np.abs(quantized.predict(tokens, verbose=0) - expected).max() < 0.05 * np.abs(expected).max()
+    assert kpipe.export(quantized, tmp_path / f"m.{suffix}", data=tokens).precision == "int8"
