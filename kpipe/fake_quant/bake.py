@@ -139,11 +139,16 @@ class _Baker:
         return self.made[id(operation),]
 
     def _on_grid(self, site: Site, key: int, x: Any) -> Any:
-        """Round an input of a layer that copies to the grid behind it, unless it lies on one already."""
+        """Round an input of a layer that copies to the grid behind it, unless whole numbers of another come in.
+
+        Those the runtimes bring from grid to grid; what was float just before they would take for one on the grid.
+        """
         while True:
             maker = self.maker[key]
             if isinstance(maker.operation, FakeQuant):
-                return x
+                if why_float(self.maker[maker.inputs[0]]) is None:
+                    return x
+                break
             if maker.is_input or quantization_of(maker.operation) != "same":
                 break
             key = maker.inputs[0]

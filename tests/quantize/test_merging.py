@@ -67,3 +67,15 @@ def test_a_transposed_convolution_has_a_range_before_its_activation():
     for cls, count in ((L.Conv2DTranspose, 3), (L.Conv2D, 2)):
         quantized = kpipe.quantize(keras.Model(x, cls(2, 3, activation="relu")(x)), calibration=images(4))
         assert sum(isinstance(layer, FakeQuant) for layer in quantized.layers) == count
+
+
+def test_what_was_float_is_brought_to_the_grid_of_what_copies_it(tmp_path):
+    """Two norms compute in float; one of them is rounded to a grid of its own, too, for the layer that it goes into."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((4, 6))
+    a, b = L.LayerNormalization(name="a")(x), L.LayerNormalization(name="b")(L.Dense(6)(x))
+    model = keras.Model(x, [L.Dense(2)(L.Concatenate()([a, b])), L.Dense(2)(L.Maximum()([a, b])), L.Dense(2)(a)])
+    data = np.random.default_rng(0).normal(size=(64, 4, 6)).astype("float32")
+    with pytest.warns(UserWarning, match="computes in float in 'a'.*'b'"):
+        quantized = kpipe.quantize(model, calibration=data)
+    assert kpipe.export(quantized, tmp_path / "m.tflite", data=data).precision == "int8"
