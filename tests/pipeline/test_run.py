@@ -486,6 +486,7 @@ def test_an_earlier_delivery_stays_when_the_new_one_cannot_take_its_place(docume
     assert top(finished)["shifts.tflite"] != before["shifts.tflite"]  # the control: there was something to move
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("reached", [".delivered.json", "renamed.tflite", "latency.json", "metrics.json"])
 def test_a_kill_amid_the_moves_leaves_nothing_that_counts_and_the_next_run_mends_it(
     reached, document, finished, monkeypatch
