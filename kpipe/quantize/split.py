@@ -157,7 +157,7 @@ def in_pairs(layer: Any, name: str, count: int) -> list[keras.Layer]:
     """Give fresh layers that merge `count` tensors two by two, in their order; a mean is a sum and its nth part."""
     mean = isinstance(layer, L.Average)
     cls, total = (L.Add, f"{name}_sum") if mean else (type(layer), name)
-    pairs = [cls(name=f"{total}_{number}") for number in range(2, count)] + [cls(name=total)]
+    pairs: list[keras.Layer] = [cls(name=name) for name in (*(f"{total}_{place}" for place in range(2, count)), total)]
     return [*pairs, L.Rescaling(1 / count, name=name)] if mean else pairs
 
 
