@@ -10,11 +10,12 @@ pass the comparison within 1e-4, answer bit by bit alike after `save` and `load_
 step of `fit`.
 
     python benchmarks/zoo.py                              # all of keras.applications: hours
-    python benchmarks/zoo.py --more                       # those that are not in the record yet
+    python benchmarks/zoo.py --more --jobs 2              # those that are not in the record yet, two at a time
     python benchmarks/zoo.py --quick                      # one of each family, the first request alone
     python benchmarks/zoo.py --only ResNet50 --only VGG16
 
-But for the quick form, what is found is kept in benchmarks/records/zoo.json, model by model.
+But for the quick form, what is found is kept in benchmarks/records/zoo.json, model by model, with how many were measured
+beside one another: times are longer then.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +191,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="a model; may be given several times")
     parser.add_argument("--more", action="store_true", help="what the record does not hold yet")
     parser.add_argument("--quick", action="store_true", help="one of each family, one request")
+    parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     parser.add_argument("--here", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.here:
@@ -200,11 +203,13 @@ def main() -> None:
     if RECORD.exists() and not options.quick:
         rows = {row["model"]: row for row in json.loads(RECORD.read_text())}
     asked = options.only or (FAMILIES if options.quick else names())
-    for name in [name for name in asked if not (options.more and "seconds" in rows.get(name, {}))]:
-        rows[name] = apart(name, options.quick)
-        print(line(rows[name]), flush=True)
-        if not options.quick:
-            papers.keep(RECORD, list(rows.values()))
+    left = [name for name in asked if not (options.more and "seconds" in rows.get(name, {}))]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for name, row in zip(left, pool.map(lambda name: apart(name, options.quick), left), strict=True):
+            rows[name] = row | {"jobs": options.jobs}
+            print(line(rows[name]), flush=True)
+            if not options.quick:
+                papers.keep(RECORD, list(rows.values()))
     if any(rows[name]["failures"] or missed(rows[name]) for name in asked):
         sys.exit(1)
 
