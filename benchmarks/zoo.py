@@ -14,8 +14,8 @@ step of `fit`.
     python benchmarks/zoo.py --quick                      # one of each family, the first request alone
     python benchmarks/zoo.py --only ResNet50 --only VGG16
 
-But for the quick form, what is found is kept in benchmarks/records/zoo.json, model by model, with how many were measured
-beside one another: times are longer then.
+But for the quick form, what is found is kept in benchmarks/records/zoo.json, model by model, with how many were
+measured beside one another: times are longer then.
 """
 
 import argparse
