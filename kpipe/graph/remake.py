@@ -58,12 +58,26 @@ def remake(model: keras.Model, edit: Callable[[dict[str, Any]], None]) -> tuple[
     except SurgeryError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError) as fault:
-        said = f"{type(fault).__name__}: {fault}"
-        raise SurgeryError(f"Model {model.name!r} cannot be rebuilt from its config: {said}") from fault
+        raise SurgeryError(
+            f"Model {model.name!r} cannot be rebuilt from its config: {_in_short(fault)}. A layer of your own needs a "
+            "get_config that gives what its __init__ takes, and an __init__ that takes **kwargs for its parent's."
+        ) from fault
     found = {path: one for path, one in found.items() if one is not None}
     for path, one in found.items():
         one.name = path.rpartition("/")[2]
     return made, found
+
+
+def _in_short(fault: Exception) -> str:
+    """Say what failed first and what came of it, without the configs that Keras writes between the two.
+
+    Example:
+        >>> _in_short(TypeError("<class 'Own'> could not be made. Please see to it.\\n\\nException encountered: no x"))
+        "TypeError: <class 'Own'> could not be made: no x"
+    """
+    text = f"{type(fault).__name__}: {fault}"
+    cause = text.rpartition("Exception encountered: ")[2].strip()
+    return text.rstrip(".") if cause == text else f"{text.partition('. ')[0]}: {cause.rstrip('.')}"
 
 
 def _models(model: keras.Model) -> Iterator[keras.Model]:

@@ -174,7 +174,7 @@ def test_a_layer_that_cannot_be_made_again_is_refused_by_a_named_error():
         lambda: remove_layers(model, layers="b"),
         lambda: remake(model, lambda config: config.pop("layers")),
     ):
-        with pytest.raises(SurgeryError, match="cannot be rebuilt from its config: "):
+        with pytest.raises(SurgeryError, match=r"cannot be rebuilt from its config: .* needs a get_config that gives"):
             cut()
 
 
