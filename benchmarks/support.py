@@ -1,7 +1,7 @@
 """What can be written: every kind of small network, in every format and precision, as docs/support.md shows it.
 
-The rows are the networks of the tests and, in the slow part, one of each family of keras.applications at its smallest,
-a transformer and a recurrent network, all with random weights; formats and precisions are asked of the registries.
+The rows are the networks of the tests and, in the slow part, some of kinds that many ship and one of each family of
+keras.applications at its smallest, all with random weights; formats and precisions are asked of the registries.
 Each network is quantized by each scheme, written, run in the format's runtime and held against the Keras model; then
 the file is looked into once more: its precision and the types of its weights must be what was asked for, and where no
 layer was named as computing in float, nothing may. A cell that raises anything but a `KpipeError`, or fails here, is a
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import zoo
+from support_nets import NETS
 from support_page import SAMPLES, page, precisions
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +78,7 @@ def slow_models() -> dict[str, Callable[[], Any]]:
     return {
         "text_transformer": partial(seeded, transformer),
         "gru": partial(seeded, partial(gru, input_shape=(6, 4), classes=3, units=8)),
+        **{name: partial(seeded, make) for name, make in NETS.items()},
         **{name: partial(family, name) for name in zoo.FAMILIES},
     }
 
