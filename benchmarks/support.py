@@ -220,16 +220,20 @@ def row(model: Any) -> dict[str, dict[str, Any]]:
 
 def kept() -> dict[str, dict[str, Any]]:
     """Read what was measured before, of networks that there still are, in their order."""
-    found = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    return in_order(json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {})
+
+
+def in_order(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave those networks that there are, in their order."""
     return {name: found[name] for name in (*quick_models(), *slow_models()) if name in found}
 
 
 def keep(name: str, cells: dict[str, Any]) -> None:
     """Add a network's cells to what is kept, and write the page."""
-    record = {**kept(), name: cells}
+    record = in_order({**kept(), name: cells})
     RECORD.parent.mkdir(exist_ok=True)
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(page(kept()), encoding="utf-8")
+    PAGE.write_text(page(record), encoding="utf-8")
 
 
 def elsewhere(name: str) -> dict[str, Any]:
