@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def apart(name: str, quick: bool) -> dict[str, Any]:
 
 def missed(row: dict[str, Any]) -> list[str]:
     """Name the bars that a model misses."""
-    bars = BARS.get(row["model"], {})
+    bars = BARS.get(row["model"], {}) if row.get("jobs", 1) == 1 else {}
     return [f"{kind} {row[kind]:.1f} > {bar:g}" for kind, bar in bars.items() if kind in row and row[kind] > bar]
 
 
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="a model; may be given several times")
     parser.add_argument("--more", action="store_true", help="what the record does not hold yet")
     parser.add_argument("--quick", action="store_true", help="one of each family, one request")
-    parser.add_argument("--jobs", type=int, default=1, help="models at a time")
+    parser.add_argument("--jobs", type=int, default=1, choices=range(1, 65), metavar="N", help="models at a time")
     parser.add_argument("--here", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.here:
@@ -205,7 +205,9 @@ def main() -> None:
     asked = options.only or (FAMILIES if options.quick else names())
     left = [name for name in asked if not (options.more and "seconds" in rows.get(name, {}))]
     with ThreadPoolExecutor(options.jobs) as pool:
-        for name, row in zip(left, pool.map(lambda name: apart(name, options.quick), left), strict=True):
+        for done in as_completed([pool.submit(apart, name, options.quick) for name in left]):
+            row = done.result()
+            name = row["model"]
             rows[name] = row | {"jobs": options.jobs}
             print(line(rows[name]), flush=True)
             if not options.quick:

@@ -85,6 +85,10 @@ def replace_together(paths: Sequence[str | Path], without: Sequence[str | Path] 
         for temporary in temporaries:
             temporary.stat()  # all of them were written, or none is moved
         for place, backup in backups.items():
+            if place.is_dir():
+                raise IsADirectoryError(
+                    f"{place} is a folder; a file was to stand there. Remove it, or choose another."
+                )
             _keep(place, backup)
         for place in (targets[0], *going):
             changed.append(place)

@@ -145,3 +145,15 @@ def test_the_file_that_counts_comes_back_last_and_what_cannot_come_back_is_kept(
     left = [path for path in tmp_path.iterdir() if path.name.startswith(PARTIAL)]
     assert sorted(path.name.rpartition("-")[2] for path in left) == ["metrics.json", "net.tflite"]
     assert {path.read_text() for path in left} == {"old"}
+
+
+def test_a_folder_in_the_way_is_refused_before_anything_is_moved(tmp_path):
+    paths = [tmp_path / name for name in ("metrics.json", "net.json", "net.tflite")]
+    for path in paths[:2]:
+        path.write_text("old")
+    paths[2].mkdir()
+    with pytest.raises(IsADirectoryError, match=r"net.tflite is a folder"), replace_together(paths) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("new")
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths}
+    assert [path.read_text() for path in paths[:2]] == ["old", "old"]

@@ -1,5 +1,6 @@
 """Additions as they are meant, where Keras takes what is added for a bias."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src import backend
+
+CHANGED = threading.RLock()
+"""Held while Keras's addition is another one."""
 
 
 @contextmanager
@@ -24,6 +28,11 @@ def broadcast_additions() -> Iterator[None]:
         ...     keras.ops.add(x, y)[0].numpy().tolist()
         [[1.0, 1.0], [2.0, 2.0]]
     """
+    with CHANGED:
+        yield from _broadcasting()
+
+
+def _broadcasting() -> Iterator[None]:
     own = backend.numpy.add
 
     def add(x1: Any, x2: Any) -> Any:

@@ -12,6 +12,9 @@ import tensorflow as tf
 
 from kpipe.layers import ChannelIds, Ids, Rule, rule
 
+CHANGED = threading.RLock()
+"""Held while `keras.Layer.__call__` is another one."""
+
 
 @keras.saving.register_keras_serializable(package="kpipe")
 class Constant(keras.layers.Layer):
@@ -29,7 +32,7 @@ class Constant(keras.layers.Layer):
     """
 
     def __init__(self, value: Any, value_dtype: str, **kwargs: Any) -> None:
-        super().__init__(**{"autocast": False, **kwargs})
+        super().__init__(**{"autocast": False, "dtype": "float32", **kwargs})
         self.value, self.value_dtype = np.asarray(value, value_dtype), value_dtype
         self.built, self.supports_masking = True, True
 
@@ -71,6 +74,10 @@ class Constants:
     @contextmanager
     def given(self) -> Iterator[None]:
         """Change what layers with weights are called on, for a while; not those that are called inside of others."""
+        with CHANGED:
+            yield from self._given()
+
+    def _given(self) -> Iterator[None]:
         own, depth, thread = keras.Layer.__call__, 0, threading.get_ident()
 
         @functools.wraps(own)

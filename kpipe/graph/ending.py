@@ -1,7 +1,8 @@
 """What the answers of a model come out of: its last activation, and whether they are probabilities."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ import numpy as np
 from keras import layers as L
 from keras.src.ops import nn
 
-from kpipe.graph.flow import functional, has_graph
+from kpipe.graph.flow import functional, has_graph, sites
 from kpipe.layers import quantization_of
 
 ACTIVATED = (
@@ -58,36 +59,68 @@ def _activation(last: Any) -> Callable[..., Any] | None:
 
 
 @contextmanager
-def before_probabilities(*models: keras.Model) -> Iterator[None]:
-    """Let models answer for a while with what a softmax or sigmoid at their ends is applied to.
+def before_probabilities(model: keras.Model, twin: keras.Model) -> Iterator[list[Callable[..., Any] | None]]:
+    """Let two models answer for a while with what the softmax or sigmoid at their ends is applied to.
 
     Probabilities hide how far apart two models are: where one is 1 up to rounding, all that led to it may change.
 
     Args:
-        *models: Models; what does not end so, or has no graph, answers as it does.
+        model: A model.
+        twin: One with as many outputs. Left out is what both end in, under the same name, and use nowhere else.
+
+    Yields:
+        For each output the function that was left out, None where none was.
 
     Example:
         >>> model = keras.Sequential([keras.Input((1,)), L.Activation("sigmoid")])
-        >>> with before_probabilities(model):
+        >>> with before_probabilities(model, model) as (left_out,):
         ...     logit = model(np.array([[3.0]]))
-        >>> float(logit[0, 0]), round(float(model(np.array([[3.0]]))[0, 0]), 3)
-        (3.0, 0.953)
+        >>> float(logit[0, 0]), round(float(left_out(logit)[0, 0]), 3), round(float(model(np.array([[3.0]]))[0, 0]), 3)
+        (3.0, 0.953, 0.953)
     """
-    ends = [_made_by(output, ()) for model in models if has_graph(model) for output in model.outputs]
-    found = {id(end): end for end in ends if _activation(end) in PROBABILITIES}
-    kept = [(end, end.activation) for end in found.values() if isinstance(end, ACTIVATED)]
-    itself = [end for end in found.values() if not isinstance(end, ACTIVATED)]
-    try:
-        for end, _ in kept:
-            end.activation = keras.activations.linear
-        for end in itself:
-            end.__dict__["call"] = lambda x, *_, **__: x
-        yield
-    finally:
-        for end, activation in kept:
-            end.activation = activation
-        for end in itself:
-            end.__dict__.pop("call", None)
+    pairs = zip(_ends(model), _ends(twin), strict=True)
+    alike = [
+        pair
+        if None not in pair and pair[0].name == pair[1].name and _activation(pair[0]) is _activation(pair[1])
+        else None
+        for pair in pairs
+    ]
+    with ExitStack() as undo:
+        functions = [None if pair is None else [_left_out(end, undo) for end in pair] for pair in alike]
+        yield [None if pair is None else pair[0] for pair in functions]
+
+
+def _ends(model: keras.Model) -> list[Any]:
+    """Give for each output the layer or operation that makes probabilities of it; None where there is none.
+
+    One that is called elsewhere too, or whose answers go on, is none.
+    """
+    if not has_graph(model):
+        return [None] * len(model.outputs or [])
+    flow = sites(model)
+    makers = {key: site for site in flow.sites for key in site.outputs}
+    calls = Counter(id(site.operation) for site in flow.sites)
+    found = []
+    for key in flow.outputs:
+        site, end = makers[key], makers[key].operation
+        alone = calls[id(end)] == 1 and flow.outputs.count(key) == 1 and not flow.consumers(site)
+        while isinstance(end, L.Wrapper):
+            end = end.layer
+        plain = len(site.inputs) == 1 and (site.node.arguments.kwargs or {}).get("mask") is None
+        found.append(end if alone and plain and _activation(end) in PROBABILITIES else None)
+    return found
+
+
+def _left_out(end: Any, undo: ExitStack) -> Callable[..., Any]:
+    """Let a layer or operation hand on what its function is applied to; give the function."""
+    if isinstance(end, ACTIVATED):
+        undo.callback(setattr, end, "activation", end.activation)
+        function, end.activation = end.activation, keras.activations.linear
+        return function
+    function, own = end.call, end.__dict__.get("call")
+    undo.callback(end.__dict__.pop if own is None else end.__dict__.__setitem__, "call", own)
+    end.__dict__["call"] = lambda x, *_, **__: x
+    return function
 
 
 def _made_by(tensor: Any, passing: Passing) -> Any:

@@ -65,6 +65,10 @@ def write_out(model: keras.Model, call: Callable[..., Any], inputs: Structure, w
         refuse_difference(model, flat, plain, trained)
         nodes = nodes_between(flat, plain)
     blocks = [node.operation for node in nodes if id(node.operation) not in writing.whole and is_block(node.operation)]
+    writing.whole |= {
+        id(block): "A layer of it is called outside of it too." for block in blocks if _reached(block, nodes)
+    }
+    blocks = [block for block in blocks if id(block) not in writing.whole]
     constants.forget()
     if not blocks:
         with constants.given():
@@ -77,6 +81,12 @@ def write_out(model: keras.Model, call: Callable[..., Any], inputs: Structure, w
         return keras.Model(inputs, outputs, name=model.name)
     except ValueError as fault:
         raise SurgeryError(f"The call of {model.name!r} makes no graph: {first_line(fault)}") from fault
+
+
+def _reached(block: Any, nodes: Sequence[Any]) -> bool:
+    """Say whether a layer of a block is called by itself too: the file of a graph would hold it twice."""
+    inside = {id(layer) for layer in block._flatten_layers(include_self=False)}
+    return any(id(node.operation) in inside for node in nodes)
 
 
 def _made_again(nodes: Sequence[Any], inputs: Sequence[Any], outputs: Structure, writing: Writing) -> Structure:

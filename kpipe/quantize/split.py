@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from keras import layers as L
 from kpipe.copies import copy_layer, copy_operation
 from kpipe.errors import KpipeError
 from kpipe.fake_quant import LOST_MASK, TRANSPOSED, is_linear, kind_of
-from kpipe.graph import Site, answer_at_rest, before_probabilities, random_inputs, replay
+from kpipe.graph import Site, answer_at_rest, before_probabilities, random_inputs, replay, sites
 from kpipe.layers import FUSED, quantization_of
 from kpipe.quantize.attention import PROJECTIONS, Attention
 
@@ -60,7 +60,7 @@ def split(model: keras.Model) -> Split:
         >>> [layer.name for layer in apart.model.layers[1:]], apart.origins["classes_linear"]
         (['classes_linear', 'classes'], 'classes')
     """
-    splitter = _Splitter()
+    splitter = _Splitter({site.path.replace("/", "_") for site in sites(model).sites})
     apart = replay(model, splitter)
     if splitter.attentions:
         _check_attention(model, apart, splitter.attentions)
@@ -75,16 +75,23 @@ def _check_attention(model: keras.Model, apart: keras.Model, paths: list[str]) -
     """
     drawn = random_inputs(model)
     for inputs in (drawn, _with_zeros(drawn)):
-        with warnings.catch_warnings(), before_probabilities(model, apart):
+        with warnings.catch_warnings(), before_probabilities(model, apart) as left_out:
             warnings.filterwarnings("ignore", LOST_MASK, UserWarning)
             pairs = list(zip(answer_at_rest(model, inputs), answer_at_rest(apart, inputs), strict=True))
-        for before, after in pairs:
-            before, after = (np.asarray(keras.ops.convert_to_numpy(y), np.float64) for y in (before, after))
-            if np.isfinite(before).all() and not np.abs(after - before).max() <= SAME * max(np.abs(before).max(), 1e-6):
-                raise KpipeError(
-                    f"{model.name!r} computes otherwise when the attention in {', '.join(map(repr, paths))} is taken "
-                    "apart. If masks are carried along to it, give them by attention_mask=... instead."
-                )
+        made = [[f(y) for y in pair] for f, pair in zip(left_out, pairs, strict=True) if f is not None]
+        if not all(_alike(*pair) for pair in (*pairs, *made)):
+            raise KpipeError(
+                f"{model.name!r} computes otherwise when the attention in {', '.join(map(repr, paths))} is taken "
+                "apart. If masks are carried along to it, give them by attention_mask=... instead."
+            )
+
+
+def _alike(before: Any, after: Any) -> bool:
+    """Say whether two answers are the same but for rounding, or the first is not finite."""
+    before, after = (np.asarray(keras.ops.convert_to_numpy(y), np.float64) for y in (before, after))
+    if not np.isfinite(before).all():
+        return True
+    return bool(np.abs(after - before).max() <= SAME * max(np.abs(before).max(), 1e-6))
 
 
 def _with_zeros(inputs: list[np.ndarray]) -> list[np.ndarray]:
@@ -106,14 +113,15 @@ def shapes_by_role(site: Site) -> dict[str, tuple[int | None, ...]]:
 class _Splitter:
     """Say for each site of a model what stands there in the one that is taken apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, paths: set[str]) -> None:
+        self.paths = paths
         self.made: dict[tuple[int, int], Callable[..., Any]] = {}
         self.names: set[str] = set()
         self.origins: dict[str, str] = {}
         self.attentions: list[str] = []
 
     def __call__(self, site: Site, *args: Any, **kwargs: Any) -> Any:
-        key = id(site.operation), len(site.inputs)
+        key = id(site.operation), len(site.inputs) if _merges(site.operation) else 0
         if key not in self.made:
             name = unique(site.path.replace("/", "_"), self.names)
             self.made[key], parts = self._make(site, name)
@@ -129,8 +137,9 @@ class _Splitter:
             attention = Attention(layer, name, shapes_by_role(site))
             self.attentions.append(site.path)
             return attention, attention.parts
-        if isinstance(layer, (*PAIRWISE, L.Average)) and len(site.inputs) > 2:
-            pairs = in_pairs(layer, name, len(site.inputs))
+        if _merges(layer) and len(site.inputs) > 2:
+            pairs = in_pairs(layer, name, len(site.inputs), self.names | self.paths)
+            self.names |= {pair.name for pair in pairs}
             return _merging(pairs), pairs
         if kind not in ("weights", "split") and quantization_of(layer) != "weights":
             twin = copy_layer(layer)
@@ -153,11 +162,24 @@ def _one_after_the_other(layers: list[keras.Layer]) -> Callable[..., Any]:
     return call
 
 
-def in_pairs(layer: Any, name: str, count: int) -> list[keras.Layer]:
-    """Give fresh layers that merge `count` tensors two by two, in their order; a mean is a sum and its nth part."""
-    mean = isinstance(layer, L.Average)
-    cls, total = (L.Add, f"{name}_sum") if mean else (type(layer), name)
-    pairs: list[keras.Layer] = [cls(name=name) for name in (*(f"{total}_{place}" for place in range(2, count)), total)]
+def _merges(layer: Any) -> bool:
+    """Say whether a layer is one of Keras's own that may be written two by two; a subclass may compute otherwise."""
+    return type(layer) in (*PAIRWISE, L.Average)
+
+
+def in_pairs(layer: Any, name: str, count: int, taken: Set[str] = frozenset()) -> list[keras.Layer]:
+    """Give fresh layers that merge `count` tensors two by two, in their order; a mean is a sum and its nth part.
+
+    Args:
+        layer: One of `PAIRWISE`, or an Average.
+        name: Of the last one.
+        count: How many tensors.
+        taken: Names that the others must not have.
+    """
+    mean, used = isinstance(layer, L.Average), {*taken, name}
+    cls = L.Add if mean else type(layer)
+    others = [unique(f"{name}_pair", used) for _ in range(count - 1 if mean else count - 2)]
+    pairs: list[keras.Layer] = [cls(name=each) for each in (others if mean else (*others, name))]
     return [*pairs, L.Rescaling(1 / count, name=name)] if mean else pairs
 
 

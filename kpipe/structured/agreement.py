@@ -1,6 +1,6 @@
 """Whether two models agree: what they answer from rest, and how far that is apart."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -8,8 +8,10 @@ import numpy as np
 
 from kpipe.checks import broken_in
 from kpipe.errors import SurgeryError
+from kpipe.graph import before_probabilities
 from kpipe.layers import leaves
 
+Answering = Callable[[], Sequence[Any]]
 TOLERANCE = 1e-4
 """Largest difference allowed, relative to the largest value of an output."""
 SMALLEST = 1e-6
@@ -51,3 +53,32 @@ def difference(model: keras.Model, expected: Sequence[Any], got: Sequence[Any]) 
     scales = [max(SMALLEST, float(np.abs(y).max(initial=0.0))) for y in before]
     away = [np.abs(a - b).max(initial=0.0) / scale for a, b, scale in zip(before, after, scales, strict=True)]
     return float(np.max(away))  # unlike max(), it hands on what is not a number
+
+
+def apart(model: keras.Model, twin: keras.Model, expect: Answering, answer: Answering) -> float:
+    """Give the largest difference of two models, by the logits too where both end in probabilities.
+
+    Logits make it stricter alone: those that are not finite are left to what is made of them.
+
+    Args:
+        model: Whose answer is expected.
+        twin: The other one.
+        expect: Gives the first's answers, one array for each output.
+        answer: Likewise the other's.
+
+    Returns:
+        The difference, as `difference` gives it.
+
+    Raises:
+        SurgeryError: When what is expected is not finite.
+    """
+    with before_probabilities(model, twin) as left_out:
+        before, after = expect(), answer()
+    made = [[y if f is None else f(y) for f, y in zip(left_out, one, strict=True)] for one in (before, after)]
+    worst = difference(model, *made)
+    logits = [pair for f, *pair in zip(left_out, before, after, strict=True) if f is not None and _finite(*pair)]
+    return float(np.max([worst, *(difference(model, [a], [b]) for a, b in logits)]))
+
+
+def _finite(*arrays: Any) -> bool:
+    return all(np.isfinite(np.asarray(array, "float64")).all() for array in arrays)

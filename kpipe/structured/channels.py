@@ -17,12 +17,11 @@ from kpipe.graph import (
     TracedWeight,
     answer_at_rest,
     at_inference,
-    before_probabilities,
     evaluate,
     random_inputs,
 )
 from kpipe.graph.remake import remake
-from kpipe.structured.agreement import TOLERANCE, difference, tolerance_for
+from kpipe.structured.agreement import TOLERANCE, apart, tolerance_for
 from kpipe.structured.divergence import first_divergence
 
 
@@ -208,9 +207,11 @@ def check_removal(
             the original's answers are not finite, so that nothing can be compared.
     """
     inputs = random_inputs(model)
-    with before_probabilities(model, small):
-        original = masked_answer(trace, keep, inputs) if masked else answer_at_rest(model, inputs)
-        worst = difference(model, original, answer_at_rest(small, inputs))
+
+    def original() -> list[Any]:
+        return masked_answer(trace, keep, inputs) if masked else answer_at_rest(model, inputs)
+
+    worst = apart(model, small, original, lambda: answer_at_rest(small, inputs))
     tolerance = tolerance_for(model, tolerance)
     if not worst <= tolerance:
         raise SurgeryError(

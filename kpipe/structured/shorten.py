@@ -9,9 +9,9 @@ from keras.src.models.functional import Functional
 from kpipe.copies import take_weights
 from kpipe.copies.state import freeze_like
 from kpipe.errors import SurgeryError
-from kpipe.graph import answer_at_rest, before_probabilities, has_graph, random_inputs
+from kpipe.graph import answer_at_rest, has_graph, random_inputs
 from kpipe.graph.remake import remake
-from kpipe.structured.agreement import TOLERANCE, difference, tolerance_for
+from kpipe.structured.agreement import TOLERANCE, apart, tolerance_for
 from kpipe.structured.stretches import Stretch, answers, graphs, in_order
 
 Reference = tuple[str, int, int]
@@ -138,8 +138,7 @@ def check_shortening(model: keras.Model, small: keras.Model, stretch: Stretch, t
             the original's answers are not finite, so that nothing can be compared.
     """
     inputs = random_inputs(model)
-    with before_probabilities(model, small):
-        worst = difference(model, answers(model, inputs, without=stretch), answer_at_rest(small, inputs))
+    worst = apart(model, small, lambda: answers(model, inputs, without=stretch), lambda: answer_at_rest(small, inputs))
     tolerance = tolerance_for(model, tolerance)
     if not worst <= tolerance:
         raise SurgeryError(

@@ -71,7 +71,7 @@ def test_where_the_last_layer_does_not_tell_the_answers_do():
     [
         [L.Dense(2, "softmax")],
         [L.Dense(2), L.Softmax()],
-        [L.Dense(2), L.Activation("sigmoid"), L.Reshape((2, 4))],
+        [L.Dense(2), L.Activation("sigmoid")],
         [L.TimeDistributed(L.Dense(2, "sigmoid"))],
         [keras.Sequential([L.Dense(2, "softmax")])],
     ],
@@ -81,8 +81,12 @@ def test_a_model_answers_with_its_logits_for_a_while(layers):
     model, x = chain(*layers), np.random.default_rng(0).normal(size=(5, 4, 3)).astype("float32")
     dense = next(layer for layer in model._flatten_layers() if isinstance(layer, L.Dense))
     logits, answers = x @ np.asarray(dense.kernel) + np.asarray(dense.bias), np.asarray(model(x))
-    with pytest.raises(KeyboardInterrupt), before_probabilities(model):
-        np.testing.assert_allclose(np.reshape(model(x), logits.shape), logits, atol=1e-6)
+    with pytest.raises(KeyboardInterrupt), before_probabilities(model, model) as (left_out,):
+        np.testing.assert_allclose(model(x), logits, atol=1e-6)
+        np.testing.assert_allclose(left_out(ops.convert_to_tensor(logits)), answers, atol=1e-6)
+        with before_probabilities(model, model):
+            pass
+        np.testing.assert_allclose(model(x), logits, atol=1e-6)
         raise KeyboardInterrupt
     np.testing.assert_array_equal(model(x), answers)
     assert last_activation(model) in (keras.activations.softmax, keras.activations.sigmoid)
@@ -92,9 +96,39 @@ def test_every_output_counts_and_what_is_no_probability_stays():
     x = keras.Input((3,))
     outputs = [ops.softmax(L.Dense(2, name="a")(x)), L.Dense(2, "sigmoid")(x), L.Dense(2, "tanh")(x)]
     model, values = keras.Model(x, outputs), np.full((1, 3), 2.0)
-    with before_probabilities(model):
+    with before_probabilities(model, model) as left_out:
         first, second, third = model(values)
     softmax, sigmoid, tanh = model(values)
     np.testing.assert_allclose(np.exp(first) / np.exp(first).sum(), softmax, rtol=1e-5)
     np.testing.assert_allclose(1 / (1 + np.exp(-np.asarray(second))), sigmoid, rtol=1e-5)
     np.testing.assert_array_equal(third, tanh)
+    assert left_out[2] is None and None not in left_out[:2]
+
+
+def gate(name):
+    """Probabilities that are used inside: their logs, a gate of the same layer, an output that goes on."""
+    x, squash = keras.Input((3,)), L.Activation("sigmoid", name="squash")
+    y = L.Dense(3, name="dense")(x)
+    if name == "goes on":
+        p = squash(y)
+        return keras.Model(x, [p, ops.sum(p * ops.log(p), axis=-1)])
+    if name == "shared":
+        return keras.Model(x, squash(L.Dense(3)(ops.sqrt(squash(y)))))
+    return keras.Model(x, L.Softmax()(y, mask=ops.ones((1, 3), "bool")))
+
+
+@pytest.mark.parametrize("name", ["goes on", "shared", "masked"])
+def test_an_end_that_is_used_elsewhere_is_none(name):
+    model, values = gate(name), np.full((1, 3), 0.5)
+    expected = keras.tree.flatten(model(values))
+    with before_probabilities(model, model) as left_out:
+        assert not any(left_out)
+        for got, before in zip(keras.tree.flatten(model(values)), expected, strict=True):
+            np.testing.assert_array_equal(got, before)
+
+
+def test_only_what_two_models_have_in_common_is_left_out():
+    first, second = chain(L.Dense(2, "softmax", name="a")), chain(L.Dense(2, "softmax", name="b"))
+    with before_probabilities(first, second) as left_out:
+        assert left_out == [None]
+        assert first.layers[-1].activation is keras.activations.softmax

@@ -181,6 +181,15 @@ def test_a_mask_that_rounding_would_change_is_refused(name):
             assert np.abs(got - expected).mean() < 0.02 * np.abs(expected).max()
 
 
+def test_each_call_of_what_compares_is_looked_at():
+    keras.utils.set_random_seed(0)
+    x, y, looked = keras.Input((STEPS, WIDTH)), keras.Input((STEPS, WIDTH)), keras.Input((STEPS, WIDTH))
+    padding = keras.Model(looked, ops.cast(ops.equal(looked, -1.03), "float32"))
+    model = keras.Model([x, y], L.Dense(2)(L.Concatenate()([padding(x), padding(y)])))
+    with pytest.raises(KpipeError, match="rounding changes 100%"):
+        kpipe.quantize(model, calibration=[padded_with(-1.03), padded_with(0.0)])
+
+
 def test_a_threshold_that_hardly_a_number_lies_at_is_none():
     keras.utils.set_random_seed(0)
     x = keras.Input((STEPS, WIDTH))

@@ -41,9 +41,11 @@ def test_several_tensors_are_merged_two_by_two():
     model = merging()
     apart = split(model)
     names = {layer.name for layer in apart.model.layers if isinstance(layer, MERGING)}
-    merged = ("add", "multiply", "average_sum", "maximum", "minimum")
-    assert names == {f"{name}{number}" for name in merged for number in ("", "_2")}
-    assert apart.origins["average"] == apart.origins["average_sum_2"] == "average"
+    assert names == {
+        *("add_pair", "add", "multiply_pair", "multiply", "average_pair", "average_pair_1"),
+        *("maximum_pair", "maximum", "minimum_pair", "minimum"),
+    }
+    assert apart.origins["average"] == apart.origins["average_pair"] == "average"
     a, b, c = (answers(keras.Model(model.input, model.get_layer(f"part{n}").output), images()) for n in range(3))
     expected = [a + b + c, a * b * c, (a + b + c) / 3, np.maximum(np.maximum(a, b), c), np.minimum(np.minimum(a, b), c)]
     np.testing.assert_allclose(answers(apart.model, images()), np.concatenate(expected, axis=-1), atol=1e-5)
@@ -78,4 +80,31 @@ def test_what_was_float_is_brought_to_the_grid_of_what_copies_it(tmp_path):
     data = np.random.default_rng(0).normal(size=(64, 4, 6)).astype("float32")
     with pytest.warns(UserWarning, match="computes in float in 'a'.*'b'"):
         quantized = kpipe.quantize(model, calibration=data)
-    assert kpipe.export(quantized, tmp_path / "m.tflite", data=data).precision == "int8"
+    file = kpipe.export(quantized, tmp_path / "m.tflite", data=data)
+    assert file.precision == "int8" and file.agreement is not None and file.agreement.max_steps <= 2
+
+
+class MeanAdd(L.Add):
+    """It merges otherwise than what it is a subclass of."""
+
+    def _merge_function(self, inputs):
+        return sum(inputs) / len(inputs)
+
+
+def test_what_only_looks_like_a_sum_stays_whole_and_names_do_not_clash():
+    x = keras.Input((3,))
+    parts = [L.Dense(2)(x) for _ in range(3)]
+    y = L.Add(name="add")(parts)
+    y = L.Add(name="add_pair")([y, parts[0]])
+    model = keras.Model(x, MeanAdd(name="mean")([y, *parts[1:]]))
+    data = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+    apart = split(model).model
+    np.testing.assert_allclose(answers(apart, data), answers(model, data), atol=1e-5)
+    assert {"add", "add_pair", "add_pair_1", "mean"} <= {layer.name for layer in apart.layers}
+
+
+def test_a_layer_that_is_called_in_two_ways_stays_one():
+    x, first = keras.Input((4, 3)), keras.Input((5,))
+    lstm = L.LSTM(5)
+    model = keras.Model([x, first], L.Add()([lstm(x), lstm(x, initial_state=[first, first])]))
+    assert split(model).model.count_params() == model.count_params()

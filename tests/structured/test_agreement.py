@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers as L
+from keras import ops
 
 from kpipe.errors import SurgeryError
 from kpipe.graph import trace
@@ -56,3 +57,20 @@ def test_a_difference_that_probabilities_hide_is_seen():
     with pytest.raises(SurgeryError, match="differs by"):
         check_removal(model, small, traced, keep)
     assert last.activation is keras.activations.softmax
+
+
+@pytest.mark.parametrize("floor", [-1e9, -np.inf])
+def test_masked_logits_hide_nothing_and_are_no_fault(floor):
+    """Where some classes are masked out, the logits are too large to compare, or not finite: probabilities count."""
+    x = keras.Input((4,))
+    logits = L.Dense(3)(L.Dense(6, "relu", name="hidden")(x))
+    kept = np.array([[True, True, False]])
+    model = keras.Model(x, L.Softmax()(ops.where(kept, logits, floor)))
+    traced = trace(model)
+    keep = np.arange(traced.class_count) != traced.groups[0].classes[0]
+    small = remove_channels(model, traced, keep)
+    assert check_removal(model, small, traced, keep) < 1e-6
+    hidden = small.get_layer("hidden")
+    hidden.kernel.assign(3 * hidden.kernel + 1)
+    with pytest.raises(SurgeryError, match="differs by"):
+        check_removal(model, small, traced, keep)
