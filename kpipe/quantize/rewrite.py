@@ -165,9 +165,12 @@ def keeps_grid(site: Site) -> bool:
     layer = site.operation
     if isinstance(layer, (L.UpSampling2D, L.Resizing)):
         return layer.interpolation == "bilinear"
-    return isinstance(layer, AVERAGE) and not whole_windows(layer, site.input_shapes[0])
+    if isinstance(layer, AVERAGE):
+        return not whole_windows(layer, site.input_shapes[0])
+    return isinstance(layer, GREATEST)
 
 
+GREATEST = classes("numpy", "Max Min Amax Amin")
 ADDING = (L.Add, *classes("numpy", "Add"))
 
 

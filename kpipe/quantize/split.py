@@ -15,10 +15,12 @@ from kpipe.errors import KpipeError
 from kpipe.fake_quant import LOST_MASK, TRANSPOSED, is_linear, kind_of
 from kpipe.graph import Site, answer_at_rest, before_probabilities, random_inputs, replay, sites
 from kpipe.layers import FUSED, quantization_of
+from kpipe.layers.operations.operands import classes
 from kpipe.quantize.attention import PROJECTIONS, Attention
 
 PAIRWISE = (L.Add, L.Multiply, L.Maximum, L.Minimum)
 """Layers that merge any number of tensors, of which the runtimes have integer kernels for two."""
+CONCATENATE, STACK, MAXIMUM, MINIMUM = classes("numpy", "Concatenate Stack Maximum Minimum")
 SAME = 1e-4
 """How far the answers of a model that was taken apart may be from its own, relatively: sums in another order."""
 
@@ -42,7 +44,7 @@ def split(model: keras.Model) -> Split:
     A separable convolution becomes a depthwise and a pointwise one, attention its projections, products and softmax; a
     convolution or dense layer with an activation that no runtime fuses (softmax, sigmoid, any behind a transposed
     convolution, ...) becomes a linear one and an Activation, which keeps the name; what merges more than two tensors
-    becomes layers that merge two each.
+    becomes layers that merge two each, a stack a concatenation along a new axis.
 
     Args:
         model: A built Functional or Sequential model; it is not changed.
@@ -130,6 +132,8 @@ class _Splitter:
 
     def _make(self, site: Site, name: str) -> tuple[Callable[..., Any], list[Any]]:
         layer, kind = site.operation, kind_of(site)
+        if (as_layer := copying(site, name)) is not None:
+            return as_layer[0], [as_layer[1]]
         if not isinstance(layer, keras.Layer):
             twin = copy_operation(layer, name)
             return twin, [twin]
@@ -160,6 +164,23 @@ def _one_after_the_other(layers: list[keras.Layer]) -> Callable[..., Any]:
         return y
 
     return call
+
+
+def copying(site: Site, name: str) -> tuple[Callable[..., Any], keras.Layer] | None:
+    """Give the layer that copies numbers as an operation of `keras.ops` does, and how it is called; None for others.
+
+    Such layers bring what goes in to one grid.
+    """
+    operation: Any = site.operation
+    if type(operation) in (CONCATENATE, STACK) and operation.axis != 0:
+        joined, axis = L.Concatenate(operation.axis, name=name), operation.axis
+        if type(operation) is CONCATENATE:
+            return joined, joined
+        return lambda tensors: joined([keras.ops.expand_dims(x, axis) for x in tensors]), joined
+    if type(operation) in (MAXIMUM, MINIMUM) and len(site.inputs) == 2 and len(set(site.input_shapes)) == 1:
+        chosen = (L.Maximum if type(operation) is MAXIMUM else L.Minimum)(name=name)
+        return lambda x1, x2: chosen([x1, x2]), chosen
+    return None
 
 
 def _merges(layer: Any) -> bool:

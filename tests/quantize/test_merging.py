@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers as L
+from keras import ops
 
 import kpipe
 from kpipe.export import inspect
@@ -108,3 +109,29 @@ def test_a_layer_that_is_called_in_two_ways_stays_one():
     lstm = L.LSTM(5)
     model = keras.Model([x, first], L.Add()([lstm(x), lstm(x, initial_state=[first, first])]))
     assert split(model).model.count_params() == model.count_params()
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        lambda a, b: ops.max(ops.stack([a, b], axis=1), axis=1),
+        lambda a, b: ops.min(ops.stack([a, b], axis=-1), axis=-1),
+        lambda a, b: ops.concatenate([a, b], axis=-1),
+        lambda a, b: ops.concatenate([a, ops.maximum(a, b)], axis=-1),
+    ],
+    ids="stack stack_last concatenate maximum".split(),
+)
+def test_operations_that_copy_have_one_grid(copy, tmp_path):
+    """The converter would take numbers of several grids for those of one."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((6,))
+    a, b = L.Dense(4)(x), 3.0 * L.Dense(4)(x)
+    model = keras.Model(x, [L.Dense(2)(copy(a, b)), a, b])
+    data = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    for got, expected in zip(split(model).model(data), model(data), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    quantized = kpipe.quantize(model, calibration=data, islands="refuse")
+    for suffix in ("tflite", "onnx"):
+        file = kpipe.export(quantized, tmp_path / f"m.{suffix}", data=data)
+        assert file.agreement is not None and file.agreement.max_steps < 2.01
+        assert not inspect(file).floats
