@@ -22,6 +22,7 @@ from kpipe.fake_quant.support import (
     refuse_unsupported,
     rounded_layers,
     rounds_activations,
+    rounds_weights,
     why_float,
     wider_layers,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "refuse_unsupported",
     "rounded_layers",
     "rounds_activations",
+    "rounds_weights",
     "scheme_of",
     "whole_windows",
     "why_float",

@@ -59,6 +59,11 @@ def kind_of(site: Site) -> Quantization:
     return "float" if kind is None else kind
 
 
+def rounds_weights(site: Site) -> bool:
+    """Say whether a call multiplies with weights that are rounded."""
+    return kind_of(site) in ("weights", "split") and bool(getattr(site.operation, "weights", ()))
+
+
 def is_linear(layer: Any) -> bool:
     """Say whether a layer applies no function of its own to what it computes.
 
@@ -114,7 +119,7 @@ def _why_spared(site: Site) -> str | None:
         return None
     if not any(weight.role in (*KERNEL_ROLES, "embedding") for weight in weights_within(layer)):
         return None
-    return why_float(site) or (None if kind_of(site) in ("weights", "split") else LOOKED_UP)
+    return why_float(site) or (None if rounds_weights(site) else LOOKED_UP)
 
 
 def rounds_activations(flow: Flow) -> bool:

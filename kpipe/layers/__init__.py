@@ -15,7 +15,7 @@ from kpipe.layers import (
     shape,
     wrappers,
 )
-from kpipe.layers.activation import ELEMENTWISE, FUSED
+from kpipe.layers.activation import ELEMENTWISE, FUSED, WRITTEN
 from kpipe.layers.channel_ids import ChannelIds, Compressed, Ids, Mint
 from kpipe.layers.layout import DEPTHWISE, NATURAL, Layout
 from kpipe.layers.rule import (
@@ -56,6 +56,7 @@ __all__ = [
     "KERNEL_ROLES",
     "NATURAL",
     "RULES",
+    "WRITTEN",
     "ChannelIds",
     "Compressed",
     "Ids",

@@ -21,7 +21,9 @@ INTEGER = FUSED | {
     getattr(keras.activations, name)
     for name in "leaky_relu gelu silu hard_silu sigmoid tanh hard_tanh softmax exponential".split()
 }
-"""What both runtimes compute in whole numbers; all others fall back to float in LiteRT."""
+"""What both runtimes compute in whole numbers; all others but `WRITTEN` fall back to float in LiteRT."""
+WRITTEN = frozenset({keras.activations.hard_sigmoid})
+"""What is written as several layers that both runtimes compute in whole numbers."""
 
 
 def activate(ids: ChannelIds, out: Ids, activation: Callable[..., Any] | None) -> None:

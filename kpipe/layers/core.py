@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers as L
 
-from kpipe.layers.activation import FUSED, INTEGER, activate
+from kpipe.layers.activation import FUSED, INTEGER, WRITTEN, activate
 from kpipe.layers.axes import against, channels_on, freeze_masks, positions, varying
 from kpipe.layers.channel_ids import ChannelIds, Ids
 from kpipe.layers.rule import Quantization, Rule, rule
@@ -32,13 +32,15 @@ def dense(layer: L.Dense, ids: ChannelIds, x: Ids) -> Rule:
 
 
 def _activation_quantization(layer: keras.Layer) -> Quantization:
+    if layer.activation in WRITTEN:
+        return "split"
     return "fused" if layer.activation in FUSED else "output" if layer.activation in INTEGER else "float"
 
 
 def _relu_quantization(layer: L.ReLU) -> Quantization:
     if layer.threshold or (layer.negative_slope and layer.max_value is not None):
         return "float"
-    return "fused" if layer.negative_slope == 0 and layer.max_value in (None, 6.0) else "output"
+    return "output" if layer.negative_slope else "fused"
 
 
 def _pass(layer: keras.Layer, ids: ChannelIds, x: Ids) -> Rule:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kpipe.errors import KpipeError
-from kpipe.fake_quant import SCHEMES, kind_of
+from kpipe.fake_quant import SCHEMES, rounds_weights
 from kpipe.fake_quant.affine import HALF
 from kpipe.fake_quant.support import TRANSPOSED, WIDER
 from kpipe.graph import Flow
@@ -70,7 +70,7 @@ def bits_of(
             if path in told:
                 raise KpipeError(f"bits of {path!r} is 4; {WIDER.format(4)}. Give it 8.")
             chosen[name] = 8
-    rounded = {site.path for site in flow.sites if kind_of(site) in ("weights", "split")}
+    rounded = {site.path for site in flow.sites if rounds_weights(site)}
     found = {chosen[name] for name, path in plain.origins.items() if path in rounded}
     if bits is None and plan.weights < 8 and plan.weights not in found:
         raise KpipeError(
@@ -102,7 +102,7 @@ def told_bits(
     excluded = [exclude] if isinstance(exclude, str) else exclude or ()
     said = [("exclude", expression, None) for expression in excluded]
     said += [("bits", expression, width) for expression, width in (bits or {}).items()]
-    rounded = sorted({site.path for site in flow.sites if kind_of(site) in ("weights", "split")})
+    rounded = sorted({site.path for site in flow.sites if rounds_weights(site)})
     told: dict[str, int | None] = {}
     for argument, expression, width in said:
         meant = [path for path in rounded if _compiled(expression, argument).search(path)]

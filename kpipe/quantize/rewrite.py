@@ -135,7 +135,7 @@ class _Rewriter:
         return (
             is_linear(site.operation)
             if kind == "weights"
-            else kind == "normalise" or isinstance(site.operation, ADDING)
+            else kind == "normalise" or isinstance(site.operation, (*ADDING, *AFFINE))
         )
 
     def copied_onward(self, site: Site) -> bool:
@@ -172,6 +172,8 @@ def keeps_grid(site: Site) -> bool:
 
 GREATEST = classes("numpy", "Max Min Amax Amin")
 ADDING = (L.Add, *classes("numpy", "Add"))
+AFFINE = (L.Rescaling, L.Normalization)
+"""What is written as a depthwise convolution."""
 
 
 def range_before(x: Any) -> FakeQuant:

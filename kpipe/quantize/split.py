@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,16 @@ from kpipe.copies import copy_layer, copy_operation
 from kpipe.errors import KpipeError
 from kpipe.fake_quant import LOST_MASK, TRANSPOSED, is_linear, kind_of
 from kpipe.graph import Site, answer_at_rest, before_probabilities, random_inputs, replay, sites
-from kpipe.layers import FUSED, quantization_of
+from kpipe.layers import FUSED, WRITTEN, quantization_of
 from kpipe.layers.operations.operands import classes
 from kpipe.quantize.attention import PROJECTIONS, Attention
 
 PAIRWISE = (L.Add, L.Multiply, L.Maximum, L.Minimum)
 """Layers that merge any number of tensors, of which the runtimes have integer kernels for two."""
 CONCATENATE, STACK, MAXIMUM, MINIMUM = classes("numpy", "Concatenate Stack Maximum Minimum")
+(HARD_SIGMOID,) = classes("nn", "HardSigmoid")
+Naming = Callable[[str], str]
+"""Gives a name that is free, beginning with another one."""
 SAME = 1e-4
 """How far the answers of a model that was taken apart may be from its own, relatively: sums in another order."""
 
@@ -43,8 +46,8 @@ def split(model: keras.Model) -> Split:
 
     A separable convolution becomes a depthwise and a pointwise one, attention its projections, products and softmax; a
     convolution or dense layer with an activation that no runtime fuses (softmax, sigmoid, any behind a transposed
-    convolution, ...) becomes a linear one and an Activation, which keeps the name; what merges more than two tensors
-    becomes layers that merge two each, a stack a concatenation along a new axis.
+    convolution, ...) becomes a linear one and an Activation, which keeps the name; a hard sigmoid a rescaling and a
+    ReLU; what merges more than two tensors becomes layers that merge two each, a stack a concatenation along a new axis.
 
     Args:
         model: A built Functional or Sequential model; it is not changed.
@@ -134,6 +137,9 @@ class _Splitter:
         layer, kind = site.operation, kind_of(site)
         if (as_layer := copying(site, name)) is not None:
             return as_layer[0], [as_layer[1]]
+        if isinstance(layer, (L.Activation, HARD_SIGMOID)) and kind == "split":
+            made = [*hard_sigmoid(name, self._free)]
+            return _one_after_the_other(made), made
         if not isinstance(layer, keras.Layer):
             twin = copy_operation(layer, name)
             return twin, [twin]
@@ -142,18 +148,24 @@ class _Splitter:
             self.attentions.append(site.path)
             return attention, attention.parts
         if _merges(layer) and len(site.inputs) > 2:
-            pairs = in_pairs(layer, name, len(site.inputs), self.names | self.paths)
-            self.names |= {pair.name for pair in pairs}
+            pairs = in_pairs(layer, name, len(site.inputs), self._free)
             return _merging(pairs), pairs
         if kind not in ("weights", "split") and quantization_of(layer) != "weights":
             twin = copy_layer(layer)
             twin.name = name
             return twin, [twin]
-        made = parts(layer, name)
+        made = parts(layer, name, self._free)
         for part, shape in zip(made, _shapes(made, site.input_shapes[0]), strict=True):
             part.build(shape)
         copy_weights(layer, made)
         return _one_after_the_other(made), made
+
+    def _free(self, name: str) -> str:
+        """Take a name that neither a layer of the model has nor one that was made, of which `name` is the beginning."""
+        taken = self.names | self.paths
+        found = unique(name, taken)
+        self.names.add(found)
+        return found
 
 
 def _one_after_the_other(layers: list[keras.Layer]) -> Callable[..., Any]:
@@ -188,18 +200,18 @@ def _merges(layer: Any) -> bool:
     return type(layer) in (*PAIRWISE, L.Average)
 
 
-def in_pairs(layer: Any, name: str, count: int, taken: Set[str] = frozenset()) -> list[keras.Layer]:
+def in_pairs(layer: Any, name: str, count: int, free: Naming) -> list[keras.Layer]:
     """Give fresh layers that merge `count` tensors two by two, in their order; a mean is a sum and its nth part.
 
     Args:
         layer: One of `PAIRWISE`, or an Average.
         name: Of the last one.
         count: How many tensors.
-        taken: Names that the others must not have.
+        free: Gives the names of the others.
     """
-    mean, used = isinstance(layer, L.Average), {*taken, name}
+    mean = isinstance(layer, L.Average)
     cls = L.Add if mean else type(layer)
-    others = [unique(f"{name}_pair", used) for _ in range(count - 1 if mean else count - 2)]
+    others = [free(f"{name}_pair") for _ in range(count - 1 if mean else count - 2)]
     pairs: list[keras.Layer] = [cls(name=each) for each in (others if mean else (*others, name))]
     return [*pairs, L.Rescaling(1 / count, name=name)] if mean else pairs
 
@@ -231,24 +243,32 @@ def unique(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def parts(layer: Any, name: str) -> list[keras.Layer]:
+def parts(layer: Any, name: str, free: Naming) -> list[keras.Layer]:
     """Give fresh layers that together do what `layer` does, called one after the other; the last has the name."""
     activation = layer.activation
     fused = is_linear(layer) or (activation in FUSED and not isinstance(layer, TRANSPOSED))
-    config = {**layer.get_config(), "name": name if fused else f"{name}_linear"}
+    config = {**layer.get_config(), "name": name if fused else free(f"{name}_linear")}
     if not fused:
         config["activation"] = "linear"
     whole = quantization_of(layer) == "weights"
-    made = [type(layer).from_config(config)] if whole else _halves(type(layer), config, name)
-    return made if fused else [*made, L.Activation(activation, name=name)]
+    made = [type(layer).from_config(config)] if whole else _halves(type(layer), config, free(f"{name}_depthwise"))
+    if fused:
+        return made
+    function = hard_sigmoid(name, free) if activation in WRITTEN else [L.Activation(activation, name=name)]
+    return [*made, *function]
+
+
+def hard_sigmoid(name: str, free: Naming) -> list[keras.Layer]:
+    """Give layers that together are a hard sigmoid, min(max(x / 6 + 1 / 2, 0), 1); the last has the name."""
+    return [L.Rescaling(1 / 6, 0.5, name=free(f"{name}_rescaled")), L.ReLU(1.0, name=name)]
 
 
 def _halves(cls: type, config: dict[str, Any], name: str) -> list[keras.Layer]:
-    """Take a separable convolution's config apart; strides and dilation belong to its depthwise half."""
+    """Take a separable convolution's config apart; strides and dilation belong to its depthwise half, called `name`."""
     first, second = (L.DepthwiseConv1D, L.Conv1D) if cls is L.SeparableConv1D else (L.DepthwiseConv2D, L.Conv2D)
     both = {"data_format": config["data_format"], "dtype": config["dtype"], "trainable": config["trainable"]}
     places = ("kernel_size", "strides", "padding", "dilation_rate", "depth_multiplier")
-    depthwise = {key: config[key] for key in places} | {"use_bias": False, "name": f"{name}_depthwise"}
+    depthwise = {key: config[key] for key in places} | {"use_bias": False, "name": name}
     pointwise = {key: config[key] for key in ("filters", "use_bias", "activation", "name")} | {"kernel_size": 1}
     for part in ("initializer", "regularizer", "constraint"):
         depthwise[f"depthwise_{part}"] = config[f"depthwise_{part}"]

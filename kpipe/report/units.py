@@ -150,8 +150,11 @@ def either_way(ratio: float, better: str, worse: str) -> str:
     Example:
         >>> either_way(2.0, "faster", "slower"), either_way(0.5, "faster", "slower")
         ('2.00× faster', '2.00× slower')
+        >>> either_way(1.001, "smaller", "bigger")
+        'not smaller'
     """
-    return f"{times(ratio)} {better}" if ratio >= 1 else f"{times(1 / ratio)} {worse}"
+    written = times(max(ratio, 1 / ratio))
+    return f"not {better}" if written == times(1.0) else f"{written} {better if ratio > 1 else worse}"
 
 
 @_shown

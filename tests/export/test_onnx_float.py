@@ -38,6 +38,7 @@ RIGHT = {
     "row": ["round x -> a", "Mul a row -> c", "round c -> y"],
     "number": ["round x -> a", "Mul a two -> c", "round c -> y"],
     "moved": ["round x -> a", "Identity a -> b", "Tanh b -> c", "round c -> d", "Identity d -> y"],
+    "part": ["round x -> a", "Split a -> b", "Tanh b -> c", "round c -> y"],
 }
 WRONG = {
     "b: Add takes an input that is not rounded": ["round x -> a", "Add a x -> b", "round b -> y"],

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from kpipe.export import export
+from kpipe.export.onnx.names import rename
 from tests.models import ZOO, build, samples
 
 
@@ -31,3 +32,24 @@ def test_renamed_graphs_compute_the_same(name, tmp_path):
     expected = keras.tree.flatten(model(inputs if len(inputs) > 1 else inputs[0], training=False))
     for got, want in zip(session.run(None, feed), expected, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["x", "a"])
+def test_what_is_computed_of_an_island_alone_is_part_of_it_whatever_it_takes_sizes_from(what):
+    """c = reshape(a, sizes of x) · a, a of an island; the control takes x, which is of none, in the place of a."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [
+        helper.make_node("Shape", ["x"], ["size"], name="size"),
+        helper.make_node("Concat", ["size", "ones"], ["sizes"], name="sizes", axis=0),
+        helper.make_node("Relu", ["x"], ["r"], name="rounded/Relu"),
+        helper.make_node("Tanh", ["r"], ["a"], name="left_out/Tanh"),
+        helper.make_node("Reshape", [{"x": "r", "a": "a"}[what], "sizes"], ["b"], name="Reshape__7"),
+        helper.make_node("Mul", ["b", "a"], ["c"], name="Mul__8"),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "c")]
+    ones = numpy_helper.from_array(np.ones(1, np.int64), "ones")
+    graph = helper.make_graph(nodes, "made", ends[:1], ends[1:], [ones])
+    rename(graph, islands=["left_out"])
+    within = {node.op_type for node in graph.node if node.name.startswith("island_")}
+    assert within == ({"Tanh", "Reshape", "Mul"} if what == "a" else {"Tanh"})

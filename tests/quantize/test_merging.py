@@ -1,4 +1,4 @@
-"""Layers that merge several tensors, and activations behind transposed convolutions: each is rounded for itself."""
+"""What is written as several layers: merging many tensors, hard sigmoids, activations behind transposed convolutions."""
 
 import keras
 import numpy as np
@@ -33,6 +33,16 @@ def upsampling():
     return keras.Model(x, L.Conv2D(2, 1, name="y")(L.ReLU(6.0, name="clip")(y)))
 
 
+def gated():
+    """Gates by hard sigmoids, written in each way that Keras knows, and halves that gate each other."""
+    x = keras.Input((4, 4, 3))
+    y = L.Conv2D(4, 1, activation="hard_sigmoid", name="y")(x)
+    by_layer = L.Activation("hard_sigmoid", name="by_layer")(L.Conv2D(4, 1, name="y_linear")(x))
+    by_operation = ops.hard_sigmoid(L.Conv2D(4, 1, name="further")(y))
+    left, right = ops.split(L.Conv2D(8, 1)(L.Multiply()([by_layer, by_operation])), 2, axis=-1)
+    return keras.Model(x, L.Conv2D(2, 1, name="out")(L.ReLU(2.0, name="clip")(left + ops.sigmoid(right))))
+
+
 def answers(model, data):
     return np.asarray(model.predict(data, verbose=0))
 
@@ -53,7 +63,7 @@ def test_several_tensors_are_merged_two_by_two():
 
 
 @pytest.mark.parametrize("suffix", ["tflite", "onnx"])
-@pytest.mark.parametrize("made", [merging, upsampling])
+@pytest.mark.parametrize("made", [merging, upsampling, gated])
 def test_files_of_them_are_in_whole_numbers(made, suffix, tmp_path):
     keras.utils.set_random_seed(0)
     model = made()
@@ -62,6 +72,31 @@ def test_files_of_them_are_in_whole_numbers(made, suffix, tmp_path):
     assert 0 < np.abs(answers(quantized, images()) - expected).max() < 0.06 * np.abs(expected).max()
     file = kpipe.export(quantized, tmp_path / f"m.{suffix}", data=images())
     assert file.precision == "int8" and not inspect(file).floats
+
+
+def test_a_hard_sigmoid_is_a_rescaling_and_a_relu():
+    keras.utils.set_random_seed(0)
+    model = gated()
+    apart = split(model)
+    names = {layer.name for layer in apart.model.layers if isinstance(layer, (L.Rescaling, L.ReLU))}
+    by_operation = next(name for name in names if name.startswith("hard_sigmoid"))  # Keras numbers it
+    gates = {"y", "by_layer", by_operation.removesuffix("_rescaled")}
+    assert names == {*gates, *(f"{gate}_rescaled" for gate in gates), "clip"}
+    assert apart.origins["y_linear_1"] == "y" and apart.origins["y_linear"] == "y_linear"  # a name that was taken
+    np.testing.assert_allclose(answers(apart.model, images()), answers(model, images()), atol=1e-5)
+    gate, before = (
+        answers(keras.Model(apart.model.input, apart.model.get_layer(name).output), 4 * images())
+        for name in ("by_layer", "y_linear")
+    )
+    np.testing.assert_allclose(gate, np.clip(before / 6 + 0.5, 0, 1), atol=1e-6)
+    assert gate.min() == 0 and gate.max() == 1
+
+
+def test_what_holds_no_weights_is_told_no_bits():
+    x = keras.Input((4, 4, 3))
+    model = keras.Model(x, L.Conv2D(2, 1, name="conv")(L.Activation("hard_sigmoid", name="gate")(x)))
+    with pytest.raises(kpipe.errors.KpipeError, match=r"bits='gate' means no layer .*; those are: conv\."):
+        kpipe.quantize(model, "w4a8", calibration=images(4), bits={"gate": 8})
 
 
 def test_a_transposed_convolution_has_a_range_before_its_activation():

@@ -21,6 +21,7 @@ MOVES = (
     "Tile",
     "Identity",
     "ReduceMax",
+    "Split",
 )
 """Operations that only move values (or drop some): the grid of what goes in holds for what comes out."""
 LARGEST_BIAS = 2**30

@@ -70,10 +70,11 @@ def _mark(graph: Any, islands: Sequence[str], rounded: Collection[str] | None) -
     """Name the nodes of islands so.
 
     What bears no name of a layer belongs to an island where it is a recurrent operation, or takes values from islands
-    alone: such nodes come from several that were brought together.
+    alone, whatever it takes sizes from: such nodes come from several that were brought together.
     """
     constants = {tensor.name for tensor in graph.initializer}
-    makers = {name: node for node in graph.node for name in node.output}
+    sizes = _sizes(graph)
+    makers = {name: node for node in graph.node for name in node.output if name not in sizes}
     for node in graph.node if islands else ():
         told = [node.name, *node.output, *(name for name in node.input if name in constants)]
         named = (place for place, layer in enumerate(islands) if any(named_after(name, layer) for name in told))
@@ -86,6 +87,16 @@ def _mark(graph: Any, islands: Sequence[str], rounded: Collection[str] | None) -
             node.name = f"{ISLAND}{place}/{node.name}"
         elif "/" not in node.name and (node.op_type in RECURRENT or from_islands):
             node.name = f"{ISLAND}of_several/{node.name}"
+
+
+def _sizes(graph: Any) -> set[str]:
+    """Name the tensors that are made of shapes and constants alone."""
+    found = {name for node in graph.node if node.op_type == "Shape" for name in node.output}
+    constants = {tensor.name for tensor in graph.initializer}
+    for node in _from_outputs(graph):
+        if node.input and found.intersection(node.input) and found.union(constants).issuperset(filter(None, node.input)):
+            found.update(node.output)
+    return found
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -18,7 +18,7 @@ _register(
     "same",
 )
 _register(classes("core", "Cast"), lambda operation: "same" if operation.dtype == "float32" else "float")
-_register(classes("numpy", "Stack"), "split")
+_register((*classes("numpy", "Stack"), *classes("nn", "HardSigmoid")), "split")
 _register(classes("nn", "Relu Relu6"), "fused")
 _register(classes("numpy", "Add Subtract Multiply Maximum Minimum Absolute Abs Exp Tanh Mean Concatenate"), "output")
 _register(classes("numpy", "Max Min Amax Amin"), "output")
