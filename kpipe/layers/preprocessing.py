@@ -33,6 +33,25 @@ def rescaling(layer: L.Rescaling, ids: ChannelIds, x: Ids) -> Rule:
     return Rule(x, config=config)
 
 
+AUGMENTING = tuple(
+    vars(L)[name]
+    for name in (
+        *("AugMix CutMix MixUp RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter".split()),
+        *("RandomContrast RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale".split()),
+        *("RandomHue RandomInvert RandomPerspective RandomPosterization RandomRotation RandomSaturation".split()),
+        *("RandomSharpness RandomShear RandomTranslation RandomZoom".split()),
+    )
+    if name in vars(L)  # some are younger than others
+)
+"""Layers that vary images while a model is trained, and hand them on as they are when it is used."""
+
+
+@rule(*AUGMENTING, quantization="same")
+def augmentation(layer: keras.Layer, ids: ChannelIds, x: Ids) -> Rule:
+    """Outside of training the ids pass unchanged."""
+    return Rule(x)
+
+
 def scale_and_offset(layer: Any) -> tuple[np.ndarray, np.ndarray]:
     """Write a rescaling or a normalization as x · s + b.
 

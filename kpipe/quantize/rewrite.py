@@ -141,9 +141,12 @@ class _Rewriter:
     def copied_onward(self, site: Site) -> bool:
         """Say whether the only layer that takes this site's values copies them: they need its grid and no other.
 
-        What copies itself, or takes a mean, has a grid of its own, on which its inputs depend.
+        Layers that only move values may come between. What copies itself, or takes a mean, has a grid of its own, on
+        which its inputs depend.
         """
         following = None if isinstance(site.operation, (*COPYING, L.Average)) else self._only(site)
+        while following is not None and self.kind(following) == "same":
+            following = self._only(following)
         return following is not None and isinstance(following.operation, COPYING)
 
     def rounded_onward(self, site: Site) -> bool:

@@ -1,7 +1,12 @@
 """A small model round every layer on vectors and maps that has a rule."""
 
+import inspect
+from functools import partial
+
 import keras
 from keras import layers as L
+
+from kpipe.layers.preprocessing import AUGMENTING
 
 
 def convolution(rank):
@@ -27,6 +32,15 @@ def ending(layer, rank=2):
     """conv -> a layer that ends the map -> logits."""
     image = keras.Input((4,) * rank + (2,), name="image")
     x = layer(convolution(rank)(6, 3, padding="same", name="before")(image))
+    return keras.Model(image, L.Dense(3, name="logits")(L.Flatten(name="flat")(x)))
+
+
+def varied(cls):
+    """An image whose colors or places are varied while the model is trained -> conv -> logits."""
+    needed = {"factor": 2 if cls.__name__ == "RandomPosterization" else 0.3, "height_factor": 0.2, "width_factor": 0.2}
+    asked = {name: value for name, value in needed.items() if name in inspect.signature(cls).parameters}
+    image = keras.Input((4, 4, 3), name="image")
+    x = L.Conv2D(6, 3, padding="same", name="before")(cls(**asked, name="layer")(image))
     return keras.Model(image, L.Dense(3, name="logits")(L.Flatten(name="flat")(x)))
 
 
@@ -134,4 +148,5 @@ CASES = {
     L.Minimum: lambda: merged(L.Minimum()),
     L.Concatenate: lambda: merged(L.Concatenate()),
     L.Dot: dotted,
+    **{cls: partial(varied, cls) for cls in AUGMENTING},
 }
