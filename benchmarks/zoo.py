@@ -1,13 +1,13 @@
 """Cut filters out of every model of keras.applications, with time and peak memory.
 
-Each model is made with random weights (biases and batch norms too, so that no channel is neutral) at the size that it
-is meant for, in a process of its own. The first cut (half of the filters, multiples of 8, each layer alone) is timed,
-from the plan to the comparison with the masked original, and its memory is measured: how much more the process held at
-its peak than before the model was there, as a multiple of the model's own bytes. (A small model is a small part of it:
-most is TensorFlow's and that of the maps.) Then come the other requests, on the model for images of 96 pixels a side,
-whose graph and weights are the same: ratio 0.3 and 0.5, multiples of 1 and 8, every scope. Each smaller model must
-pass the comparison within 1e-4, answer bit by bit alike after `save` and `load_model`, and have a finite loss in one
-step of `fit`.
+Each model is made with random weights (biases and scales too, so that no channel is neutral; batch norms know what
+comes in, as after a training, or the answers of deep models would be rounding alone) at the size that it is meant for,
+in a process of its own. The first cut (half of the filters, multiples of 8, each layer alone) is timed, from the plan to
+the comparison with the masked original, and its memory is measured: how much more the process held at its peak than
+before the model was there, as a multiple of the model's own bytes. (A small model is a small part of it: most is
+TensorFlow's and that of the maps.) Then come the other requests, on the model for images of 96 pixels a side, whose
+graph is the same: ratio 0.3 and 0.5, multiples of 1 and 8, every scope. Each smaller model must pass the comparison
+within 1e-4, answer bit by bit alike after `save` and `load_model`, and have a finite loss in one step of `fit`.
 
     python benchmarks/zoo.py                              # all of keras.applications: hours
     python benchmarks/zoo.py --more --jobs 2              # those that are not in the record yet, two at a time
@@ -63,7 +63,7 @@ def peak() -> int:
 
 
 def make(name: str, **options: Any) -> Any:
-    """Build a model whose channels all speak: biases, norms and scales are random."""
+    """Build a model whose channels all speak: biases and scales are random, batch norms know what comes in."""
     import keras
     import numpy as np
 
@@ -78,6 +78,15 @@ def make(name: str, **options: Any) -> Any:
     for layer in model.layers:
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()  # it computes with what it makes of its weights
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    if norms:
+        sides = [side or 224 for side in model.input_shape[1:]]
+        model(rng.uniform(0.0, 2.0, (2, *sides)).astype("float32"), training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     return model
 
 

@@ -7,7 +7,7 @@ from keras import layers as L
 
 import kpipe
 from kpipe.copies import float32_policy, half_policies, in_float32
-from kpipe.copies.precision import _in_full
+from kpipe.copies.precision import HALF_POLICIES, _retype
 from kpipe.errors import KpipeError
 
 HALVES = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16")
@@ -126,7 +126,7 @@ def test_other_types_and_names_stay():
         "rate": 0.5,
         "words": ("float16",),
     }
-    assert _in_full(config) == {**config, "accumulate_dtype": "float32"}
+    assert _retype(config, "float32", HALF_POLICIES) == {**config, "accumulate_dtype": "float32"}
 
 
 class Stubborn(L.Layer):

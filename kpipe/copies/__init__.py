@@ -2,7 +2,7 @@
 
 from kpipe.copies.checks import check_built, refuse_keras2
 from kpipe.copies.copy import copy_layer, copy_model, copy_operation, make_like
-from kpipe.copies.precision import float32_policy, half_policies, in_float32, to_float32
+from kpipe.copies.precision import float32_policy, half_policies, in_float32, to_float32, to_float64
 from kpipe.copies.reference import by_reference
 from kpipe.copies.state import pairs, take_rest, take_weights
 
@@ -21,4 +21,5 @@ __all__ = [
     "take_rest",
     "take_weights",
     "to_float32",
+    "to_float64",
 ]

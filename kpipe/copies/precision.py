@@ -1,8 +1,8 @@
-"""Models of half precision made anew in float32: the same weights, computed with in full."""
+"""Models made anew in another precision: the same weights, computed with in full, or in double."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
@@ -14,6 +14,7 @@ from kpipe.copies.state import bare, own_weights, take_weights
 from kpipe.errors import KpipeError
 
 FLOAT = "float32"
+DOUBLE = "float64"
 HALVES = ("float16", "bfloat16")
 """Types of half the size."""
 
@@ -48,9 +49,35 @@ def to_float32(model: keras.Model) -> keras.Model:
         True
     """
     check_built(model)
-    with float32_policy():
-        twin = make_like(model, _in_full)
-        _check_full(twin)
+    return _retyped(model, FLOAT, HALF_POLICIES)
+
+
+def to_float64(model: keras.Model) -> keras.Model:
+    """Copy a model so that it computes in float64: 53 bits of each number are exact instead of 24.
+
+    Args:
+        model: As of `to_float32`; of any precision.
+
+    Returns:
+        A new model of the same class, with the same weights, not compiled.
+
+    Raises:
+        KpipeError: As of `to_float32`.
+
+    Example:
+        >>> double = to_float64(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
+        >>> double.layers[0].compute_dtype, double(keras.ops.ones((1, 4))).dtype.name
+        ('float64', 'float64')
+    """
+    check_built(model)
+    return _retyped(model, DOUBLE, (FLOAT, *HALF_POLICIES))
+
+
+def _retyped(model: keras.Model, wanted: str, others: Collection[str]) -> keras.Model:
+    """Copy a model with a type in the place of others."""
+    with _policy(wanted):
+        twin = make_like(model, lambda config: _retype(config, wanted, others))
+        _check_full(twin, wanted)
         with naming(model):
             take_weights(twin, model)
             for new, old in zip(_states(twin), _states(model), strict=True):
@@ -102,8 +129,7 @@ def in_float32(model: Any, what: str, told: bool = True, stacklevel: int = 3) ->
     return full
 
 
-@contextmanager
-def float32_policy() -> Iterator[None]:
+def float32_policy() -> AbstractContextManager[None]:
     """Let layers that are made within it, and told no type, compute in float32, whatever policy is set.
 
     Example:
@@ -111,8 +137,13 @@ def float32_policy() -> Iterator[None]:
         ...     keras.config.dtype_policy().name
         'float32'
     """
+    return _policy(FLOAT)
+
+
+@contextmanager
+def _policy(name: str) -> Iterator[None]:
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(FLOAT)
+    keras.config.set_dtype_policy(name)
     try:
         yield
     finally:
@@ -133,50 +164,51 @@ def _half_of(layer: Any) -> str:
     return next((variable.dtype for variable in own_weights(layer) if variable.dtype in HALVES), "")
 
 
-def _in_full(config: Any) -> Any:
-    """Write a configuration with float32 in the place of half precision, wherever a type stands in it.
+def _retype(config: Any, wanted: str, others: Collection[str]) -> Any:
+    """Write a configuration with a type in the place of others and their policies, wherever a type stands in it.
 
     Example:
         >>> policy = {"class_name": "DTypePolicy", "config": {"name": "mixed_float16"}}
-        >>> _in_full({"name": "float16", "dtype": policy, "cells": [{"dtype": "bfloat16"}, {"dtype": "int32"}]})
+        >>> config = {"name": "float16", "dtype": policy, "cells": [{"dtype": "bfloat16"}, {"dtype": "int32"}]}
+        >>> _retype(config, "float32", HALF_POLICIES)
         {'name': 'float16', 'dtype': {'class_name': 'DTypePolicy', 'config': {'name': 'float32'}}, 'cells': [{'dtype':
         'float32'}, {'dtype': 'int32'}]}
     """
     if isinstance(config, list | tuple):
-        return type(config)(_in_full(item) for item in config)
+        return type(config)(_retype(item, wanted, others) for item in config)
     if isinstance(config, keras.DTypePolicy):
-        return keras.DTypePolicy(FLOAT) if config.name in HALF_POLICIES else config
+        return keras.DTypePolicy(wanted) if config.name in others else config
     if not isinstance(config, dict):
         return config
     kind, inside = config.get("class_name"), config.get("config")
     named = {"DTypePolicy": "name", "FloatDTypePolicy": "name", "DTypePolicyMap": "default_policy"}.get(str(kind))
     if named is not None and isinstance(inside, dict):
         told = inside.get(named)  # None: the policy that is set when it is read
-        name = FLOAT if told is None or told in HALF_POLICIES else _in_full(told)
-        return {**config, "config": {**_in_full(inside), named: name}}
-    return {key: _typed(key, value) for key, value in config.items()}
+        name = wanted if told is None or told in others else _retype(told, wanted, others)
+        return {**config, "config": {**_retype(inside, wanted, others), named: name}}
+    return {key: _entry(key, value, wanted, others) for key, value in config.items()}
 
 
-def _typed(key: Any, value: Any) -> Any:
+def _entry(key: Any, value: Any, wanted: str, others: Collection[str]) -> Any:
     """Write an entry of a configuration: a name of a type or policy, or what may hold some."""
     if isinstance(value, str):
-        return FLOAT if "dtype" in str(key) and value in HALF_POLICIES else value
-    return _in_full(value)
+        return wanted if "dtype" in str(key) and value in others else value
+    return _retype(value, wanted, others)
 
 
-def _check_full(twin: keras.Model) -> None:
+def _check_full(twin: keras.Model, wanted: str) -> None:
     """Refuse a copy in which something still computes in half precision."""
     for layer in bare(twin):
         if half := _half_of(layer):
             raise KpipeError(
                 f"The layer {layer.name!r} ({type(layer).__name__}) of {twin.name!r} cannot be made to compute in "
-                f"float32: it takes {half} whatever its configuration says. Let its class, and that of the layer it is "
+                f"{wanted}: it takes {half} whatever its configuration says. Let its class, and that of the layer it is "
                 "in, take the dtype as an argument and give it in get_config."
             )
     for tensor in getattr(twin, "outputs", None) or ():
         if tensor.dtype in HALVES:
             raise KpipeError(
-                f"The output {tensor.name!r} of {twin.name!r} cannot be made float32: a layer or function casts it to "
+                f"The output {tensor.name!r} of {twin.name!r} cannot be made {wanted}: a layer or function casts it to "
                 f"{tensor.dtype}. Leave the cast out."
             )
 

@@ -19,9 +19,10 @@ from kpipe.graph import (
     at_inference,
     evaluate,
     random_inputs,
+    trace,
 )
 from kpipe.graph.remake import remake
-from kpipe.structured.agreement import TOLERANCE, apart, tolerance_for
+from kpipe.structured.agreement import TOLERANCE, apart, on_rounding, settled, tolerance_for
 from kpipe.structured.divergence import first_divergence
 
 
@@ -183,7 +184,7 @@ def _copy_rest(trace: Trace, layer: TracedLayer, new: keras.Layer, keep: np.ndar
 def check_removal(
     model: keras.Model,
     small: keras.Model,
-    trace: Trace,
+    traced: Trace,
     keep: np.ndarray,
     tolerance: float = TOLERANCE,
     masked: bool = True,
@@ -193,10 +194,10 @@ def check_removal(
     Args:
         model: The original.
         small: What `remove_channels` gave.
-        trace: The original's trace.
+        traced: The original's trace.
         keep: Which classes stay, shape (classes,), bool.
         tolerance: Largest difference allowed, relative to the largest value of an output; layers that compute in half
-            precision are allowed some units of theirs.
+            precision are allowed some units of theirs. Beyond it both are compared in float64.
         masked: False to compare with the original as it is: what goes is zero in it already.
 
     Returns:
@@ -206,17 +207,21 @@ def check_removal(
         SurgeryError: When it is beyond the tolerance or not a number: the smaller model would be silently wrong. When
             the original's answers are not finite, so that nothing can be compared.
     """
-    inputs = random_inputs(model)
 
-    def original() -> list[Any]:
-        return masked_answer(trace, keep, inputs) if masked else answer_at_rest(model, inputs)
+    def compare(large: keras.Model, small: keras.Model) -> float:
+        inputs, known = random_inputs(large), traced if large is model else trace(large, unknown="freeze")
 
-    worst = apart(model, small, original, lambda: answer_at_rest(small, inputs))
-    tolerance = tolerance_for(model, tolerance)
+        def original() -> list[Any]:
+            return masked_answer(known, keep, inputs) if masked else answer_at_rest(large, inputs)
+
+        return apart(large, small, original, lambda: answer_at_rest(small, inputs))
+
+    worst, tolerance = settled(model, small, compare, tolerance), tolerance_for(model, tolerance)
     if not worst <= tolerance:
+        why = _why(small, traced, keep, random_inputs(model)) if masked else CHANGED
         raise SurgeryError(
             f"On random input the smaller model differs by {worst:.3g} from the {'masked ' if masked else ''}original "
-            f"(allowed: {tolerance:g}). None is returned. {_why(small, trace, keep, inputs) if masked else CHANGED}"
+            f"(allowed: {tolerance:g}). None is returned. {why}{on_rounding(model)}"
         )
     return worst
 

@@ -11,8 +11,8 @@ from kpipe.copies.state import freeze_like
 from kpipe.errors import SurgeryError
 from kpipe.graph import answer_at_rest, has_graph, random_inputs
 from kpipe.graph.remake import remake
-from kpipe.structured.agreement import TOLERANCE, apart, tolerance_for
-from kpipe.structured.stretches import Stretch, answers, graphs, in_order
+from kpipe.structured.agreement import TOLERANCE, apart, on_rounding, settled, tolerance_for
+from kpipe.structured.stretches import Stretch, answers, carried_over, graphs, in_order
 
 Reference = tuple[str, int, int]
 """Where a tensor comes from: name of the layer, which of its calls, which of the outputs of that."""
@@ -128,7 +128,7 @@ def check_shortening(model: keras.Model, small: keras.Model, stretch: Stretch, t
         small: What `shorten` gave.
         stretch: What was left out.
         tolerance: Largest difference allowed, relative to the largest value of an output; layers that compute in half
-            precision are allowed some units of theirs.
+            precision are allowed some units of theirs. Beyond it both are compared in float64.
 
     Returns:
         The largest difference, relative likewise.
@@ -137,12 +137,15 @@ def check_shortening(model: keras.Model, small: keras.Model, stretch: Stretch, t
         SurgeryError: When it is beyond the tolerance or not a number: the shorter model would be silently wrong. When
             the original's answers are not finite, so that nothing can be compared.
     """
-    inputs = random_inputs(model)
-    worst = apart(model, small, lambda: answers(model, inputs, without=stretch), lambda: answer_at_rest(small, inputs))
-    tolerance = tolerance_for(model, tolerance)
+
+    def compare(long: keras.Model, short: keras.Model) -> float:
+        inputs, without = random_inputs(long), stretch if long is model else carried_over(stretch, long)
+        return apart(long, short, lambda: answers(long, inputs, without), lambda: answer_at_rest(short, inputs))
+
+    worst, tolerance = settled(model, small, compare, tolerance), tolerance_for(model, tolerance)
     if not worst <= tolerance:
         raise SurgeryError(
             f"On random input {model.name!r} without {stretch.name!r} differs by {worst:.3g} from the original with "
-            f"{', '.join(stretch.paths)} left out (allowed: {tolerance:g}). None is returned."
+            f"{', '.join(stretch.paths)} left out (allowed: {tolerance:g}). None is returned.{on_rounding(model)}"
         )
     return worst

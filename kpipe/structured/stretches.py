@@ -42,6 +42,29 @@ class Stretch:
         return tuple(dict.fromkeys(self.prefix + node.operation.name for node in self.nodes))
 
 
+def carried_over(stretch: Stretch, twin: keras.Model) -> Stretch:
+    """Give the same stretch of a model that is made of the same calls.
+
+    Example:
+        >>> layers = [keras.Input((4,)), keras.layers.Dense(4, name="a"), keras.layers.Dense(2, name="b")]
+        >>> net = keras.Sequential(layers)
+        >>> (stretch,) = stretches(net, lambda path: False)
+        >>> carried_over(stretch, keras.models.clone_model(net)).paths
+        ('a',)
+    """
+    graph = dict(graphs(twin))[stretch.prefix]
+    pairs = list(zip(in_order(stretch.graph), in_order(graph), strict=True))
+    calls = {id(old): new for old, new in pairs}
+    tensors = {id(a): b for old, new in pairs for a, b in zip(old.outputs, new.outputs, strict=True)}
+    return replace(
+        stretch,
+        graph=graph,
+        nodes=tuple(calls[id(node)] for node in stretch.nodes),
+        start=tensors[id(stretch.start)],
+        end=tensors[id(stretch.end)],
+    )
+
+
 def graphs(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, Functional]]:
     """Give a model's graph and those of the models nested in it, each with the path in front of its layers.
 

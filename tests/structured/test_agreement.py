@@ -6,12 +6,15 @@ import pytest
 from keras import layers as L
 from keras import ops
 
+from kpipe.copies import to_float64
 from kpipe.errors import SurgeryError
 from kpipe.graph import trace
 from kpipe.legacy.keras2.refusal import Refusal
 from kpipe.legacy.keras2.strip import check_stripped
-from kpipe.structured.agreement import difference
+from kpipe.structured.agreement import difference, settled
 from kpipe.structured.channels import check_removal, remove_channels
+from kpipe.structured.shorten import check_shortening, shorten
+from kpipe.structured.stretches import answers, carried_over, stretches
 
 FINE, BROKEN = np.array([1.0, 2.0]), np.array([1.0, np.nan])
 
@@ -74,3 +77,66 @@ def test_masked_logits_hide_nothing_and_are_no_fault(floor):
     hidden.kernel.assign(3 * hidden.kernel + 1)
     with pytest.raises(SurgeryError, match="differs by"):
         check_removal(model, small, traced, keep)
+
+
+def cancelling(by):
+    """Two branches that are nearly alike, and what is left of them: rounding counts a hundred thousand times."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((64,))
+    y = L.Dense(256, "relu", name="hidden")(x)
+    left, right = L.Dense(4, name="left"), L.Dense(4, name="right")
+    model = keras.Model(x, L.Subtract()([left(y), right(y)]))
+    right.set_weights([left.kernel + by * np.random.default_rng(0).normal(size=(256, 4)), left.bias])
+    return model
+
+
+def cut(model):
+    traced = trace(model)
+    keep = np.isin(np.arange(traced.class_count), traced.groups[0].classes[::2], invert=True)
+    return traced, keep, remove_channels(model, traced, keep)
+
+
+def test_what_rounding_alone_takes_apart_is_compared_in_float64():
+    model = cancelling(1e-7)
+    traced, keep, small = cut(model)
+    x = np.ones((2, 64), "float32")
+    assert check_removal(model, small, traced, keep) < 1e-6
+    twin = small.get_layer("left")
+    twin.kernel.assign(twin.kernel * (1 + 1e-5))  # in float32 it answers no worse than before
+    with pytest.raises(SurgeryError, match=r"differs by .* Rounding alone moves what 'functional.*' answers .* by 0\."):
+        check_removal(model, small, traced, keep)
+    assert np.isfinite(small(x)).all()
+
+
+def test_a_difference_of_single_precision_is_told_of_without_a_word_on_rounding():
+    """The control: in a model whose answers are well defined."""
+    model = cancelling(1.0)
+    traced, keep, small = cut(model)
+    assert check_removal(model, small, traced, keep) < 1e-5
+    twin = small.get_layer("left")
+    twin.kernel.assign(twin.kernel * (1 + 1e-2))
+    with pytest.raises(SurgeryError, match=r"differs by (?!.*Rounding)"):
+        check_removal(model, small, traced, keep)
+
+
+def test_a_stretch_left_out_is_compared_in_float64_too():
+    x = keras.Input((64,))
+    y = L.Dense(64, name="goes")(x)
+    left, right = L.Dense(4, name="left"), L.Dense(4, name="right")
+    model = keras.Model(x, L.Subtract()([left(y), right(y)]))
+    right.set_weights([left.kernel * (1 + 1e-6), left.bias])
+    (stretch,) = (one for one in stretches(model, lambda path: False) if one.name == "goes")
+    calls = []
+
+    def compare(long, short):
+        calls.append(long.layers[1].compute_dtype)
+        return 1.0 if calls[-1] == "float32" else 0.0
+
+    assert settled(model, shorten(model, stretch), compare) == 0.0 and calls == ["float32", "float64"]
+    double = to_float64(model)
+    assert carried_over(stretch, double).paths == ("goes",)
+    inputs = [np.ones((2, 64))]
+    expected = left.kernel.numpy().astype(np.float64) - right.kernel.numpy()
+    got = answers(double, inputs, carried_over(stretch, double))[0]
+    np.testing.assert_allclose(got, inputs[0] @ expected, rtol=1e-6, atol=1e-12)
+    assert check_shortening(model, shorten(model, stretch), stretch) < 1e-4
