@@ -2,8 +2,8 @@
 
 Each model is made with random weights (biases and scales too, so that no channel is neutral; batch norms know what
 comes in, as after a training, or the answers of deep models would be rounding alone) at the size that it is meant for,
-in a process of its own. The first cut (half of the filters, multiples of 8, each layer alone) is timed, from the plan to
-the comparison with the masked original, and its memory is measured: how much more the process held at its peak than
+in a process of its own. The first cut (half of the filters, multiples of 8, each layer alone) is timed, from the plan
+to the comparison with the masked original, and its memory is measured: how much more the process held at its peak than
 before the model was there, as a multiple of the model's own bytes. (A small model is a small part of it: most is
 TensorFlow's and that of the maps.) Then come the other requests, on the model for images of 96 pixels a side, whose
 graph is the same: ratio 0.3 and 0.5, multiples of 1 and 8, every scope. Each smaller model must pass the comparison

@@ -202,8 +202,8 @@ def _check_full(twin: keras.Model, wanted: str) -> None:
         if half := _half_of(layer):
             raise KpipeError(
                 f"The layer {layer.name!r} ({type(layer).__name__}) of {twin.name!r} cannot be made to compute in "
-                f"{wanted}: it takes {half} whatever its configuration says. Let its class, and that of the layer it is "
-                "in, take the dtype as an argument and give it in get_config."
+                f"{wanted}: it takes {half} whatever its configuration says. Let its class, and that of the layer it "
+                "is in, take the dtype as an argument and give it in get_config."
             )
     for tensor in getattr(twin, "outputs", None) or ():
         if tensor.dtype in HALVES:

@@ -1,7 +1,7 @@
 """The one signature that every file is written with: named inputs, named outputs."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kpipe.errors import ExportError
 from kpipe.export.additions import broadcast_additions
-from kpipe.fake_quant import FakeQuant
+from kpipe.graph import functional
 
 
 def sanitised(names: list[str]) -> list[str]:
@@ -64,32 +64,20 @@ def input_names(model: keras.Model) -> list[str]:
         >>> input_names(model), output_names(model)
         (['deep', 'wide'], ['sum'])
     """
-    return sanitised(_keyed(model, "input", lambda tensor: tensor.name))
+    return sanitised(_keyed(model, "input", [tensor.name for tensor in model.inputs]))
 
 
 def output_names(model: keras.Model) -> list[str]:
-    """Name the outputs of a file, in the order of `model.outputs`: by the keys of a dict, else by what makes them."""
-    return sanitised(_keyed(model, "output", lambda tensor: _maker(tensor).name))
+    """Name the outputs of a file, in the order of `model.outputs`: by the keys of a dict, else as the model does."""
+    return sanitised(_keyed(model, "output", functional(model).output_names))
 
 
-def _keyed(model: keras.Model, end: str, otherwise: Callable[[Any], str]) -> list[str]:
+def _keyed(model: keras.Model, end: str, otherwise: Sequence[str]) -> list[str]:
     """Name the tensors at one end of a model by their way through dicts, or otherwise where there is none."""
-    tensors = getattr(model, f"{end}s")
-    if isinstance(model, keras.Sequential):
-        return [otherwise(tensor) for tensor in tensors]
-    names = []
-    for path, tensor in keras.tree.flatten_with_path(getattr(model, end)):
-        keyed = any(isinstance(step, str) for step in path)
-        names.append("_".join(map(str, path)) if keyed else otherwise(tensor))
-    return names
-
-
-def _maker(tensor: Any) -> Any:
-    """Give the layer behind a tensor; a layer that only rounds what another has made is not meant."""
-    operation, node_index, _ = tensor._keras_history
-    if isinstance(operation, FakeQuant):
-        return _maker(operation._inbound_nodes[node_index].input_tensors[0])
-    return operation
+    paths = [path for path, _ in keras.tree.flatten_with_path(getattr(functional(model), f"_{end}s_struct"))]
+    keyed = [any(isinstance(step, str) for step in path) for path in paths]
+    ways = ("_".join(map(str, path)) for path in paths)
+    return [way if known else name for way, known, name in zip(ways, keyed, otherwise, strict=True)]
 
 
 def serving(

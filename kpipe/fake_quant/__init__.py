@@ -4,6 +4,7 @@ from kpipe.fake_quant.bake import AVERAGE, COPYING, bake, is_quantized, whole_wi
 from kpipe.fake_quant.island import Island, MaskedSoftmax
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
 from kpipe.fake_quant.masking import LOST_MASK, without_masks
+from kpipe.fake_quant.model import QuantizedModel
 from kpipe.fake_quant.schemes import (
     CONVERTED,
     SCHEMES,
@@ -37,6 +38,7 @@ __all__ = [
     "FakeQuant",
     "Island",
     "MaskedSoftmax",
+    "QuantizedModel",
     "QuantizedWeights",
     "Scheme",
     "activation_bits",

@@ -13,6 +13,7 @@ from kpipe.fake_quant import (
     FakeQuant,
     Island,
     MaskedSoftmax,
+    QuantizedModel,
     QuantizedWeights,
     is_linear,
     kind_of,
@@ -55,16 +56,16 @@ def rewrite(plain: Split, momentum: float, bits: Mapping[str, int | None], activ
         activations: Whether to round what flows between layers; else the kernels alone are rounded.
 
     Returns:
-        A Functional model with the same inputs, output structure and weights; zeros of its kernels are held.
+        A Functional model with the same inputs, outputs by the same names, and weights; zeros of its kernels are held.
 
     Raises:
         SurgeryError: When the model's graph cannot be read.
     """
     rewriter = _Rewriter(sites(plain.model), momentum, bits, activations)
-    quantized = replay(plain.model, rewriter, on_input=rewriter.on_input, name=plain.model.name)
+    graph = replay(plain.model, rewriter, on_input=rewriter.on_input)
     for wrapper in rewriter.wrappers.values():
         wrapper.hold_zeros()
-    return quantized
+    return QuantizedModel(graph._inputs_struct, graph._outputs_struct, graph.name, output_names=plain.output_names)
 
 
 class _Rewriter:

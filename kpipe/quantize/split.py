@@ -13,7 +13,7 @@ from keras import layers as L
 from kpipe.copies import copy_layer, copy_operation
 from kpipe.errors import KpipeError
 from kpipe.fake_quant import LOST_MASK, TRANSPOSED, is_linear, kind_of
-from kpipe.graph import Site, answer_at_rest, before_probabilities, random_inputs, replay, sites
+from kpipe.graph import Site, answer_at_rest, before_probabilities, functional, random_inputs, replay, sites
 from kpipe.layers import FUSED, WRITTEN, quantization_of
 from kpipe.layers.operations.operands import classes
 from kpipe.quantize.attention import PROJECTIONS, Attention
@@ -35,10 +35,12 @@ class Split:
     Args:
         model: It computes the same.
         origins: Name of each layer -> path of the layer in the model before, of which it is a part.
+        output_names: What the outputs were called before.
     """
 
     model: keras.Model
     origins: dict[str, str]
+    output_names: list[str]
 
 
 def split(model: keras.Model) -> Split:
@@ -47,7 +49,7 @@ def split(model: keras.Model) -> Split:
     A separable convolution becomes a depthwise and a pointwise one, attention its projections, products and softmax; a
     convolution or dense layer with an activation that no runtime fuses (softmax, sigmoid, any behind a transposed
     convolution, ...) becomes a linear one and an Activation, which keeps the name; a hard sigmoid a rescaling and a
-    ReLU; what merges more than two tensors becomes layers that merge two each, a stack a concatenation along a new axis.
+    ReLU; what merges more than two tensors becomes layers that merge two each, a stack becomes a concatenation.
 
     Args:
         model: A built Functional or Sequential model; it is not changed.
@@ -69,7 +71,7 @@ def split(model: keras.Model) -> Split:
     apart = replay(model, splitter)
     if splitter.attentions:
         _check_attention(model, apart, splitter.attentions)
-    return Split(apart, splitter.origins)
+    return Split(apart, splitter.origins, functional(model).output_names)
 
 
 def _check_attention(model: keras.Model, apart: keras.Model, paths: list[str]) -> None:

@@ -72,8 +72,8 @@ def on_rounding(model: keras.Model) -> str:
     if moved <= tolerance_for(model):
         return ""
     return (
-        f" Rounding alone moves what {model.name!r} answers to random input by {moved:.2g}, though, so that this may be "
-        "no fault: such answers cannot be compared. Leave the check out (check=False), and compare on data of your own."
+        f" Rounding alone moves what {model.name!r} answers to random input by {moved:.2g}, though, so that this may "
+        "be no fault. Leave the check out (check=False), and compare on data of your own."
     )
 
 

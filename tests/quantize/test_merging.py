@@ -1,4 +1,4 @@
-"""What is written as several layers: merging many tensors, hard sigmoids, activations behind transposed convolutions."""
+"""What is written as several layers: sums of many tensors, hard sigmoids, activations of transposed convolutions."""
 
 import keras
 import numpy as np

@@ -120,6 +120,38 @@ def test_it_trains_and_keeps_pruned_zeros():
         assert (made.get_layer(name).kernels()[0].variable.numpy()[mask] == 0).all(), name
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int8_dynamic"])
+def test_losses_and_metrics_are_given_by_the_names_that_outputs_had(scheme, tmp_path):
+    """An output of a model inside, one with an activation that is split off, and a plain one."""
+    x = keras.Input((4,), name="x")
+    inner = keras.Input((4,))
+    head = keras.Model(inner, L.Dense(2, name="fc")(inner), name="head")
+    model = keras.Model(x, [head(x), L.Dense(3, "softmax", name="classes")(x), L.Dense(1, name="size")(x)])
+    names = {"head", "classes", "size"}
+    data = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+    calibration = data if scheme == "int8" else None
+    made: Any = kpipe.quantize(model, scheme, calibration=calibration)
+    losses, shares = dict.fromkeys(names, "mse"), dict.fromkeys(names, 0.5)
+    made.compile("sgd", losses, metrics={"classes": ["mae"]}, loss_weights=shares)
+    targets = {"head": np.zeros((16, 2)), "classes": np.zeros((16, 3)), "size": np.zeros((16, 1))}
+    made.fit(data, targets, verbose=0)
+    made.save(tmp_path / "q.keras")
+    again: Any = keras.models.load_model(tmp_path / "q.keras")
+    found = again.evaluate(data, targets, verbose=0, return_dict=True)
+    assert found == pytest.approx(made.evaluate(data, targets, verbose=0, return_dict=True))
+    assert "classes_mae" in found and set(again.output_names) == names
+    file = kpipe.export(again, tmp_path / "q.tflite", data=data)
+    with load_runtime(file) as runtime:
+        assert [end.name for end in runtime.outputs] == ["head", "classes", "size"]
+
+
+def test_a_clone_of_a_quantized_model_has_its_names(quantized):
+    made = quantized("conv_bn")[1]
+    assert keras.models.clone_model(made).output_names == made.output_names == ["logits"]
+    # The control: what Keras makes of the same graph.
+    assert keras.Model(made.inputs, made.outputs).output_names == ["logits_range"]
+
+
 def test_it_saves_and_loads(tmp_path, quantized):
     model, made = quantized("se_block")
     made.save(tmp_path / "q.keras")

@@ -92,9 +92,10 @@ def _mark(graph: Any, islands: Sequence[str], rounded: Collection[str] | None) -
 def _sizes(graph: Any) -> set[str]:
     """Name the tensors that are made of shapes and constants alone."""
     found = {name for node in graph.node if node.op_type == "Shape" for name in node.output}
-    constants = {tensor.name for tensor in graph.initializer}
+    stored = {tensor.name for tensor in graph.initializer}
     for node in _from_outputs(graph):
-        if node.input and found.intersection(node.input) and found.union(constants).issuperset(filter(None, node.input)):
+        taken = set(node.input) - {""}
+        if taken & found and taken <= found | stored:
             found.update(node.output)
     return found
 
