@@ -13,6 +13,7 @@ within 1e-4, answer bit by bit alike after `save` and `load_model`, and have a f
     python benchmarks/zoo.py --more --jobs 2              # those that are not in the record yet, two at a time
     python benchmarks/zoo.py --quick                      # one of each family, the first request alone
     python benchmarks/zoo.py --only ResNet50 --only VGG16
+    python benchmarks/zoo.py --table                      # the record, a row a family, as in docs/results.md
 
 But for the quick form, what is found is kept in benchmarks/records/zoo.json, model by model, with how many were
 measured beside one another: times are longer then.
@@ -22,6 +23,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -194,6 +196,36 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
+SIZE = r"(?<!V)\d+|Tiny|Small|Base|X?Large|Mobile$|(?<=EfficientNet)B\d|(?<=V2)[BSML]\d?$"
+"""What the names of a family differ by: ResNet50 and ResNet101 are of one, ResNet50V2 is of another."""
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Write what is kept as a table of Markdown, from the least to the greatest of each family."""
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        families.setdefault(re.sub(SIZE, "", row["model"]), []).append(row)
+    columns = ("family", "models", "parameters, M", "first cut, s", "memory", "left of it, %", "apart", "requests held")
+    lines = [f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
+    for stem, family in sorted(families.items()):
+        asked = sum(row["requests"] for row in family)
+        held = asked - sum(len(row["failures"]) for row in family)
+        cells = [
+            span(family, "params", "{:.1f}", 1e-6),
+            span(family, "seconds", "{:.1f}"),
+            span(family, "memory", "{:.1f}"),
+        ]
+        cells += [span(family, "left", "{:.0f}", 100), f"{max(row['difference'] for row in family):.0e}"]
+        lines.append(f"| {stem} | {len(family)} | {' | '.join(cells)} | {held} of {asked} |")
+    return "\n".join(lines)
+
+
+def span(rows: list[dict[str, Any]], key: str, written: str, scale: float = 1.0) -> str:
+    """Write the least and the greatest of a figure."""
+    least, greatest = (written.format(scale * end(row[key] for row in rows)) for end in (min, max))
+    return least if least == greatest else f"{least} – {greatest}"
+
+
 def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -201,10 +233,14 @@ def main() -> None:
     parser.add_argument("--more", action="store_true", help="what the record does not hold yet")
     parser.add_argument("--quick", action="store_true", help="one of each family, one request")
     parser.add_argument("--jobs", type=int, default=1, choices=range(1, 65), metavar="N", help="models at a time")
+    parser.add_argument("--table", action="store_true", help="print the record, a row a family")
     parser.add_argument("--here", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.here:
         print(json.dumps(measure(options.here, options.quick)))
+        return
+    if options.table:
+        print(table(json.loads(RECORD.read_text())))
         return
     head = ("model", "params", "groups", "build s", "cut s", "memory", "left", "differs", "done")
     print("{:18} {:>7} {:>6} {:>7} {:>7} {:>7} {:>6} {:>9} {:>4}".format(*head))

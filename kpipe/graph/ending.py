@@ -10,7 +10,7 @@ import numpy as np
 from keras import layers as L
 from keras.src.ops import nn
 
-from kpipe.graph.flow import functional, has_graph, sites
+from kpipe.graph.flow import has_graph, sites
 from kpipe.layers import quantization_of
 
 ACTIVATED = (
@@ -51,7 +51,7 @@ def last_activation(model: keras.Model, passing: Passing = ()) -> Callable[..., 
         >>> last_activation(keras.Sequential([keras.Input((2,)), L.Dense(3), L.Softmax(), L.Reshape((3, 1))])).__name__
         'softmax'
     """
-    return _activation(_made_by(model.outputs[0], passing)) if has_graph(model) else None
+    return _activation(_made_by(model, passing)) if has_graph(model) else None
 
 
 def _activation(last: Any) -> Callable[..., Any] | None:
@@ -123,22 +123,21 @@ def _left_out(end: Any, undo: ExitStack) -> Callable[..., Any]:
     return function
 
 
-def _made_by(tensor: Any, passing: Passing) -> Any:
-    """Give the layer or operation that makes a tensor's values; None where they come from an input."""
-    while True:
-        layer, call, position = tensor._keras_history
-        fed = layer._inbound_nodes[call].input_tensors
+def _made_by(model: keras.Model, passing: Passing) -> Any:
+    """Give the layer or operation that makes the values of a model's first output; None where an input has them."""
+    flow = sites(model)
+    makers = {key: site for site in flow.sites for key in site.outputs}
+    taken = flow.outputs[:1]
+    while taken:
+        site = makers[taken[0]]
+        layer, taken = site.operation, site.inputs[:1]
         while isinstance(layer, L.Wrapper):
             layer = layer.layer
         if has_graph(layer):
-            made = _made_by(functional(layer).outputs[position], passing)
-            if made is not None:
-                return made
-        elif not (isinstance(layer, passing) or quantization_of(layer) == "same"):
+            layer = _made_by(layer, passing)
+        if not (layer is None or isinstance(layer, passing) or quantization_of(layer) == "same"):
             return layer
-        if not fed:
-            return None
-        tensor = fed[0]
+    return None
 
 
 def gives_probabilities(model: keras.Model, ask: Callable[[], np.ndarray] | None = None, passing: Passing = ()) -> bool:

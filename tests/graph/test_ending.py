@@ -31,6 +31,15 @@ def test_the_last_activation_is_found(layers, expected):
     assert last_activation(chain(*layers)) is expected
 
 
+@pytest.mark.parametrize(("handed_on", "expected"), [(0, "tanh"), (1, "softmax")])
+def test_the_last_activation_is_found_through_a_model_that_hands_an_input_on(handed_on, expected):
+    ends = [keras.Input((3,)), keras.Input((3,))]
+    inner = keras.Model(ends, [ends[handed_on], L.Dense(2, "relu")(ends[0])])
+    x = keras.Input((4,))
+    model = keras.Model(x, inner([L.Dense(3, "tanh")(x), L.Dense(3, "softmax")(x)])[0])
+    assert last_activation(model) is getattr(keras.activations, expected)
+
+
 class Own(keras.Model):
     def __init__(self):
         super().__init__()
