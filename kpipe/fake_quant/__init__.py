@@ -1,6 +1,6 @@
 """Fake quantization: the layers that a quantized model is made of, their arithmetic, and how they are baked."""
 
-from kpipe.fake_quant.bake import AVERAGE, COPYING, bake, is_quantized, whole_windows
+from kpipe.fake_quant.bake import AVERAGE, COPYING, ENDS, bake, is_quantized, whole_windows
 from kpipe.fake_quant.island import Island, MaskedSoftmax
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
 from kpipe.fake_quant.masking import LOST_MASK, without_masks
@@ -32,6 +32,7 @@ __all__ = [
     "AVERAGE",
     "CONVERTED",
     "COPYING",
+    "ENDS",
     "LOST_MASK",
     "SCHEMES",
     "TRANSPOSED",

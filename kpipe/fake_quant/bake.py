@@ -25,6 +25,8 @@ MEANS = (
     *(L.AdaptiveAveragePooling1D, L.AdaptiveAveragePooling2D, L.AdaptiveAveragePooling3D),
 )
 """Layers in float that begin with a mean, which LiteRT's converter would take on the grid of what goes in."""
+ENDS = (None, 6.0)
+"""Greatest values of a ReLU that the runtimes know; it ends at any other by the grid behind it."""
 COPYING = (L.Maximum, L.Minimum, L.Concatenate)
 """Their integer kernels copy whole numbers: their inputs must lie on the output's grid."""
 
@@ -106,7 +108,7 @@ class _Baker:
             return self._pool(site, args[0])
         if isinstance(operation, COPYING):
             args = ([self._on_grid(site, key, x) for key, x in zip(site.inputs, args[0], strict=True)],)
-        if isinstance(operation, L.ReLU) and operation.max_value is not None:
+        if isinstance(operation, L.ReLU) and operation.max_value not in ENDS:
             return L.ReLU(name=self._name(site))(*args)
         return self._copy(operation)(*args, **kwargs)
 
@@ -146,8 +148,10 @@ class _Baker:
         while True:
             maker = self.maker[key]
             if isinstance(maker.operation, FakeQuant):
-                if why_float(self.maker[maker.inputs[0]]) is None:
-                    return x
+                before = self.maker[maker.inputs[0]]
+                if why_float(before) is None:
+                    most = getattr(before.operation, "max_value", None)
+                    return x if most in ENDS else _ended(x, most, maker.operation)
                 break
             if maker.is_input or quantization_of(maker.operation) != "same":
                 break
@@ -191,6 +195,11 @@ class _Baker:
         # (batch, ..., c) -> (batch, 1, places, c) -> back
         spread = keras.ops.reshape(x, (-1, 1, int(np.prod(shape[1:-1], dtype=int)), shape[-1]))
         return keras.ops.reshape(self.made[key](spread), (-1, *shape[1:]))
+
+
+def _ended(x: Any, most: float, grid: FakeQuant) -> Any:
+    """Let values end where their grid does, for runtimes that give them another one at once."""
+    return FakeQuant(grid.bits, fixed=grid.range())(keras.ops.minimum(x, most))
 
 
 def whole_windows(layer: Any, shape: tuple[int | None, ...]) -> bool:

@@ -9,6 +9,7 @@ from keras import layers as L
 from kpipe.fake_quant import (
     AVERAGE,
     COPYING,
+    ENDS,
     TRANSPOSED,
     FakeQuant,
     Island,
@@ -143,9 +144,12 @@ class _Rewriter:
         """Say whether the only layer that takes this site's values copies them: they need its grid and no other.
 
         Layers that only move values may come between. What copies itself, or takes a mean, has a grid of its own, on
-        which its inputs depend.
+        which its inputs depend; a ReLU that ends where no runtime's does ends by its grid; and runtimes round a sigmoid
+        to a grid that they fix before they bring it to another.
         """
-        following = None if isinstance(site.operation, (*COPYING, L.Average)) else self._only(site)
+        layer = site.operation
+        own = isinstance(layer, (*COPYING, L.Average)) or getattr(layer, "max_value", None) not in ENDS
+        following = None if own or fixed_range(layer) is not None else self._only(site)
         while following is not None and self.kind(following) == "same":
             following = self._only(following)
         return following is not None and isinstance(following.operation, COPYING)

@@ -7,7 +7,7 @@ from keras import layers as L
 from keras import ops
 
 import kpipe
-from kpipe.export import inspect
+from kpipe.export import inspect, load_runtime
 from kpipe.fake_quant import FakeQuant
 from kpipe.quantize.split import split
 
@@ -97,6 +97,23 @@ def test_what_holds_no_weights_is_told_no_bits():
     model = keras.Model(x, L.Conv2D(2, 1, name="conv")(L.Activation("hard_sigmoid", name="gate")(x)))
     with pytest.raises(kpipe.errors.KpipeError, match=r"bits='gate' means no layer .*; those are: conv\."):
         kpipe.quantize(model, "w4a8", calibration=images(4), bits={"gate": 8})
+
+
+@pytest.mark.parametrize("suffix", ["tflite", "onnx"])
+@pytest.mark.parametrize("most", [6.0, 1.0])
+def test_a_relu_that_ends_is_not_lost_where_its_values_are_copied_to_a_wider_grid(most, suffix, tmp_path):
+    keras.utils.set_random_seed(0)
+    x = keras.Input((4, 4, 3))
+    clipped, other = (L.ReLU(most)(10 * L.Conv2D(4, 1)(x)) for _ in range(2))  # each is taken once
+    wide = L.Conv2D(4, 1, name="wide")(x) * 30
+    model = keras.Model(x, [L.Concatenate()([L.MaxPooling2D(1)(clipped), wide]), L.Maximum()([other, wide])])
+    quantized = kpipe.quantize(model, calibration=images(), islands="refuse")
+    file = kpipe.export(quantized, tmp_path / f"m.{suffix}", data=images())
+    with load_runtime(file) as runtime:
+        joined, greatest = runtime.run([images()])
+        step = runtime.outputs[0].scale or np.ptp(joined) / 255
+    assert joined[..., 4:].max() > 2 * most and greatest.max() > 2 * most
+    assert most - step < joined[..., :4].max() <= most + step
 
 
 def test_a_transposed_convolution_has_a_range_before_its_activation():
