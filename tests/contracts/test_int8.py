@@ -32,9 +32,7 @@ IN_FLOAT = {
     *(cls for cls in keras_rules() if cls.__name__ in ("CustomScaleLayer", "Functional", "Sequential")),
 }
 """What the runtimes compute in float, in the case of the channel contract; all others compute in whole numbers."""
-NOT_IN_LITERT = {
-    *(L.MaxPooling3D, L.AveragePooling3D, L.AdaptiveMaxPooling3D, L.AdaptiveAveragePooling3D),
-}
+NOT_IN_LITERT = {L.AdaptiveMaxPooling3D, L.AdaptiveAveragePooling3D}
 """The converter has nothing for these, in float neither."""
 QUICK = {
     *(
@@ -51,7 +49,7 @@ QUICK = {
     *(L.BatchNormalization, L.LayerNormalization, L.RMSNormalization, L.PReLU, L.ELU, L.LeakyReLU, L.Activation),
     *(L.Rescaling, L.Normalization, L.Resizing, L.UpSampling2D, L.AveragePooling1D, L.AveragePooling2D),
     *(L.GlobalAveragePooling1D, L.GlobalAveragePooling2D, L.Add, L.Subtract, L.Multiply, L.Average, L.Maximum),
-    *(L.Concatenate, L.Masking, L.GRU, L.MaxPooling3D, L.Permute, L.RepeatVector),
+    *(L.Concatenate, L.Masking, L.GRU, L.MaxPooling3D, L.AdaptiveMaxPooling3D, L.Permute, L.RepeatVector),
 }
 """What the fast suite looks at; the heavy sweeps look at all."""
 LAYERS = sorted((cls for cls in keras_rules() if issubclass(cls, keras.Layer)), key=lambda cls: cls.__name__)

@@ -15,6 +15,7 @@ from kpipe.export.formats import FLOAT, FORMATS, Converter, Format
 from kpipe.export.litert.flatbuffer import read, write
 from kpipe.export.litert.inspect import inspect
 from kpipe.export.litert.metadata import embed, extract
+from kpipe.export.litert.pooling import without_volumes
 from kpipe.export.litert.runtime import load
 from kpipe.export.litert.signatures import join
 from kpipe.export.litert.text import first_lines, operator_names, text
@@ -125,6 +126,7 @@ def convert_calibrated(
 @contextlib.contextmanager
 def converter_of(model: keras.Model, names: list[str], batch: int | None) -> Iterator[Any]:
     """Give TensorFlow's converter of a model; what it raises becomes an `ExportError`."""
+    model = without_volumes(model)
     serve, specs = serving(model, names, batch)
     with tempfile.TemporaryDirectory() as folder, quiet():
         archive = keras.export.ExportArchive()
