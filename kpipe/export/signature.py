@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from kpipe.errors import ExportError
 from kpipe.export.additions import broadcast_additions
+from kpipe.fake_quant import QuantizedModel, names_behind
 from kpipe.graph import functional
 
 
@@ -69,7 +70,8 @@ def input_names(model: keras.Model) -> list[str]:
 
 def output_names(model: keras.Model) -> list[str]:
     """Name the outputs of a file, in the order of `model.outputs`: by the keys of a dict, else as the model does."""
-    return sanitised(_keyed(model, "output", functional(model).output_names))
+    names = model.output_names if isinstance(model, QuantizedModel) else names_behind(model.outputs)
+    return sanitised(_keyed(model, "output", names))
 
 
 def _keyed(model: keras.Model, end: str, otherwise: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ from kpipe.fake_quant.bake import AVERAGE, COPYING, ENDS, bake, is_quantized, wh
 from kpipe.fake_quant.island import Island, MaskedSoftmax
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
 from kpipe.fake_quant.masking import LOST_MASK, without_masks
-from kpipe.fake_quant.model import QuantizedModel
+from kpipe.fake_quant.model import QuantizedModel, names_behind
 from kpipe.fake_quant.schemes import (
     CONVERTED,
     SCHEMES,
@@ -48,6 +48,7 @@ __all__ = [
     "is_linear",
     "is_quantized",
     "kind_of",
+    "names_behind",
     "precision_of",
     "precisions",
     "reasons_against",

@@ -77,6 +77,7 @@ class _Baker:
     def __init__(self, flow: Flow):
         self.flow, self.whole_numbers = flow, rounds_activations(flow)
         self.maker = {key: site for site in flow.sites for key in site.outputs}
+        self.taken = {site.operation.name for site in flow.sites}
         self.made: dict[tuple[int, ...], Any] = {}
         self.folded: set[tuple[str, int]] = set()
 
@@ -108,7 +109,7 @@ class _Baker:
             return self._pool(site, args[0])
         if isinstance(operation, COPYING):
             args = ([self._on_grid(site, key, x) for key, x in zip(site.inputs, args[0], strict=True)],)
-        if isinstance(operation, L.ReLU) and operation.max_value not in ENDS:
+        if isinstance(operation, L.ReLU) and operation.max_value not in ENDS and self._ends_below(site):
             return L.ReLU(name=self._name(site))(*args)
         return self._copy(operation)(*args, **kwargs)
 
@@ -159,6 +160,11 @@ class _Baker:
         following = self.flow.consumers(site)[0].operation
         return FakeQuant(following.bits, fixed=following.range())(x)
 
+    def _ends_below(self, site: Site) -> bool:
+        """Say whether the grid behind a ReLU ends no later than the ReLU does."""
+        following = [one.operation for one in self.flow.consumers(site)]
+        return all(isinstance(one, FakeQuant) and one.range()[1] <= site.operation.max_value for one in following)
+
     def _average(self, site: Site, inputs: list[Any]) -> Any:
         """Write an average as a sum on a grid n times as coarse, and its nth part: the whole numbers are the same."""
         count, following = len(inputs), self.flow.consumers(site)[0].operation
@@ -181,7 +187,14 @@ class _Baker:
         return keras.ops.reshape(spread, (-1, spread.shape[1], shape[-1]))
 
     def _name(self, site: Site) -> str:
-        return site.operation.name if site.call == 0 else f"{site.operation.name}_{site.call}"
+        """Name what stands for a layer; where that is called again, by a name that no other has."""
+        name, number = site.operation.name, site.call
+        if number == 0:
+            return name
+        while (candidate := f"{name}_{number}") in self.taken:
+            number += 1
+        self.taken.add(candidate)
+        return candidate
 
     def _affine(self, site: Site, x: Any, multiplier: np.ndarray, offset: np.ndarray) -> Any:
         """Write x · m + b, m and b (channels,), as a 1 × 1 depthwise convolution, which int8 can hold exactly."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from kpipe.errors import KpipeError
 from kpipe.fake_quant.layers import FakeQuant
 
 
@@ -19,8 +20,12 @@ class QuantizedModel(keras.Model):
         inputs: What a Functional model takes.
         outputs: Likewise.
         name: Of the model.
-        output_names: One for each output. None: those of the layers whose values are rounded there.
+        output_names: One for each output. None, as in `keras.models.clone_model`: those of the layers whose values are
+            rounded there, which may lie within a model that was written out.
         **kwargs: What a Keras model takes.
+
+    Raises:
+        KpipeError: When there are not as many names as outputs.
 
     Example:
         >>> x = keras.Input((4,))
@@ -39,15 +44,28 @@ class QuantizedModel(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
-        self.output_names = [*(output_names or (_maker(tensor).name for tensor in self.outputs))]
+        names = names_behind(self.outputs) if output_names is None else [*output_names]
+        if len(names) != len(self.outputs):
+            raise KpipeError(f"output_names are {names}; expected {len(self.outputs)}, one for each output.")
+        self.output_names = names
 
     def get_config(self) -> dict[str, Any]:
         """Carry the names beside the graph."""
         return {**super().get_config(), "output_names": [*self.output_names]}
 
 
+def names_behind(outputs: Sequence[Any]) -> list[str]:
+    """Name for each output the layer that makes it; one that only rounds what another has made is not meant.
+
+    Example:
+        >>> y = keras.layers.Dense(2, name="classes")(keras.Input((4,)))
+        >>> names_behind([y, FakeQuant(name="classes_range")(y)])
+        ['classes', 'classes']
+    """
+    return [_maker(tensor).name for tensor in outputs]
+
+
 def _maker(tensor: Any) -> Any:
-    """Give the layer behind a tensor; one that only rounds what another has made is not meant."""
     operation, node_index, _ = tensor._keras_history
     if isinstance(operation, FakeQuant):
         return _maker(operation._inbound_nodes[node_index].input_tensors[0])

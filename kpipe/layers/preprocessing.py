@@ -43,13 +43,15 @@ AUGMENTING = tuple(
     )
     if name in vars(L)  # some are younger than others
 )
-"""Layers that vary images while a model is trained, and hand them on as they are when it is used."""
+"""Layers that vary images while a model is trained, and hand them on as they are in inference."""
 
 
 @rule(*AUGMENTING, quantization="same")
-def augmentation(layer: keras.Layer, ids: ChannelIds, x: Ids) -> Rule:
-    """Outside of training the ids pass unchanged."""
-    return Rule(x)
+def augmentation(layer: keras.Layer, ids: ChannelIds, *tensors: Ids) -> Rule:
+    """Channels stay, for some of these layers mix colors in training; labels and boxes may go in beside the images."""
+    for x in tensors:
+        ids.freeze(x, f"{ids.path!r} varies images, and may mix their colors")
+    return Rule(tensors if len(tensors) > 1 else tensors[0])
 
 
 def scale_and_offset(layer: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -143,16 +143,18 @@ class _Rewriter:
     def copied_onward(self, site: Site) -> bool:
         """Say whether the only layer that takes this site's values copies them: they need its grid and no other.
 
-        Layers that only move values may come between. What copies itself, or takes a mean, has a grid of its own, on
-        which its inputs depend; a ReLU that ends where no runtime's does ends by its grid; and runtimes round a sigmoid
-        to a grid that they fix before they bring it to another.
+        Layers that only move whole numbers may come between. What copies itself, or takes a mean, has a grid of its
+        own, on which its inputs depend; a ReLU that ends where no runtime's does ends by its grid; and runtimes round a
+        sigmoid to a grid that they fix before they bring it to another.
         """
         layer = site.operation
         own = isinstance(layer, (*COPYING, L.Average)) or getattr(layer, "max_value", None) not in ENDS
         following = None if own or fixed_range(layer) is not None else self._only(site)
-        while following is not None and self.kind(following) == "same":
+        while following is not None and self.kind(site) != "float" and self.kind(following) == "same":
             following = self._only(following)
-        return following is not None and isinstance(following.operation, COPYING)
+        if following is None or self.kind(following) == "float":
+            return False
+        return isinstance(following.operation, COPYING)
 
     def rounded_onward(self, site: Site) -> bool:
         """Say whether whole numbers follow, or the end of the model, perhaps behind layers that only move values."""

@@ -33,7 +33,7 @@ def settled(
     twin: keras.Model,
     compare: Callable[[keras.Model, keras.Model], float],
     tolerance: float = TOLERANCE,
-) -> float:
+) -> tuple[float, str]:
     """Compare two models; where they are apart, once more in float64, should rounding alone have taken them there.
 
     A deep model may take a difference of a rounding far: with random norms EfficientNetV2B3 makes 2e-4 of it.
@@ -45,35 +45,42 @@ def settled(
         tolerance: Largest difference allowed; see `tolerance_for`.
 
     Returns:
-        The difference; that in float64 where they are apart otherwise, and there no more than `EXACT`.
+        The difference. Where it is beyond the tolerance, but at most `EXACT` in float64: that in float64. Then what is
+        to be said where it is beyond the tolerance all the same.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.ReLU()])
+        >>> settled(model, model, lambda model, twin: {"float32": 0.1, "float64": 1e-9}[model.layers[0].compute_dtype])
+        (1e-09, '')
     """
     worst = compare(model, twin)
     if worst <= tolerance_for(model, tolerance) or not np.isfinite(worst):
-        return worst
+        return worst, ""
     try:
-        exact = compare(to_float64(model), to_float64(twin))
-    except Exception:  # layers of the user's own need not compute in float64, and raise what they like
-        return worst
-    return exact if exact <= EXACT else worst
+        double = to_float64(model)
+        exact = compare(double, to_float64(twin))
+    except Exception as fault:  # layers of the user's own need not compute in float64, and raise what they like
+        why = next(iter(str(fault).splitlines()), "")
+        return worst, f" They could not be compared in float64: {type(fault).__name__}: {why[:200]}"
+    if exact <= EXACT:
+        return exact, ""
+    return worst, f" In float64 it is {exact:.3g}.{_on_rounding(double)}"
 
 
-def on_rounding(model: keras.Model) -> str:
-    """Say so, where rounding alone moves what a model answers to random input beyond the tolerance; else nothing.
+LEAST = 2.0**-50
+"""Some roundings of float64."""
 
-    Example:
-        >>> on_rounding(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
-        ''
-    """
-    inputs = random_inputs(model)
-    try:
-        moved = difference(model, answer_at_rest(to_float64(model), inputs), answer_at_rest(model, inputs))
-    except Exception:  # as in `settled`
-        return ""
-    if moved <= tolerance_for(model):
+
+def _on_rounding(double: keras.Model) -> str:
+    """Say so, where rounding alone moves what a model of float64 answers to random input; else nothing."""
+    inputs = random_inputs(double)
+    nearby = [array * np.float64(1 + LEAST) if array.dtype.kind == "f" else array for array in inputs]
+    moved = difference(double, answer_at_rest(double, inputs), answer_at_rest(double, nearby))
+    if moved <= EXACT:
         return ""
     return (
-        f" Rounding alone moves what {model.name!r} answers to random input by {moved:.2g}, though, so that this may "
-        "be no fault. Leave the check out (check=False), and compare on data of your own."
+        f" Rounding alone moves what {double.name!r} answers to random input by {moved:.2g} there, so that this may be "
+        "no fault. Leave the check out (check=False), and compare on data of your own."
     )
 
 

@@ -22,7 +22,7 @@ from kpipe.graph import (
     trace,
 )
 from kpipe.graph.remake import remake
-from kpipe.structured.agreement import TOLERANCE, apart, on_rounding, settled, tolerance_for
+from kpipe.structured.agreement import TOLERANCE, apart, settled, tolerance_for
 from kpipe.structured.divergence import first_divergence
 
 
@@ -216,12 +216,12 @@ def check_removal(
 
         return apart(large, small, original, lambda: answer_at_rest(small, inputs))
 
-    worst, tolerance = settled(model, small, compare, tolerance), tolerance_for(model, tolerance)
+    (worst, more), tolerance = settled(model, small, compare, tolerance), tolerance_for(model, tolerance)
     if not worst <= tolerance:
         why = _why(small, traced, keep, random_inputs(model)) if masked else CHANGED
         raise SurgeryError(
             f"On random input the smaller model differs by {worst:.3g} from the {'masked ' if masked else ''}original "
-            f"(allowed: {tolerance:g}). None is returned. {why}{on_rounding(model)}"
+            f"(allowed: {tolerance:g}). None is returned. {why}{more}"
         )
     return worst
 

@@ -11,7 +11,7 @@ from kpipe.copies.state import freeze_like
 from kpipe.errors import SurgeryError
 from kpipe.graph import answer_at_rest, has_graph, random_inputs
 from kpipe.graph.remake import remake
-from kpipe.structured.agreement import TOLERANCE, apart, on_rounding, settled, tolerance_for
+from kpipe.structured.agreement import TOLERANCE, apart, settled, tolerance_for
 from kpipe.structured.stretches import Stretch, answers, carried_over, graphs, in_order
 
 Reference = tuple[str, int, int]
@@ -142,10 +142,10 @@ def check_shortening(model: keras.Model, small: keras.Model, stretch: Stretch, t
         inputs, without = random_inputs(long), stretch if long is model else carried_over(stretch, long)
         return apart(long, short, lambda: answers(long, inputs, without), lambda: answer_at_rest(short, inputs))
 
-    worst, tolerance = settled(model, small, compare, tolerance), tolerance_for(model, tolerance)
+    (worst, more), tolerance = settled(model, small, compare, tolerance), tolerance_for(model, tolerance)
     if not worst <= tolerance:
         raise SurgeryError(
             f"On random input {model.name!r} without {stretch.name!r} differs by {worst:.3g} from the original with "
-            f"{', '.join(stretch.paths)} left out (allowed: {tolerance:g}). None is returned.{on_rounding(model)}"
+            f"{', '.join(stretch.paths)} left out (allowed: {tolerance:g}). None is returned.{more}"
         )
     return worst

@@ -116,6 +116,43 @@ def test_a_relu_that_ends_is_not_lost_where_its_values_are_copied_to_a_wider_gri
     assert most - step < joined[..., :4].max() <= most + step
 
 
+def joined(branch):
+    """What a branch gives is joined with an image that has a grid of its own."""
+    x = keras.Input((4, 4, 3), name="x")
+    y = branch(x)
+    other = L.Reshape(y.shape[1:])(L.Conv2D(y.shape[-1], 1, name="other")(x)) if y.shape[1:-1] != (4, 4) else x
+    return keras.Model(x, L.Dense(2, name="y")(L.Flatten()(L.Concatenate(name="join")([y, other]))))
+
+
+BRANCHES = {
+    "moved": (lambda x: L.Permute((2, 1, 3))(L.MaxPooling2D(1)(L.Conv2D(2, 1, name="conv")(x))), None, False),
+    "five axes": (lambda x: L.Reshape((4, 4, 1, 2))(L.Conv2D(2, 1, name="conv")(x)), None, True),
+    "left out": (lambda x: L.MaxPooling2D(1)(L.Conv2D(2, 1, name="conv")(x)), "conv", True),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.* computes in float in ")
+@pytest.mark.parametrize("suffix", ["tflite", "onnx"])
+@pytest.mark.parametrize("case", BRANCHES)
+def test_whole_numbers_alone_wait_for_the_grid_that_they_are_copied_to(case, suffix, tmp_path):
+    keras.utils.set_random_seed(0)
+    branch, exclude, ranged = BRANCHES[case]
+    quantized = kpipe.quantize(joined(branch), calibration=images(), exclude=exclude)
+    assert ("conv_range" in {layer.name for layer in quantized.layers}) is ranged
+    file = kpipe.export(quantized, tmp_path / f"m.{suffix}", data=images())
+    assert file.precision == "int8"
+
+
+def test_a_function_that_is_called_twice_takes_no_name_of_another(tmp_path):
+    keras.utils.set_random_seed(0)
+    x = keras.Input((4, 4, 3))
+    gate, other = (L.Activation("hard_sigmoid", name=name) for name in ("gate", "gate_1"))
+    y = [layer(L.Conv2D(2, 1)(x)) for layer in (gate, gate, other)]
+    quantized = kpipe.quantize(keras.Model(x, L.Dense(2)(L.Concatenate()(y))), calibration=images())
+    for suffix in ("tflite", "onnx"):
+        assert not inspect(kpipe.export(quantized, tmp_path / f"m.{suffix}", data=images()).path).floats
+
+
 def test_a_transposed_convolution_has_a_range_before_its_activation():
     """The control: a convolution has none, the runtimes compute its activation with it."""
     x = keras.Input((4, 4, 3))

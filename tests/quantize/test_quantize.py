@@ -11,7 +11,7 @@ import kpipe
 from kpipe.errors import KpipeError
 from kpipe.export import load_runtime
 from kpipe.export.verify import predict
-from kpipe.fake_quant import FakeQuant, QuantizedWeights, bake, float_layers, is_quantized
+from kpipe.fake_quant import FakeQuant, QuantizedModel, QuantizedWeights, bake, float_layers, is_quantized
 from kpipe.quantize.split import split
 from tests.models import ZOO, build, samples
 
@@ -150,6 +150,13 @@ def test_a_clone_of_a_quantized_model_has_its_names(quantized):
     assert keras.models.clone_model(made).output_names == made.output_names == ["logits"]
     # The control: what Keras makes of the same graph.
     assert keras.Model(made.inputs, made.outputs).output_names == ["logits_range"]
+
+
+@pytest.mark.parametrize("names", [[], ["a", "b"]])
+def test_as_many_names_as_outputs_are_asked_for(names):
+    x = keras.Input((4,))
+    with pytest.raises(KpipeError, match=r"output_names are .*; expected 1, one for each output"):
+        QuantizedModel(x, L.Dense(2)(x), output_names=names)
 
 
 def test_it_saves_and_loads(tmp_path, quantized):
