@@ -70,7 +70,25 @@ def forget_peak() -> None:
 
 
 def make(name: str, **options: Any) -> Any:
-    """Build a model whose channels all speak: biases and scales are random, batch norms know what comes in."""
+    """Build a model whose channels all speak: biases and scales are random, batch norms know what comes in.
+
+    They learn it from small images, so that the maps of large ones do not count as memory of a cut.
+    """
+    import keras
+
+    model = drawn(name, **options)
+    if any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers):
+        small = drawn(name, **{**options, "input_shape": options.get("input_shape", (SIDE, SIDE, 3))})
+        learn_statistics(small)
+        model.set_weights(small.get_weights())
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it computes with what it makes of its weights
+    return model
+
+
+def drawn(name: str, **options: Any) -> Any:
+    """Build a model with random weights, biases, scales and statistics."""
     import keras
     import numpy as np
 
@@ -82,19 +100,21 @@ def make(name: str, **options: Any) -> Any:
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))
         elif len(variable.shape) == 1:
             variable.assign(rng.normal(0.0, 0.1, variable.shape))
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()  # it computes with what it makes of its weights
+    return model
+
+
+def learn_statistics(model: Any) -> None:
+    """Let the batch norms of a model take the statistics of what comes in."""
+    import keras
+    import numpy as np
+
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-    if norms:
-        sides = [side or 224 for side in model.input_shape[1:]]
-        model(rng.uniform(0.0, 2.0, (2, *sides)).astype("float32"), training=True)
+    model(np.random.default_rng(0).uniform(0.0, 2.0, (2, *model.input_shape[1:])).astype("float32"), training=True)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    return model
 
 
 def used(small: Any) -> None:
