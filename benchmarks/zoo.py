@@ -81,9 +81,7 @@ def make(name: str, **options: Any) -> Any:
         small = drawn(name, **{**options, "input_shape": options.get("input_shape", (SIDE, SIDE, 3))})
         learn_statistics(small)
         model.set_weights(small.get_weights())
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()  # it computes with what it makes of its weights
+    settle(model)
     return model
 
 
@@ -100,11 +98,21 @@ def drawn(name: str, **options: Any) -> Any:
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))
         elif len(variable.shape) == 1:
             variable.assign(rng.normal(0.0, 0.1, variable.shape))
+    settle(model)
     return model
 
 
+def settle(model: Any) -> None:
+    """Let layers that compute with what they make of their weights make it."""
+    import keras
+
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
+
+
 def learn_statistics(model: Any) -> None:
-    """Let the batch norms of a model take the statistics of what comes in."""
+    """Let the batch norms of a model take the statistics of what comes in: of more images where these are small."""
     import keras
     import numpy as np
 
@@ -112,7 +120,8 @@ def learn_statistics(model: Any) -> None:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-    model(np.random.default_rng(0).uniform(0.0, 2.0, (2, *model.input_shape[1:])).astype("float32"), training=True)
+    images = (max(2, (384 // model.input_shape[1]) ** 2), *model.input_shape[1:])
+    model(np.random.default_rng(0).uniform(0.0, 2.0, images).astype("float32"), training=True)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 

@@ -51,7 +51,8 @@ def augmentation(layer: keras.Layer, ids: ChannelIds, *tensors: Ids) -> Rule:
     """Channels stay, for some of these layers mix colors in training; labels and boxes may go in beside the images."""
     for x in tensors:
         ids.freeze(x, f"{ids.path!r} varies images, and may mix their colors")
-    return Rule(tensors if len(tensors) > 1 else tensors[0])
+    first, *others = tensors
+    return Rule((first, *others) if others else first)
 
 
 def scale_and_offset(layer: Any) -> tuple[np.ndarray, np.ndarray]:
