@@ -250,7 +250,10 @@ def table(rows: list[dict[str, Any]]) -> str:
             span(family, "seconds", "{:.1f}"),
             span(family, "memory", "{:.1f}"),
         ]
-        cells += [span(family, "left", "{:.0f}", 100), f"{max(row['difference'] for row in family):.0e}"]
+        cells += [
+            span(family, "left", "{:.0f}", 100),
+            f"{max(row['difference'] for row in family):.0e}".replace("0e+00", "0"),
+        ]
         lines.append(f"| {stem} | {len(family)} | {' | '.join(cells)} | {held} of {asked} |")
     return "\n".join(lines)
 
