@@ -57,7 +57,7 @@ MODES = {
 }
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("optimizer", "mode"),
     [("adam", mode) for mode in MODES] + [(name, "plain") for name in OPTIMIZERS if name != "adam"],

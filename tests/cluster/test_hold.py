@@ -42,7 +42,7 @@ def holds(model, watch, zeros, most=CLUSTERS):
 
 
 @pytest.mark.plain_fit
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_with_every_optimizer(optimizer):
     if optimizer == "muon" and getattr(O, "Muon", None) is None:

@@ -238,7 +238,7 @@ def data_for(model: keras.Model, count: int = 4) -> tuple[Any, np.ndarray]:
     return x, np.zeros((count, *model.outputs[0].shape[1:]), "float32")
 
 
-@pytest.mark.sweep(7)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("cls", PRUNED, ids=lambda cls: cls.__name__)
 def test_half_of_every_target_is_zero_after_a_fit(cls):
     model = seeded(cls)

@@ -66,7 +66,7 @@ def test_float_files_agree(name, suffix, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [f"m.{suffix}"]
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", list(ZOO))
 def test_int8_files_agree_and_are_whole(name, suffix, quantized, tmp_path):

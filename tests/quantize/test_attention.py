@@ -109,7 +109,8 @@ def test_only_a_mask_that_the_query_carries_counts_as_in_keras():
     np.testing.assert_allclose(answers(split(model).model, data), answers(model, data), atol=1e-5)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.sweep(1)
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("how", [{"exclude": "attend"}, {"bits": {"attend": None}}])
 def test_attention_is_left_in_float(how, causal, tmp_path):
     keras.utils.set_random_seed(0)
@@ -126,6 +127,7 @@ def test_attention_is_left_in_float(how, causal, tmp_path):
         assert inspect(file).floats
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("suffix", ["tflite", "onnx"])
 def test_a_classifier_is_left_in_float(suffix, tmp_path):
     keras.utils.set_random_seed(0)

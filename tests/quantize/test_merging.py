@@ -62,6 +62,7 @@ def test_several_tensors_are_merged_two_by_two():
     np.testing.assert_allclose(answers(apart.model, images()), np.concatenate(expected, axis=-1), atol=1e-5)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("suffix", ["tflite", "onnx"])
 @pytest.mark.parametrize("made", [merging, upsampling, gated])
 def test_files_of_them_are_in_whole_numbers(made, suffix, tmp_path):
@@ -99,6 +100,7 @@ def test_what_holds_no_weights_is_told_no_bits():
         kpipe.quantize(model, "w4a8", calibration=images(4), bits={"gate": 8})
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("suffix", ["tflite", "onnx"])
 @pytest.mark.parametrize("most", [6.0, 1.0])
 def test_a_relu_that_ends_is_not_lost_where_its_values_are_copied_to_a_wider_grid(most, suffix, tmp_path):
@@ -132,6 +134,7 @@ BRANCHES = {
 
 
 @pytest.mark.filterwarnings("ignore:.* computes in float in ")
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("suffix", ["tflite", "onnx"])
 @pytest.mark.parametrize("case", BRANCHES)
 def test_whole_numbers_alone_wait_for_the_grid_that_they_are_copied_to(case, suffix, tmp_path):
@@ -200,6 +203,7 @@ def test_a_layer_that_is_called_in_two_ways_stays_one():
     assert split(model).model.count_params() == model.count_params()
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     "copy",
     [

@@ -54,6 +54,7 @@ def test_quantized_stays_close_and_leaves_the_original_alone(name, quantized):
         assert np.abs(a - b).max() > 0
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("name", list(ZOO))
 def test_baked_equals_quantized(name, quantized):
     model, made = quantized(name)
@@ -120,6 +121,7 @@ def test_it_trains_and_keeps_pruned_zeros():
         assert (made.get_layer(name).kernels()[0].variable.numpy()[mask] == 0).all(), name
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("scheme", ["int8", "int8_dynamic"])
 def test_losses_and_metrics_are_given_by_the_names_that_outputs_had(scheme, tmp_path):
     """An output of a model inside, one with an activation that is split off, and a plain one."""

@@ -108,6 +108,7 @@ def test_with_every_optimizer(optimizer):
         assert average is None or not average.numpy()[value == 0].any()
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.plain_fit
 @pytest.mark.parametrize("mode", MODES)
 def test_in_every_mode_of_execution(mode):
