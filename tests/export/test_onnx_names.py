@@ -53,3 +53,18 @@ def test_what_is_computed_of_an_island_alone_is_part_of_it_whatever_it_takes_siz
     rename(graph, islands=["left_out"])
     within = {node.op_type for node in graph.node if node.name.startswith("island_")}
     assert within == ({"Tanh", "Reshape", "Mul"} if what == "a" else {"Tanh"})
+
+
+def test_states_that_an_island_makes_of_sizes_alone_are_part_of_it():
+    """As a bidirectional layer makes its first states: zeros as many as there are samples."""
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Shape", ["x"], ["size"], name="left_out/Shape"),
+        helper.make_node("Concat", ["size", "size"], ["states"], name="Concat__7", axis=0),
+        helper.make_node("Cast", ["states"], ["y"], name="Cast__8", to=TensorProto.FLOAT),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "made", ends[:1], ends[1:])
+    rename(graph, islands=["left_out"])
+    assert all(node.name.startswith("island_") for node in graph.node)

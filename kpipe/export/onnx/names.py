@@ -70,18 +70,19 @@ def _mark(graph: Any, islands: Sequence[str], rounded: Collection[str] | None) -
     """Name the nodes of islands so.
 
     What bears no name of a layer belongs to an island where it is a recurrent operation, or takes values from islands
-    alone, whatever it takes sizes from: such nodes come from several that were brought together.
+    alone, beside which sizes may come from elsewhere: such nodes come from several that were brought together.
     """
     constants = {tensor.name for tensor in graph.initializer}
     sizes = _sizes(graph)
-    makers = {name: node for node in graph.node for name in node.output if name not in sizes}
+    makers = {name: node for node in graph.node for name in node.output}
     for node in graph.node if islands else ():
         told = [node.name, *node.output, *(name for name in node.input if name in constants)]
         named = (place for place, layer in enumerate(islands) if any(named_after(name, layer) for name in told))
         place = next(named, None)
         if place is None and rounded is not None and "/" in node.name:
             place = None if any(named_after(node.name, layer) for layer in rounded) else "of_operations"
-        taken = [makers[name].name for name in node.input if name in makers]
+        made = [name for name in node.input if name in makers]
+        taken = [makers[name].name for name in [name for name in made if name not in sizes] or made]
         from_islands = bool(taken) and all(name.startswith(ISLAND) for name in taken)
         if place is not None:
             node.name = f"{ISLAND}{place}/{node.name}"
