@@ -140,7 +140,7 @@ class _Splitter:
         if (as_layer := copying(site, name)) is not None:
             return as_layer[0], [as_layer[1]]
         if isinstance(layer, (L.Activation, HARD_SIGMOID)) and kind == "split":
-            made = [*hard_sigmoid(name, self._free)]
+            made = hard_sigmoid(name, self._free)
             return _one_after_the_other(made), made
         if not isinstance(layer, keras.Layer):
             twin = copy_operation(layer, name)
