@@ -1,14 +1,14 @@
 """What can be written: every kind of small network, in every format and precision, as docs/support.md shows it.
 
-The rows are the networks of the tests and, in the slow part, some of kinds that many ship and one of each family of
-keras.applications at its smallest, all with random weights; formats and precisions are asked of the registries.
-Each network is quantized by each scheme, written, run in the format's runtime and held against the Keras model; then
-the file is looked into once more: its precision and the types of its weights must be what was asked for, and where no
-layer was named as computing in float, nothing may. A cell that raises anything but a `KpipeError`, or fails here, is a
-fault.
+The rows are the networks of the tests and, in the slow part, some of kinds that many ship, with random weights, and one
+of each family of keras.applications at its smallest, trained for some minutes on Fashion-MNIST; formats and precisions
+are asked of the registries. Each network is quantized by each scheme, written, run in the format's runtime and held
+against the Keras model; then the file is looked into once more: its precision and the types of its weights must be what
+was asked for, and where no layer was named as computing in float, nothing may. A cell that raises anything but a
+`KpipeError`, or fails here, is a fault.
 
     python benchmarks/support.py                 # the networks of the tests: some minutes; the others stay as they are
-    python benchmarks/support.py --slow          # the others, each in a process of its own; goes on where it was
+    KPIPE_DATA=folder-of-fashion_mnist.npz python benchmarks/support.py --slow   # the others; goes on where it was
     python benchmarks/support.py --only gru      # these anew; may be given several times
     python benchmarks/support.py --render        # docs/support.md from what is kept in benchmarks/records/support.json
 """
@@ -21,11 +21,13 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import zoo
+import families
+import numpy as np
 from support_nets import NETS
 from support_page import SAMPLES, page, precisions
 
@@ -35,15 +37,38 @@ RECORD = Path(__file__).parent / "records" / "support.json"
 PAGE = ROOT / "docs" / "support.md"
 WRONG = 1.0
 """A file whose answers are this far from the float model's, by the greatest of these, is not a rounded one of it."""
-SIDES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
-"""Pixels a side where a family takes no images of 32."""
-NARROW: dict[str, dict[str, Any]] = {
-    "VGG16": {"include_top": False, "pooling": "avg"},
-    "MobileNet": {"alpha": 0.25},
-    "MobileNetV2": {"alpha": 0.35},
-    "MobileNetV3Small": {"alpha": 0.75},
-}
 NAMES_SHOWN = 3
+CALIBRATION = 128
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Hold a network with what it is tried on.
+
+    Args:
+        model: The float model.
+        calibration: One array for each input; None: drawn.
+        inputs: On which files are compared; None: drawn.
+        labels: Those of `inputs`, where the network knows something.
+    """
+
+    model: Any
+    calibration: Any = None
+    inputs: Any = None
+    labels: Any = None
+
+    def seen(self) -> Any:
+        """Give samples for calibration, as `kpipe.quantize` takes them."""
+        from tests.models import samples
+
+        inputs = samples(self.model, CALIBRATION, seed=1) if self.calibration is None else self.calibration
+        return inputs if len(inputs) > 1 else inputs[0]
+
+    def unseen(self) -> list[Any]:
+        """Give samples for the comparison of a file with the float model."""
+        from tests.models import samples
+
+        return samples(self.model, SAMPLES, seed=2) if self.inputs is None else self.inputs
 
 
 def one_thread() -> None:
@@ -55,25 +80,21 @@ def one_thread() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
-def family(name: str) -> Any:
-    """Build one of keras.applications as small as it can be asked for.
-
-    Its batch norms know nothing of what comes in: one after the other, they would make chaos of random layers.
-    """
-    side = SIDES.get(name, 32)
-    options = {"input_shape": (side, side, 3), **NARROW.get(name, {})}
-    return zoo.drawn(name, **({"classes": 10, "classifier_activation": None} | options))
+def family(name: str) -> Subject:
+    """Train one of keras.applications."""
+    calibration, (inputs, labels) = families.seen(name, CALIBRATION), families.unseen(name)
+    return Subject(families.trained(name), [calibration], [inputs], labels)
 
 
-def seeded(make: Callable[[], Any]) -> Any:
+def seeded(make: Callable[[], Any]) -> Subject:
     """Build a network with the same random weights every time."""
     import keras
 
     keras.utils.set_random_seed(0)
-    return make()
+    return Subject(make())
 
 
-def slow_models() -> dict[str, Callable[[], Any]]:
+def slow_models() -> dict[str, Callable[[], Subject]]:
     """Give the networks of the slow part, by name."""
     from kpipe.models import gru, text_transformer
 
@@ -82,29 +103,27 @@ def slow_models() -> dict[str, Callable[[], Any]]:
         "text_transformer": partial(seeded, transformer),
         "gru": partial(seeded, partial(gru, input_shape=(6, 4), classes=3, units=8)),
         **{name: partial(seeded, make) for name, make in NETS.items()},
-        **{name: partial(family, name) for name in zoo.FAMILIES},
+        **{name: partial(family, name) for name in families.STEPS},
     }
 
 
-def quick_models() -> dict[str, Callable[[], Any]]:
+def quick_models() -> dict[str, Callable[[], Subject]]:
     """Give the networks of the tests, by name."""
     from tests.models import ZOO, build
 
-    return {name: partial(build, name) for name in ZOO}
+    return {name: lambda name=name: Subject(build(name)) for name in ZOO}
 
 
-def rounded(model: Any, precision: str) -> Any:
-    """Quantize a model by a scheme on drawn samples; give a float one as it is."""
+def rounded(subject: Subject, precision: str) -> Any:
+    """Quantize a network by a scheme; give a float one as it is."""
     import kpipe
     from kpipe.fake_quant import SCHEMES
-    from tests.models import samples
 
     if precision not in SCHEMES:
-        return model
+        return subject.model
     if SCHEMES[precision].activations is None:
-        return kpipe.quantize(model, precision)
-    inputs = samples(model, 64, seed=1)
-    return kpipe.quantize(model, precision, calibration=inputs if len(inputs) > 1 else inputs[0])
+        return kpipe.quantize(subject.model, precision)
+    return kpipe.quantize(subject.model, precision, calibration=subject.seen())
 
 
 def grouped(reasons: Mapping[str, str]) -> str:
@@ -155,33 +174,33 @@ def faults_of(path: Path, precision: str, alone: bool) -> list[str]:
     return faults
 
 
-def written(model: Any, made: Any, name: str, precision: str, folder: Path) -> dict[str, Any]:
-    """Write one file, look into it and hold it against both models."""
+def written(subject: Subject, made: Any, name: str, precision: str, folder: Path) -> dict[str, Any]:
+    """Write one file, look into it and hold it against both models, and against the labels where there are any."""
     import kpipe
     from kpipe.export import FORMATS
     from kpipe.export.verify import predict, relative_error
-    from tests.models import samples
 
-    path = folder / f"model{FORMATS[name].suffix}"
-    agreement = kpipe.export(made, path, precision=precision).agreement
-    inputs = samples(model, SAMPLES, seed=2)
+    path, inputs = folder / f"model{FORMATS[name].suffix}", subject.unseen()
+    agreement = kpipe.export(made, path, precision=precision, data=subject.inputs and inputs[0]).agreement
     with FORMATS[name].runtime(path) as runtime:
         answers = runtime.run(inputs)
-    apart = max(relative_error(a, r) for a, r in zip(answers, predict(model, inputs), strict=True))
+    apart = max(relative_error(a, r) for a, r in zip(answers, predict(subject.model, inputs), strict=True))
     notes = notes_on(made, precision)
     faults = faults_of(path, precision, alone="in float" not in notes)
     if not apart < WRONG:
         faults.append(f"{apart:.0%} off the float model")
     values = {"steps": agreement and agreement.max_steps, "error": agreement and agreement.max_relative_error}
+    if subject.labels is not None:
+        values["accuracy"] = float(np.mean(answers[0].argmax(1) == subject.labels))
     state = {"state": "fault", "why": "; ".join(faults)} if faults else {"state": "works"}
     return {**state, **values, "from_float": apart, "notes": notes}
 
 
-def cell(model: Any, name: str, precision: str, made: Any = None) -> dict[str, Any]:
-    """Try one format and precision of a model.
+def cell(subject: Subject, name: str, precision: str, made: Any = None) -> dict[str, Any]:
+    """Try one format and precision of a network.
 
     Args:
-        model: The float model.
+        subject: The network.
         name: The format's.
         precision: "float32" or a scheme.
         made: The model quantized by that scheme, or what quantizing it raised. None: it is quantized here.
@@ -194,18 +213,18 @@ def cell(model: Any, name: str, precision: str, made: Any = None) -> dict[str, A
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:
-            made = rounded(model, precision) if made is None else made
+            made = rounded(subject, precision) if made is None else made
             if isinstance(made, Exception):
                 raise made
-            return written(model, made, name, precision, Path(folder))
+            return written(subject, made, name, precision, Path(folder))
         except KpipeError as refusal:
             return {"state": "refused", "why": str(refusal).replace(f"{folder}/", "")}
         except Exception as fault:
             return {"state": "fault", "why": f"{type(fault).__name__}: {fault}".replace(f"{folder}/", "")[:500]}
 
 
-def row(model: Any) -> dict[str, dict[str, Any]]:
-    """Try every format and precision of a model; "format precision" -> cell."""
+def row(subject: Subject) -> dict[str, dict[str, Any]]:
+    """Try every format and precision of a network; "format precision" -> cell."""
     from kpipe.export import FORMATS
 
     cells = {}
@@ -213,11 +232,11 @@ def row(model: Any) -> dict[str, dict[str, Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             try:
-                made = rounded(model, precision)
+                made = rounded(subject, precision)
             except Exception as error:
                 made = error
         for name in FORMATS:
-            cells[f"{name} {precision}"] = cell(model, name, precision, made)
+            cells[f"{name} {precision}"] = cell(subject, name, precision, made)
     return cells
 
 

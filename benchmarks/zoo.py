@@ -111,17 +111,24 @@ def settle(model: Any) -> None:
             layer.finalize_state()
 
 
-def learn_statistics(model: Any) -> None:
-    """Let the batch norms of a model take the statistics of what comes in: of more images where these are small."""
+def learn_statistics(model: Any, images: Any = None) -> None:
+    """Let the batch norms of a model take the statistics of what comes in.
+
+    Args:
+        model: The model.
+        images: What comes in. None: drawn, more of them where they are small.
+    """
     import keras
     import numpy as np
 
+    if images is None:
+        size = (max(2, (384 // model.input_shape[1]) ** 2), *model.input_shape[1:])
+        images = np.random.default_rng(0).uniform(0.0, 2.0, size).astype("float32")
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-    images = (max(2, (384 // model.input_shape[1]) ** 2), *model.input_shape[1:])
-    model(np.random.default_rng(0).uniform(0.0, 2.0, images).astype("float32"), training=True)
+    model(images, training=True)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 

@@ -181,7 +181,11 @@ def siamese() -> keras.Model:
 def build(name: str, seed: int = 0) -> keras.Model:
     """Make a zoo model with seeded weights; biases and norms are random too, so that no channel is neutral."""
     keras.utils.set_random_seed(seed)
-    model = ZOO[name]()
+    return randomised(ZOO[name](), seed)
+
+
+def randomised(model: keras.Model, seed: int = 0) -> keras.Model:
+    """Draw the biases and norms of a model, in place; kernels stay."""
     rng = np.random.default_rng(seed)
     for variable in model.variables:
         if not variable.dtype.startswith("float"):

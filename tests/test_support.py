@@ -46,7 +46,7 @@ support, arm64_check = program("support"), program("arm64_check")
 def tables(text):
     """Read the page: format -> (columns, model -> cells)."""
     found = {}
-    for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+    for part in re.split(r"^## (?=\.)", text, flags=re.MULTILINE)[1:]:
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:1] == "|"]
         if rows:
             found[part.splitlines()[0]] = (rows[0][1:], {row[0]: row[1:] for row in rows[2:]})
@@ -77,7 +77,7 @@ def test_the_page_is_what_was_measured():
 @pytest.mark.parametrize(("model", "name", "precision"), SAMPLE, ids=["-".join(one) for one in SAMPLE])
 def test_a_cell_measured_anew_says_the_same(model, name, precision):
     kept = json.loads(support.RECORD.read_text())[model][f"{name} {precision}"]
-    found = support.cell(build(model), name, precision)
+    found = support.cell(support.Subject(build(model)), name, precision)
     assert told(found) == told(kept)
 
 
@@ -90,7 +90,8 @@ def test_the_sample_has_every_precision_and_format():
 @pytest.mark.parametrize("model", ZOO)
 def test_all_cells_measured_anew_say_the_same(model):
     kept = json.loads(support.RECORD.read_text())[model]
-    assert {key: told(one) for key, one in support.row(build(model)).items()} == {k: told(v) for k, v in kept.items()}
+    found = support.row(support.Subject(build(model)))
+    assert {key: told(one) for key, one in found.items()} == {key: told(one) for key, one in kept.items()}
 
 
 @pytest.mark.parametrize(
@@ -103,14 +104,14 @@ def test_only_named_errors_are_refusals(raised, state, monkeypatch):
         raise raised
 
     monkeypatch.setattr("kpipe.export", fail)
-    found = support.cell(build("dense"), "onnx", "float32")
+    found = support.cell(support.Subject(build("dense")), "onnx", "float32")
     assert found["state"] == state and str(raised) in found["why"]
 
 
 def test_a_file_of_another_precision_is_a_fault(monkeypatch):
     fake = Inspection((), "float32", stored=(("float32", 8),))
     monkeypatch.setattr(sys.modules["kpipe.export"], "inspect", lambda path: fake)
-    found = support.cell(build("dense"), "onnx", "int8_dynamic")
+    found = support.cell(support.Subject(build("dense")), "onnx", "int8_dynamic")
     assert found["state"] == "fault" and found["why"] == "its precision is float32; no weights of int8"
 
 

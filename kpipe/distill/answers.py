@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from kpipe.errors import KpipeError
-from kpipe.fake_quant import FakeQuant
+from kpipe.fake_quant import ROUNDING
 from kpipe.graph import gives_probabilities, last_activation
 
 Answers = Literal["logits", "probabilities"]
@@ -84,13 +84,13 @@ def answers_of(model: keras.Model, x: Any) -> Answers:
         'probabilities'
     """
     answers = ask(model, x)
-    squashed = last_activation(model, (FakeQuant,)) is keras.activations.sigmoid
+    squashed = last_activation(model, ROUNDING) is keras.activations.sigmoid
     if answers.ndim < 2 or answers.shape[-1] < 2 or squashed:
         raise KpipeError(
             f"The model {model.name!r} answers with shape {answers.shape}{' from a sigmoid' if squashed else ''}; "
             "distillation expects one logit, or one softmax probability, for each of at least 2 classes."
         )
-    return "probabilities" if gives_probabilities(model, lambda: answers, (FakeQuant,)) else "logits"
+    return "probabilities" if gives_probabilities(model, lambda: answers, ROUNDING) else "logits"
 
 
 def ask(model: keras.Model, x: Any) -> np.ndarray:

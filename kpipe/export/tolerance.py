@@ -21,9 +21,9 @@ WITHIN_TWO_STEPS, MOST_STEPS, ARGMAX_AGREEMENT = 0.97, 6.0, 0.99
 """What a file in whole numbers must reach: fraction within two steps, greatest difference in steps, fraction of equal
 argmax."""
 COARSE = {"w4a8": (0.9, 8.0)}
-"""The first two of files with weights of 4 bits. Biases lie on the grid of the products, x's step · w's: an error of up
-to max|w| / 14 steps of x, 18 times that of 8 bits. In steps of an output of n products that is about 1 / (7 √n), which
-moves some values in a hundred to the next step at each layer of small n."""
+"""The first two of files with weights of 4 bits. LiteRT's kernels for such convolutions round twice, to a 2ⁿth part of a
+step and then to a step, which brings one value in 2ⁿ⁺¹ to the next one; n is 5 where a step of the output is 32 of the
+products. A MobileNet's first layer gave 1.4 % of its values so, and onnxruntime none."""
 SIGNAL_TO_NOISE, FLOAT_ARGMAX = 20.0, 0.9
 """What a file in whole numbers must reach where no model computes as it does, and a float one is all there is: decibels
 by which its error lies below the scatter of the outputs, and the fraction of equal argmax.
@@ -61,7 +61,7 @@ def check(agreement: Agreement, precision: str, what: str, hybrids: int = 0) -> 
         if agreement.within_two_steps < within:
             found = f"{agreement.within_two_steps:.1%} of the values lie within 2 steps"
             faults.append(f"{found}, at least {within:.0%} must")
-        if not agreement.max_steps <= most:
+        if not agreement.max_steps <= most * (1 + EXACT):
             faults.append(f"a value is {agreement.max_steps:.1f} steps off, at most {most:g} are allowed")
     if agreement.source == "data" and argmax is not None and argmax < least_argmax:
         faults.append(f"the argmax agrees on {argmax:.1%} of the rows, at least {least_argmax:.0%} must")

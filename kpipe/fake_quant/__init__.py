@@ -1,6 +1,7 @@
 """Fake quantization: the layers that a quantized model is made of, their arithmetic, and how they are baked."""
 
 from kpipe.fake_quant.bake import AVERAGE, COPYING, ENDS, bake, is_quantized, whole_windows
+from kpipe.fake_quant.bias import ROUNDING, QuantizedBias, grid_before, products_of
 from kpipe.fake_quant.island import Island, MaskedSoftmax
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
 from kpipe.fake_quant.masking import LOST_MASK, without_masks
@@ -34,23 +35,27 @@ __all__ = [
     "COPYING",
     "ENDS",
     "LOST_MASK",
+    "ROUNDING",
     "SCHEMES",
     "TRANSPOSED",
     "FakeQuant",
     "Island",
     "MaskedSoftmax",
+    "QuantizedBias",
     "QuantizedModel",
     "QuantizedWeights",
     "Scheme",
     "activation_bits",
     "bake",
     "float_layers",
+    "grid_before",
     "is_linear",
     "is_quantized",
     "kind_of",
     "names_behind",
     "precision_of",
     "precisions",
+    "products_of",
     "reasons_against",
     "refuse_unsupported",
     "rounded_layers",

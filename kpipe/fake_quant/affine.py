@@ -1,6 +1,9 @@
-"""Affine 8-bit grids in plain NumPy: the scales and ranges that the runtimes use."""
+"""Affine 8-bit grids: the scales and ranges that the runtimes use."""
+
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from kpipe.layers.layout import Layout
 
@@ -21,6 +24,32 @@ def widen(low: float, high: float) -> tuple[float, float]:
     """
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     return (low, high) if high - low > SMALLEST_RANGE else (low, low + 1.0)
+
+
+def through_zero(low: Any, high: Any, bits: int = 8) -> tuple[Any, Any]:
+    """Stretch a range, by at most a step, so that 0 is one of its levels and both ends are.
+
+    TensorFlow shifts a range by up to half a step for that. The range (-1, 1) of images made by k / 127.5 - 1 it shifts
+    by just half a step, and then each pixel lies in the middle between two levels: one runtime rounds it up, the next
+    one down.
+
+    Args:
+        low: At most 0; a number or a tensor.
+        high: At least 0, and more than `low`.
+        bits: Of a level's number.
+
+    Returns:
+        (-z · s, (2**bits - 1 - z) · s), z a whole number, s the least step with which `low` and `high` are inside.
+
+    Example:
+        >>> [[round(float(end), 5) for end in through_zero(*ends)] for ends in ((-1.0, 1.0), (0.0, 2.0), (-3.0, 0.0))]
+        [[-1.00787, 1.0], [0.0, 2.0], [-3.0, 0.0]]
+    """
+    low, high = (tf.convert_to_tensor(end, tf.float32) for end in (low, high))
+    most = 2**bits - 1
+    zero = tf.clip_by_value(tf.round(-low * most / (high - low)), 0.0, float(most))
+    step = tf.maximum(tf.math.divide_no_nan(high, most - zero), tf.math.divide_no_nan(-low, zero))
+    return -zero * step, (most - zero) * step
 
 
 def channel_axes(layout: Layout, rank: int) -> tuple[int, ...]:

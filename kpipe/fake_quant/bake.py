@@ -9,15 +9,16 @@ from keras import layers as L
 
 from kpipe.copies import copy_layer, copy_operation
 from kpipe.errors import KpipeError
-from kpipe.fake_quant.affine import HALF, channel_axes, on_grid
-from kpipe.fake_quant.fold import fold, multiplier_and_offset, uneven
+from kpipe.fake_quant.bias import QuantizedBias
+from kpipe.fake_quant.fold import multiplier_and_offset, uneven
 from kpipe.fake_quant.island import Island
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
 from kpipe.fake_quant.masking import without_masks
+from kpipe.fake_quant.plain import plain_layer
 from kpipe.fake_quant.sequences import MAPS, Row
 from kpipe.fake_quant.support import is_linear, rounds_activations, why_float
 from kpipe.graph import Flow, Site, replay, sites
-from kpipe.layers import KERNEL_ROLES, quantization_of, weights
+from kpipe.layers import quantization_of
 from kpipe.layers.preprocessing import scale_and_offset
 
 MEANS = (
@@ -51,7 +52,8 @@ def is_quantized(model: Any) -> bool:
 def bake(model: keras.Model) -> keras.Model:
     """Give the model that an int8 file is written from.
 
-    Every kernel is put on its per-channel grid, round(w / s) · s, and rounded no more when the model runs; a batch
+    Every kernel is put on its per-channel grid, round(w / s) · s, and rounded no more when the model runs, nor is a
+    bias, which is put on the grid of its products, unless the calls of a layer that is shared have several; a batch
     norm behind a convolution or dense layer is folded into it; one that stands alone becomes a 1 × 1 depthwise
     convolution, a rescaling too, and an average pooling a depthwise convolution of its size; the ranges of activations
     stay. Where activations are not rounded, only the kernels and the batch norms behind them change. Its outputs equal
@@ -88,6 +90,10 @@ class _Baker:
                 return self._weighted(site)(*args)
         if isinstance(operation, L.BatchNormalization) and (site.path, site.call) in self.folded:
             return args[0]
+        if isinstance(operation, QuantizedBias):  # the files round it themselves
+            return args[0]
+        if isinstance(operation, FakeQuant):
+            return self._range(operation)(*args)
         if not self.whole_numbers:
             return self._copy(operation)(*args, **kwargs)
         if why_float(site) is not None:
@@ -121,10 +127,17 @@ class _Baker:
             self.folded.add((norm.path, norm.call))
         key = (id(operation), 0 if norm is None else id(norm.operation))
         if key not in self.made:
-            layer = plain_layer(operation, None if norm is None else norm.operation, site.input_shapes[0])
+            rounding = self._bias_rounding(site.operation, None if norm is None else norm.operation)
+            layer = plain_layer(operation, None if norm is None else norm.operation, site.input_shapes[0], rounding)
             steps = site.input_shapes[0][1] if type(layer) in MAPS else None
             self.made[key] = layer if steps is None else Row(layer, steps)
         return self.made[key]
+
+    def _bias_rounding(self, *operations: Any) -> np.ndarray:
+        """Give what the biases of a layer lose by their rounding; nothing where its calls do not agree."""
+        behind = (one for site in self.flow.sites if site.operation in operations for one in self.flow.consumers(site))
+        found = [np.asarray(one.operation.rounding()) for one in behind if isinstance(one.operation, QuantizedBias)]
+        return found[0] if found and all(np.array_equal(one, found[0]) for one in found) else np.zeros(())
 
     def _float(self, operation: Any) -> Any:
         """Give what computes in float: means are taken of the negated input, norm(-x) = -norm(x) but for the offset."""
@@ -139,6 +152,12 @@ class _Baker:
         if (id(operation),) not in self.made:
             layer = isinstance(operation, keras.Layer)
             self.made[id(operation),] = copy_layer(operation) if layer else copy_operation(operation, operation.name)
+        return self.made[id(operation),]
+
+    def _range(self, operation: FakeQuant) -> Any:
+        """Give a range that stays as it is: converters look for constants."""
+        if (id(operation),) not in self.made:
+            self.made[id(operation),] = FakeQuant(operation.bits, fixed=operation.range(), name=operation.name)
         return self.made[id(operation),]
 
     def _on_grid(self, site: Site, key: int, x: Any) -> Any:
@@ -202,7 +221,8 @@ class _Baker:
         if key not in self.made:
             layer = self.made[key] = L.DepthwiseConv2D(1, name=site.operation.name)
             layer.build((None, None, None, shape[-1]))
-            layer.set_weights([multiplier.reshape(1, 1, -1, 1), uneven(offset)])
+            rounded = offset + self._bias_rounding(site.operation)
+            layer.set_weights([multiplier.reshape(1, 1, -1, 1), uneven(rounded)])
         if len(shape) == 4:
             return self.made[key](x)
         # (batch, ..., c) -> (batch, 1, places, c) -> back
@@ -241,46 +261,3 @@ def foldable(flow: Flow, site: Site) -> Site | None:
     if len(consumers) != 1 or flow.is_output(site) or not is_linear(layer):
         return None
     return consumers[0] if isinstance(consumers[0].operation, L.BatchNormalization) else None
-
-
-def plain_layer(layer: Any, norm: L.BatchNormalization | None, input_shape: tuple[int | None, ...]) -> keras.Layer:
-    """Give a layer as it is written: a batch norm folded in; its kernel on the grid, or between negations if left out.
-
-    Args:
-        layer: A `QuantizedWeights`, or an `Island` of a layer that was left out.
-        norm: The batch norm behind it; None without one.
-        input_shape: With the batch axis.
-    """
-    rounded, inner = isinstance(layer, QuantizedWeights), layer.layer
-    (kernel,) = (weight for weight in weights(inner) if weight.role in KERNEL_ROLES)
-    axes = channel_axes(kernel.layout, len(kernel.variable.shape))
-    value = np.asarray(kernel.variable)
-    if rounded:  # by the layer itself, which settles what lies between two levels, and then exactly
-        value = on_grid(np.asarray(layer.rounded(kernel)), axes, layer.bits)
-    bias = None if inner.bias is None else np.asarray(inner.bias)
-    if norm is not None:
-        value, bias = fold(value, bias, *multiplier_and_offset(norm), axes)
-        value = on_grid(value, axes, HALF) if rounded and layer.bits == HALF else value
-    name = layer.name if norm is None else f"{layer.name}_{norm.name}"
-    if rounded:
-        return _with(inner, name, value, bias, input_shape)
-    takes_negated = isinstance(inner, L.EinsumDense)  # or it loses the dequantization before it in the file
-    negated = _with(
-        inner, name, value if takes_negated else -value, None if bias is None else -bias, input_shape, activation=None
-    )
-    return Island(negated, negate_input=takes_negated, negate_output=True, activation=inner.activation, name=layer.name)
-
-
-def _with(
-    layer: Any, name: str, kernel: np.ndarray, bias: np.ndarray | None, input_shape: Any, **changes: Any
-) -> keras.Layer:
-    """Make a layer like another one, with these weights, and what is changed in its configuration."""
-    config = {**layer.get_config(), "name": name, **changes}
-    if "use_bias" in config:
-        config["use_bias"] = bias is not None
-    elif bias is not None and config["bias_axes"] is None:
-        config["bias_axes"] = layer.equation[-1]
-    copy = type(layer).from_config(config)
-    copy.build(input_shape)
-    copy.set_weights([kernel] if bias is None else [kernel, uneven(bias)])
-    return copy

@@ -1,7 +1,22 @@
-"""Batch normalization folded into the layer before it, in plain NumPy."""
+"""Batch normalization folded into the layer before it."""
+
+from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
+
+
+def norm_as_affine(layer: keras.layers.BatchNormalization) -> tuple[Any, Any]:
+    """Write a batch norm in inference as x · m + b, as `multiplier_and_offset` does, in tensors of its weights."""
+    variance, mean = (tf.cast(tf.convert_to_tensor(v), tf.float64) for v in (layer.moving_variance, layer.moving_mean))
+    multiplier = 1.0 / tf.sqrt(variance + layer.epsilon)
+    if layer.scale:
+        multiplier = multiplier * tf.cast(tf.convert_to_tensor(layer.gamma), tf.float64)
+    offset = -mean * multiplier
+    if layer.center:
+        offset = offset + tf.cast(tf.convert_to_tensor(layer.beta), tf.float64)
+    return multiplier, offset
 
 
 def multiplier_and_offset(layer: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
@@ -15,14 +30,8 @@ def multiplier_and_offset(layer: keras.layers.BatchNormalization) -> tuple[np.nd
         >>> m.tolist(), b.tolist()
         ([0.5, 1.0], [-0.5, 0.0])
     """
-    mean, variance = (np.asarray(v, np.float64) for v in (layer.moving_mean, layer.moving_variance))
-    multiplier = 1.0 / np.sqrt(variance + layer.epsilon)
-    if layer.scale:
-        multiplier = multiplier * np.asarray(layer.gamma, np.float64)
-    offset = -mean * multiplier
-    if layer.center:
-        offset = offset + np.asarray(layer.beta, np.float64)
-    return multiplier, offset
+    multiplier, offset = norm_as_affine(layer)
+    return np.asarray(multiplier), np.asarray(offset)
 
 
 def fold(

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.errors import KpipeError
-from kpipe.fake_quant.affine import HALF, SMALLEST_RANGE, channel_axes, widen
+from kpipe.fake_quant.affine import HALF, SMALLEST_RANGE, channel_axes, through_zero, widen
 from kpipe.fake_quant.masking import without_masks
 from kpipe.layers import KERNEL_ROLES, Weight, weights
 
@@ -20,10 +20,11 @@ class FakeQuant(keras.layers.Layer):
     floats, so that only the call shows what there is to round.
 
     In training the range follows the batches by a moving average, low ← low + w · (min(batch) - low); in inference it
-    is fixed. It always holds 0. A range that was set by calibration is the start of the average, and w = 1 - momentum:
-    it comes from more samples than a batch has, and to correct the average for its start, as Adam does, would throw it
-    away after the first batch. A range that nothing was told of must not count: there w = (1 - momentum) / (1 -
-    momentumⁿ) at the nth batch, by which the average is that of the batches alone.
+    is fixed. It always holds 0, and values are rounded with the range stretched so that 0 is one of its levels. A range
+    that was set by calibration is the start of the average, and w = 1 - momentum: it comes from more samples than a
+    batch has, and to correct the average for its start, as Adam does, would throw it away after the first batch. A
+    range that nothing was told of must not count: there w = (1 - momentum) / (1 - momentumⁿ) at the nth batch, by which
+    the average is that of the batches alone.
 
     Args:
         bits: Width of a level's number.
@@ -73,9 +74,17 @@ class FakeQuant(keras.layers.Layer):
         """Whether training may move the range."""
         return self.fixed is None and self.momentum < 1.0
 
+    def ends(self) -> tuple[Any, Any]:
+        """Give the range as tensors, stretched so that 0 is a level; where it is fixed they are constants."""
+        if self.fixed is None:
+            return through_zero(self.low.value, self.high.value, self.bits)
+        with tf.init_scope():
+            low, high = (np.asarray(end) for end in through_zero(*widen(*self.fixed), self.bits))
+        return tf.constant(low), tf.constant(high)
+
     def range(self) -> tuple[float, float]:
-        """Give the range, (low, high)."""
-        low, high = (float(np.asarray(end)) for end in (self.low, self.high))
+        """Give the range on which it rounds, (low, high)."""
+        low, high = (float(np.asarray(end)) for end in self.ends())
         return low, high
 
     def call(self, x: Any, training: bool | None = None, observe: bool = True) -> Any:
@@ -90,7 +99,7 @@ class FakeQuant(keras.layers.Layer):
             weight = self._weight_of_batch()
             for variable, end in ((self.low, least), (self.high, greatest)):
                 variable.assign(variable + weight * (end - variable))
-        low, high = keras.ops.convert_to_tensor(self.low), keras.ops.convert_to_tensor(self.high)
+        low, high = (tf.stop_gradient(end) for end in self.ends())
         return tf.quantization.fake_quant_with_min_max_vars(x, low, high, num_bits=self.bits)
 
     def _weight_of_batch(self) -> Any:
@@ -183,16 +192,13 @@ class QuantizedWeights(keras.layers.Wrapper):
         if self.bits == HALF:
             halves = tf.grad_pass_through(lambda value: tf.cast(tf.cast(value, tf.float16), value.dtype))
             return halves(tf.convert_to_tensor(kernel.variable.value))
-        shape = tuple(kernel.variable.shape)
-        axes = channel_axes(kernel.layout, len(shape))
-        order = [axis for axis in range(len(shape)) if axis not in axes] + list(axes)
-        channels = int(np.prod([shape[axis] for axis in axes]))
+        axes, order = _channels_last(kernel)
 
         def on_grid(value: Any) -> Any:
             # (..., out, in) -> (..., in, out); (..., in, multiplier) -> (..., in * multiplier): the operation knows one
             # channel axis, the last.
             turned = tf.transpose(value, order)
-            flat = tf.reshape(turned, [*turned.shape[: -len(axes)], channels])
+            flat = tf.reshape(turned, [*turned.shape[: -len(axes)], int(np.prod(turned.shape[-len(axes) :]))])
             largest = tf.reduce_max(tf.abs(flat), axis=list(range(len(flat.shape) - 1)))
             end = tf.where(largest > 0, largest, tf.ones_like(largest))
             rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(
@@ -202,6 +208,14 @@ class QuantizedWeights(keras.layers.Wrapper):
 
         return tf.grad_pass_through(on_grid)(tf.convert_to_tensor(kernel.variable.value))
 
+    def greatest(self, kernel: Weight) -> Any:
+        """Give the greatest magnitude of each channel of a kernel, shaped like the layer's bias."""
+        axes, order = _channels_last(kernel)
+        turned = tf.transpose(tf.abs(tf.convert_to_tensor(kernel.variable.value)), order)
+        largest = tf.reduce_max(turned, axis=list(range(len(order) - len(axes))))
+        bias = getattr(self.layer, "bias", None)
+        return tf.reshape(largest, [-1] if bias is None or len(bias.shape) == 1 else largest.shape)
+
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Give the wrapped layer's output shape."""
         return self.layer.compute_output_shape(input_shape)
@@ -209,6 +223,13 @@ class QuantizedWeights(keras.layers.Wrapper):
     def get_config(self) -> dict[str, Any]:
         """Carry all arguments."""
         return {**super().get_config(), "bits": self.bits}
+
+
+def _channels_last(kernel: Weight) -> tuple[tuple[int, ...], list[int]]:
+    """Give the channel axes of a kernel, and the order of all axes in which they come last."""
+    rank = len(kernel.variable.shape)
+    axes = channel_axes(kernel.layout, rank)
+    return axes, [axis for axis in range(rank) if axis not in axes] + list(axes)
 
 
 class _Masked:

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from kpipe.errors import KpipeError
-from kpipe.fake_quant.layers import FakeQuant
+from kpipe.fake_quant.bias import ROUNDING, maker_of
 
 
 @keras.saving.register_keras_serializable(package="kpipe")
@@ -28,6 +28,7 @@ class QuantizedModel(keras.Model):
         KpipeError: When there are not as many names as outputs.
 
     Example:
+        >>> from kpipe.fake_quant import FakeQuant
         >>> x = keras.Input((4,))
         >>> y = FakeQuant(name="classes_range")(keras.layers.Dense(2, name="classes")(x))
         >>> QuantizedModel(x, y).output_names, keras.Model(x, y).output_names
@@ -58,6 +59,7 @@ def names_behind(outputs: Sequence[Any]) -> list[str]:
     """Name for each output the layer that makes it; one that only rounds what another has made is not meant.
 
     Example:
+        >>> from kpipe.fake_quant import FakeQuant
         >>> y = keras.layers.Dense(2, name="classes")(keras.Input((4,)))
         >>> names_behind([y, FakeQuant(name="classes_range")(y)])
         ['classes', 'classes']
@@ -66,7 +68,7 @@ def names_behind(outputs: Sequence[Any]) -> list[str]:
 
 
 def _maker(tensor: Any) -> Any:
-    operation, node_index, _ = tensor._keras_history
-    if isinstance(operation, FakeQuant):
-        return _maker(operation._inbound_nodes[node_index].input_tensors[0])
+    operation, inputs = maker_of(tensor)
+    if isinstance(operation, ROUNDING):
+        return _maker(inputs[0])
     return operation

@@ -7,6 +7,7 @@ import numpy as np
 from keras import layers as L
 
 from kpipe.errors import KpipeError
+from kpipe.fake_quant.bias import ROUNDING
 from kpipe.fake_quant.island import Island, MaskedSoftmax
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
 from kpipe.graph import Flow, Site, is_block, sites
@@ -51,7 +52,7 @@ def kind_of(site: Site) -> Quantization:
     """Say how a call takes part in a quantized graph: as its rule says, or in float where an argument rules it out."""
     if isinstance(site.operation, QuantizedWeights):
         return "weights"
-    if isinstance(site.operation, FakeQuant):
+    if isinstance(site.operation, ROUNDING):
         return "output"
     if why_float(site) is not None:
         return "float"
@@ -77,7 +78,7 @@ def is_linear(layer: Any) -> bool:
 def why_float(site: Site) -> str | None:
     """Say why the runtimes compute a call in float; None when they compute it in whole numbers."""
     layer, shape = site.operation, site.input_shapes[0]
-    if site.is_input or isinstance(layer, (FakeQuant, QuantizedWeights)):
+    if site.is_input or isinstance(layer, (*ROUNDING, QuantizedWeights)):
         return None
     if isinstance(layer, Island):
         return LEFT_OUT

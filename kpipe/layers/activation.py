@@ -18,12 +18,11 @@ ELEMENTWISE = frozenset(
 FUSED = frozenset({keras.activations.linear, keras.activations.relu, keras.activations.relu6})
 """What both runtimes compute inside the convolution, dense or add before it."""
 INTEGER = FUSED | {
-    getattr(keras.activations, name)
-    for name in "leaky_relu gelu silu hard_silu sigmoid tanh hard_tanh softmax exponential".split()
+    getattr(keras.activations, name) for name in "leaky_relu gelu sigmoid tanh hard_tanh softmax exponential".split()
 }
 """What both runtimes compute in whole numbers; all others but `WRITTEN` fall back to float in LiteRT."""
-WRITTEN = frozenset({keras.activations.hard_sigmoid})
-"""What is written as several layers that both runtimes compute in whole numbers."""
+WRITTEN = frozenset({keras.activations.hard_sigmoid, keras.activations.silu, keras.activations.hard_silu})
+"""What is written as several layers, which both runtimes compute in the same whole numbers."""
 
 
 def activate(ids: ChannelIds, out: Ids, activation: Callable[..., Any] | None) -> None:

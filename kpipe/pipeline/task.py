@@ -7,7 +7,7 @@ import numpy as np
 
 from kpipe import graph
 from kpipe.errors import KpipeError
-from kpipe.fake_quant import FakeQuant
+from kpipe.fake_quant import ROUNDING
 from kpipe.registry import nearest
 from kpipe.saliency.metrics import hits_of
 
@@ -94,7 +94,7 @@ def gives_probabilities(model: keras.Model) -> bool:
         >>> gives_probabilities(keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, activation="softmax")]))
         True
     """
-    return graph.gives_probabilities(model, passing=(FakeQuant,))
+    return graph.gives_probabilities(model, passing=ROUNDING)
 
 
 def classifies(labels: np.ndarray, loss: str = "auto") -> bool:

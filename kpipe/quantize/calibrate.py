@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from kpipe.fake_quant import FakeQuant
+from kpipe.fake_quant import FakeQuant, QuantizedBias
 from kpipe.graph import Flow, Site, evaluate, sites
 from kpipe.quantize.observers import Observer, observer_of
 from kpipe.quantize.seen import Recorder
@@ -18,7 +18,7 @@ def calibrate(
 ) -> keras.Model:
     """Set each range of a quantized model to what an observer makes of the values seen; ranges fixed by a runtime stay.
 
-    The samples run through rounded weights but unrounded activations, so the order of the ranges plays no part.
+    The samples run through rounded weights, unrounded activations and biases, so the order of the ranges plays no part.
 
     Args:
         model: A model with `FakeQuant` layers; its ranges are set in place.
@@ -54,6 +54,8 @@ def observe(flow: Flow, inputs: Sequence[np.ndarray], seen: dict[str, Recorder],
     """
 
     def call(site: Site, *args, **kwargs):
+        if isinstance(site.operation, QuantizedBias):  # the grid that it looks at is not known yet
+            return args[0]
         if not isinstance(site.operation, FakeQuant):
             told = {"training": False} if getattr(site.operation, "_call_has_training_arg", False) else {}
             return site.operation(*args, **{**kwargs, **told})

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from kpipe.errors import KpipeError
-from kpipe.fake_quant import FakeQuant
+from kpipe.fake_quant import ROUNDING
 from kpipe.graph import Flow, Site, at_inference, evaluate, sites
 
 Call = tuple[str, int]
@@ -62,7 +62,7 @@ def _decisions(flow: Flow, inputs: Sequence[np.ndarray], deciding: Set[Call], ro
     found: dict[Call, np.ndarray] = {}
 
     def call(site: Site, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(site.operation, FakeQuant) and not rounds:
+        if isinstance(site.operation, ROUNDING) and not rounds:
             return args[0]
         y = at_inference(site.operation, *args, **kwargs)
         if (site.path, site.call) in deciding:

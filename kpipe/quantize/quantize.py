@@ -124,7 +124,7 @@ def quantize(
     flow, whole_numbers = sites(model), plan.activations is not None
     refuse_unsupported(flow, whole_numbers)
     with float32_policy():
-        plain = split(model)
+        plain = split(model, functions=whole_numbers)
     found = reasons_against(flow, whole_numbers)
     within = reasons_against(sites(plain.model), whole_numbers)  # of layers that were taken apart, too
     found |= {name: reason for name, reason in within.items() if plain.origins.get(name, name) not in found}

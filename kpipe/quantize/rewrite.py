@@ -14,16 +14,20 @@ from kpipe.fake_quant import (
     FakeQuant,
     Island,
     MaskedSoftmax,
+    QuantizedBias,
     QuantizedModel,
     QuantizedWeights,
+    grid_before,
     is_linear,
     kind_of,
+    products_of,
     whole_windows,
 )
 from kpipe.graph import Flow, Site, replay, sites
 from kpipe.layers import Quantization
 from kpipe.layers.operations.operands import classes
-from kpipe.quantize.split import Split, unique
+from kpipe.quantize.functions import unique
+from kpipe.quantize.split import Split
 
 FIXED_RANGES = {
     keras.activations.softmax: (0.0, 255 / 256),
@@ -44,6 +48,8 @@ FIXED_BY_CLASS = {L.Softmax: (0.0, 255 / 256), MaskedSoftmax: (0.0, 255 / 256)} 
 
 def rewrite(plain: Split, momentum: float, bits: Mapping[str, int | None], activations: bool = True) -> keras.Model:
     """Put fake quantization into a model; ranges are not calibrated yet.
+
+    What a layer adds to its products, its bias or that of the batch norm behind it, is rounded to their grid.
 
     A range follows the inputs and each group that a runtime computes at once: a convolution or dense layer with its
     batch norm and ReLU, an addition with its ReLU, any other layer that makes new values. None follows layers that only
@@ -88,7 +94,8 @@ class _Rewriter:
         """Give the output of a site, rounded where the runtimes round it."""
         layer, kind = site.operation, self.kind(site)
         if self.activations and kind != "float" and keeps_grid(site):
-            return range_before(args[0])(layer(*args, **kwargs), observe=False)
+            grid: Any = grid_before(args[0])
+            return grid(layer(*args, **kwargs), observe=False)
         if kind == "weights" and id(layer) not in self.wrappers:
             wrapper = QuantizedWeights(layer, bits=self.bits.get(layer.name) or 8, name=layer.name)
             self.wrappers[id(layer)] = wrapper
@@ -99,6 +106,8 @@ class _Rewriter:
             self.islands[id(layer)] = Island(layer, name=layer.name)
         called: Any = self.wrappers.get(id(layer)) or self.islands.get(id(layer), layer)
         y = called(*args, **kwargs)
+        if kind != "float" and not self.normalised_onward(site):
+            y = self.on_bias_grid(site, y)
         if kind == "same" or self.fused_onward(site) or self.copied_onward(site):
             return y
         if kind == "float" and not self.rounded_onward(site):
@@ -123,14 +132,28 @@ class _Rewriter:
         name = unique(f"{layer.name}_range", self.taken)
         return FakeQuant(momentum=self.momentum, fixed=fixed_range(layer), name=name)
 
+    def on_bias_grid(self, site: Site, y: Any) -> Any:
+        """Round what a site adds to its products, where it is such."""
+        weighted = isinstance(site.operation, keras.Layer) and not isinstance(y, (list, tuple, dict))
+        if not weighted or not is_linear(site.operation) or products_of(y) is None:
+            return y
+        return QuantizedBias(name=unique(f"{site.operation.name}_bias", self.taken))(y)
+
+    def normalised_onward(self, site: Site) -> bool:
+        """Say whether a batch norm will be folded into this site."""
+        following = self._only(site)
+        if following is None or self.kind(site) != "weights" or self.kind(following) != "normalise":
+            return False
+        return is_linear(site.operation)
+
     def fused_onward(self, site: Site) -> bool:
         """Say whether the runtimes compute this site at once with the only one that follows it."""
         following = self._only(site)
         if following is None:
             return False
         kind, next_kind = self.kind(site), self.kind(following)
-        if kind == "weights" and next_kind == "normalise":
-            return is_linear(site.operation)
+        if self.normalised_onward(site):
+            return True
         maker = self.makers[site.inputs[0]] if kind == "normalise" else site
         if next_kind != "fused" or isinstance(maker.operation, TRANSPOSED):
             return False
@@ -184,14 +207,6 @@ GREATEST = classes("numpy", "Max Min Amax Amin")
 ADDING = (L.Add, *classes("numpy", "Add"))
 AFFINE = (L.Rescaling, L.Normalization)
 """What is written as a depthwise convolution."""
-
-
-def range_before(x: Any) -> FakeQuant:
-    """Find the range of the grid on which a tensor lies, through layers that only move values."""
-    operation, node_index, _ = x._keras_history
-    if isinstance(operation, FakeQuant):
-        return operation
-    return range_before(operation._inbound_nodes[node_index].input_tensors[0])
 
 
 def fixed_range(layer: Any) -> tuple[float, float] | None:

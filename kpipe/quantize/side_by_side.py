@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kpipe.fake_quant import FakeQuant, QuantizedWeights
+from kpipe.fake_quant import ROUNDING, QuantizedWeights
 from kpipe.graph import Flow, Site, evaluate, sites
 
 MOST_BYTES = 2**28
@@ -79,6 +79,6 @@ def _called(operation: Any, *args: Any, **kwargs: Any) -> Any:
 
 def in_float(operation: Any, *args: Any, **kwargs: Any) -> Any:
     """Call what an operation of a quantized model rounds, without the rounding."""
-    if isinstance(operation, FakeQuant):
+    if isinstance(operation, ROUNDING):
         return args[0]
     return _called(operation.layer if isinstance(operation, QuantizedWeights) else operation, *args, **kwargs)

@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -17,13 +18,11 @@ from kpipe.graph import Site, answer_at_rest, before_probabilities, functional, 
 from kpipe.layers import FUSED, WRITTEN, quantization_of
 from kpipe.layers.operations.operands import classes
 from kpipe.quantize.attention import PROJECTIONS, Attention
+from kpipe.quantize.functions import FUNCTIONS, Naming, applied, function_parts, unique
 
 PAIRWISE = (L.Add, L.Multiply, L.Maximum, L.Minimum)
 """Layers that merge any number of tensors, of which the runtimes have integer kernels for two."""
 CONCATENATE, STACK, MAXIMUM, MINIMUM = classes("numpy", "Concatenate Stack Maximum Minimum")
-(HARD_SIGMOID,) = classes("nn", "HardSigmoid")
-Naming = Callable[[str], str]
-"""Gives a name that is free, beginning with another one."""
 SAME = 1e-4
 """How far the answers of a model that was taken apart may be from its own, relatively: sums in another order."""
 
@@ -43,16 +42,18 @@ class Split:
     output_names: list[str]
 
 
-def split(model: keras.Model) -> Split:
+def split(model: keras.Model, functions: bool = True) -> Split:
     """Copy a model with nested models written out and composite layers taken apart.
 
     A separable convolution becomes a depthwise and a pointwise one, attention its projections, products and softmax; a
     convolution or dense layer with an activation that no runtime fuses (softmax, sigmoid, any behind a transposed
     convolution, ...) becomes a linear one and an Activation, which keeps the name; a hard sigmoid a rescaling and a
-    ReLU; what merges more than two tensors becomes layers that merge two each, a stack becomes a concatenation.
+    ReLU, a (hard) swish the product of what goes in and its (hard) sigmoid; what merges more than two tensors becomes
+    layers that merge two each, a stack becomes a concatenation.
 
     Args:
         model: A built Functional or Sequential model; it is not changed.
+        functions: Whether such activations too; where activations are not rounded, they are best left whole.
 
     Returns:
         A Functional model that computes the same; a layer's name is its path with "_" for "/". Where attention is taken
@@ -67,7 +68,7 @@ def split(model: keras.Model) -> Split:
         >>> [layer.name for layer in apart.model.layers[1:]], apart.origins["classes_linear"]
         (['classes_linear', 'classes'], 'classes')
     """
-    splitter = _Splitter({site.path.replace("/", "_") for site in sites(model).sites})
+    splitter = _Splitter({site.path.replace("/", "_") for site in sites(model).sites}, functions)
     apart = replay(model, splitter)
     if splitter.attentions:
         _check_attention(model, apart, splitter.attentions)
@@ -120,8 +121,8 @@ def shapes_by_role(site: Site) -> dict[str, tuple[int | None, ...]]:
 class _Splitter:
     """Say for each site of a model what stands there in the one that is taken apart."""
 
-    def __init__(self, paths: set[str]) -> None:
-        self.paths = paths
+    def __init__(self, paths: set[str], functions: bool) -> None:
+        self.paths, self.functions = paths, functions
         self.made: dict[tuple[int, int], Callable[..., Any]] = {}
         self.names: set[str] = set()
         self.origins: dict[str, str] = {}
@@ -139,9 +140,10 @@ class _Splitter:
         layer, kind = site.operation, kind_of(site)
         if (as_layer := copying(site, name)) is not None:
             return as_layer[0], [as_layer[1]]
-        if isinstance(layer, (L.Activation, HARD_SIGMOID)) and kind == "split":
-            made = hard_sigmoid(name, self._free)
-            return _one_after_the_other(made), made
+        function = FUNCTIONS.get(type(layer), getattr(layer, "activation", None))
+        if kind == "split" and isinstance(layer, (L.Activation, *FUNCTIONS)) and self.functions:
+            written = function_parts(function, name, self._free)
+            return partial(applied, written), written
         if not isinstance(layer, keras.Layer):
             twin = copy_operation(layer, name)
             return twin, [twin]
@@ -152,15 +154,21 @@ class _Splitter:
         if _merges(layer) and len(site.inputs) > 2:
             pairs = in_pairs(layer, name, len(site.inputs), self._free)
             return _merging(pairs), pairs
-        if kind not in ("weights", "split") and quantization_of(layer) != "weights":
+        if isinstance(layer, L.Activation) or (
+            kind not in ("weights", "split") and quantization_of(layer) != "weights"
+        ):
             twin = copy_layer(layer)
             twin.name = name
             return twin, [twin]
         made = parts(layer, name, self._free)
+        behind: list[keras.Layer] = []
+        if made[-1].name != name:
+            written = self.functions and function in WRITTEN
+            behind = function_parts(function, name, self._free) if written else [L.Activation(function, name=name)]
         for part, shape in zip(made, _shapes(made, site.input_shapes[0]), strict=True):
             part.build(shape)
         copy_weights(layer, made)
-        return _one_after_the_other(made), made
+        return _one_after_the_other(made, behind), [*made, *behind]
 
     def _free(self, name: str) -> str:
         """Take a name that neither a layer of the model has nor one that was made, of which `name` is the beginning."""
@@ -170,12 +178,12 @@ class _Splitter:
         return found
 
 
-def _one_after_the_other(layers: list[keras.Layer]) -> Callable[..., Any]:
+def _one_after_the_other(layers: list[keras.Layer], function: list[keras.Layer]) -> Callable[..., Any]:
     def call(x: Any, *args: Any, **kwargs: Any) -> Any:
         y = layers[0](x, *args, **kwargs)
         for layer in layers[1:]:
             y = layer(y)
-        return y
+        return applied(function, y)
 
     return call
 
@@ -236,33 +244,18 @@ def _shapes(layers: list[keras.Layer], shape: tuple[int | None, ...]) -> list[An
     return shapes
 
 
-def unique(name: str, taken: set[str]) -> str:
-    """Give `name`, or `name` with a number that is not taken, and take it."""
-    number, candidate = 1, name
-    while candidate in taken:
-        number, candidate = number + 1, f"{name}_{number}"
-    taken.add(candidate)
-    return candidate
-
-
 def parts(layer: Any, name: str, free: Naming) -> list[keras.Layer]:
-    """Give fresh layers that together do what `layer` does, called one after the other; the last has the name."""
+    """Give fresh layers that together do what `layer` does, called one after the other.
+
+    The last one has the name, unless it lacks the activation function, which no runtime fuses.
+    """
     activation = layer.activation
     fused = is_linear(layer) or (activation in FUSED and not isinstance(layer, TRANSPOSED))
     config = {**layer.get_config(), "name": name if fused else free(f"{name}_linear")}
     if not fused:
         config["activation"] = "linear"
     whole = quantization_of(layer) == "weights"
-    made = [type(layer).from_config(config)] if whole else _halves(type(layer), config, free(f"{name}_depthwise"))
-    if fused:
-        return made
-    function = hard_sigmoid(name, free) if activation in WRITTEN else [L.Activation(activation, name=name)]
-    return [*made, *function]
-
-
-def hard_sigmoid(name: str, free: Naming) -> list[keras.Layer]:
-    """Give layers that together are a hard sigmoid, min(max(x / 6 + 1 / 2, 0), 1); the last has the name."""
-    return [L.Rescaling(1 / 6, 0.5, name=free(f"{name}_rescaled")), L.ReLU(1.0, name=name)]
+    return [type(layer).from_config(config)] if whole else _halves(type(layer), config, free(f"{name}_depthwise"))
 
 
 def _halves(cls: type, config: dict[str, Any], name: str) -> list[keras.Layer]:

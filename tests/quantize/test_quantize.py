@@ -87,7 +87,7 @@ def test_other_activations_are_split_off_and_keep_the_name():
     model = keras.Sequential([keras.Input((3,)), L.Dense(4, activation="softmax", name="classes")])
     made = kpipe.quantize(model, calibration=np.eye(3, dtype="float32"))
     kinds = [type(layer).__name__ for layer in made.layers[2:]]
-    assert kinds == ["QuantizedWeights", "FakeQuant", "Activation", "FakeQuant"]
+    assert kinds == ["QuantizedWeights", "QuantizedBias", "FakeQuant", "Activation", "FakeQuant"]
     assert made.layers[-2].name == "classes"
     assert float(made.layers[-1].high) == pytest.approx(255 / 256)
 

@@ -18,9 +18,9 @@ _register(
     "same",
 )
 _register(classes("core", "Cast"), lambda operation: "same" if operation.dtype == "float32" else "float")
-_register((*classes("numpy", "Stack"), *classes("nn", "HardSigmoid")), "split")
+_register((*classes("numpy", "Stack"), *classes("nn", "HardSigmoid HardSilu Silu")), "split")
 _register(classes("nn", "Relu Relu6"), "fused")
 _register(classes("numpy", "Add Subtract Multiply Maximum Minimum Absolute Abs Exp Tanh Mean Concatenate"), "output")
 _register(classes("numpy", "Max Min Amax Amin"), "output")
-_register(classes("nn", "Gelu HardSilu LeakyRelu Sigmoid Silu Softmax"), "output")
+_register(classes("nn", "Gelu LeakyRelu Sigmoid Softmax"), "output")
 _register(classes("numpy", "Matmul Einsum"), "output")

@@ -1,0 +1,176 @@
+"""Biases on the grid of the products: against naive integer arithmetic, and against the files of a deep network."""
+
+import copy
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+
+import kpipe
+from kpipe.export import FORMATS
+from kpipe.export.verify import predict
+from kpipe.fake_quant import FakeQuant, QuantizedBias, bake
+from kpipe.fake_quant.fold import multiplier_and_offset
+from kpipe.fake_quant.layers import QuantizedWeights
+from tests.models import randomised
+
+
+def drawn(*shape):
+    """Draw standard-normal inputs."""
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+PLACES = drawn(8, 5, 5, 3)
+
+
+def grid_of(x):
+    """Give the step and the level of 0 of the least grid of 256 levels, one of them 0, that holds all of `x`."""
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    zero = np.round(-low * 255 / (high - low))
+    return max(high / (255 - zero), -low / zero), zero
+
+
+def integer_dense(x, kernel, bias, levels=127):
+    """Compute a dense layer as an integer kernel does: whole numbers alone, then one product with the scales.
+
+    Args:
+        x: (n, in), on a grid of 8 bits from its least to its greatest value, widened to 0.
+        kernel: (in, out).
+        bias: (out,).
+        levels: Greatest level of the weights.
+
+    Returns:
+        (n, out), in float64, not rounded to the output's grid.
+    """
+    step, zero = grid_of(x)
+    scales = np.abs(kernel).max(axis=0) / levels
+    inputs = np.clip(np.round(x / step) + zero, 0, 255) - zero
+    sums = inputs @ np.round(kernel / scales) + np.round(bias / (step * scales))
+    return sums * step * scales
+
+
+def before_last_range(made, x):
+    """Give what goes into the last range of a model."""
+    return predict(keras.Model(made.inputs, made.layers[-1].input), [x])[0]
+
+
+def net(*layers, shape=(6,)):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input(shape), *layers])
+    return randomised(model)
+
+
+@pytest.mark.parametrize(("scheme", "levels"), [("int8", 127), ("w4a8", 7)])
+@pytest.mark.parametrize("with_norm", [False, True])
+def test_a_dense_layer_adds_whole_numbers(scheme, levels, with_norm):
+    x = drawn(64, 6)
+    model = net(L.Dense(4, name="fc"), *([L.BatchNormalization()] if with_norm else []))
+    made = kpipe.quantize(model, scheme, calibration=x)
+    kernel, bias = (np.asarray(value, np.float64) for value in model.get_layer("fc").get_weights())
+    if with_norm:
+        multiplier, offset = multiplier_and_offset(model.layers[-1])
+        kernel, bias = kernel * multiplier, bias * multiplier + offset
+    expected = integer_dense(x.astype(np.float64), kernel, bias, levels)
+    np.testing.assert_allclose(before_last_range(made, x), expected, atol=2e-6)
+    step = grid_of(x)[0] * np.abs(kernel).max(axis=0) / levels
+    unrounded = expected - np.round(bias / step) * step + bias
+    assert np.abs(unrounded - expected).max() > 2e-5  # what a bias in float gives
+
+
+@pytest.mark.parametrize(
+    ("layer", "values"),
+    [
+        (L.BatchNormalization(), None),
+        (L.Rescaling(0.4, -0.37), (0.4, -0.37)),
+        (L.Normalization(mean=0.3, variance=1.7), (1.7**-0.5, -0.3 * 1.7**-0.5)),
+    ],
+    ids=["norm", "rescaling", "normalization"],
+)
+def test_what_scales_alone_adds_whole_numbers(layer, values):
+    made = kpipe.quantize(net(layer, shape=(5, 5, 3)), calibration=PLACES)
+    m, b = multiplier_and_offset(layer) if values is None else values
+    step, zero = grid_of(PLACES)
+    grid = step * np.abs(m) / 127
+    expected = (np.round(PLACES / step + zero) - zero) * step * m + np.round(b / grid) * grid
+    np.testing.assert_allclose(before_last_range(made, PLACES), expected, atol=2e-6)
+
+
+def test_nothing_is_added_in_training_nor_without_a_bias():
+    made = kpipe.quantize(net(L.Conv2D(4, 3), L.Conv2D(4, 3, use_bias=False), shape=(5, 5, 3)), calibration=PLACES)
+    (layer,) = [layer for layer in made.layers if isinstance(layer, QuantizedBias)]
+    y = np.zeros((1, 3, 3, 4), "float32")
+    assert np.abs(np.asarray(layer(y, training=False))).max() > 0
+    assert np.abs(np.asarray(layer(y, training=True))).max() == 0
+    assert not layer.weights
+
+
+def test_a_layer_called_on_two_grids_has_a_bias_on_each():
+    x, wide, shared = keras.Input((6,)), L.Rescaling(7.3), L.Dense(4)
+    model = keras.Model(x, L.Concatenate()([L.ReLU()(shared(x)), shared(wide(x))]))
+    randomised(model)
+    made = kpipe.quantize(model, calibration=drawn(64, 6))
+    found = [layer for layer in made.layers if isinstance(layer, QuantizedBias) and "dense" in layer.name]
+    ends = [np.asarray(layer.rounding()) for layer in found]
+    assert len(found) == 2 and not np.array_equal(*ends)
+    inputs = [drawn(32, 6)]
+    np.testing.assert_allclose(predict(bake(made), inputs)[0], predict(made, inputs)[0], atol=0.2)
+
+
+@pytest.mark.parametrize("copied", ["saved", "cloned", "deep"])
+def test_a_copy_rounds_biases_too(copied, tmp_path):
+    made = kpipe.quantize(net(L.Conv2D(4, 3), L.BatchNormalization(), shape=(5, 5, 3)), calibration=PLACES)
+    if copied == "saved":
+        made.save(tmp_path / "q.keras")
+        again = keras.models.load_model(tmp_path / "q.keras")
+    elif copied == "cloned":
+        again = keras.models.clone_model(made)
+        again.set_weights(made.get_weights())
+    else:
+        again = copy.deepcopy(made)
+    np.testing.assert_array_equal(before_last_range(again, PLACES), before_last_range(made, PLACES))
+
+
+def mobile_net():
+    """Six depthwise separable blocks, which make much of little."""
+    keras.utils.set_random_seed(1)
+    y = x = keras.Input((16, 16, 3))
+    for index in range(6):
+        y = L.DepthwiseConv2D(3, padding="same", use_bias=False)(y)
+        y = L.ReLU()(L.BatchNormalization()(y))
+        y = L.Conv2D(16, 1, strides=2 if index in (1, 3) else 1, use_bias=False)(y)
+        y = L.Activation(["relu", "silu", "hard_silu"][index % 3])(L.BatchNormalization()(y))
+    model = keras.Model(x, L.Dense(5)(L.GlobalAveragePooling2D()(y)))
+    randomised(model)
+    norms = [layer for layer in model.layers if isinstance(layer, L.BatchNormalization)]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(drawn(256, 16, 16, 3), training=True)
+    return model
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_files_of_a_deep_network_answer_as_the_model_does(name, tmp_path, monkeypatch):
+    model = mobile_net()
+    x = drawn(128, 16, 16, 3)
+    made = kpipe.quantize(model, calibration=x[:64])
+    last = made.layers[-1]
+    assert isinstance(last, FakeQuant)
+    step = (last.range()[1] - last.range()[0]) / 255
+    path = Path(tmp_path) / f"deep{FORMATS[name].suffix}"
+    kpipe.export(made, path, data=x)
+    with FORMATS[name].runtime(path) as runtime:
+        (answers,) = runtime.run([x])
+    apart = np.abs(answers - predict(made, [x])[0]).mean() / step
+    monkeypatch.setattr(QuantizedBias, "call", lambda self, x, training=None: x)
+    without = np.abs(answers - predict(made, [x])[0]).mean() / step
+    assert apart < 0.1 < without
+
+
+def test_kernels_have_a_greatest_weight_for_each_channel():
+    layer = QuantizedWeights(L.DepthwiseConv2D(3, depth_multiplier=2))
+    layer(PLACES)
+    (kernel,) = layer.kernels()
+    expected = np.abs(layer.layer.get_weights()[0]).max(axis=(0, 1)).reshape(-1)
+    np.testing.assert_array_equal(np.asarray(layer.greatest(kernel)), expected)
