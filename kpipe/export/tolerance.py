@@ -21,7 +21,7 @@ WITHIN_TWO_STEPS, MOST_STEPS, ARGMAX_AGREEMENT = 0.97, 6.0, 0.99
 """What a file in whole numbers must reach: fraction within two steps, greatest difference in steps, fraction of equal
 argmax."""
 COARSE = {"w4a8": (0.9, 8.0)}
-"""The first two of files with weights of 4 bits. LiteRT's kernels for such convolutions round twice, to a 2ⁿth part of a
+"""The first two of files with weights of 4 bits. LiteRT rounds twice in such convolutions, to a 2ⁿth part of a
 step and then to a step, which brings one value in 2ⁿ⁺¹ to the next one; n is 5 where a step of the output is 32 of the
 products. A MobileNet's first layer gave 1.4 % of its values so, and onnxruntime none."""
 SIGNAL_TO_NOISE, FLOAT_ARGMAX = 20.0, 0.9
