@@ -27,7 +27,7 @@ def widen(low: float, high: float) -> tuple[float, float]:
 
 
 def through_zero(low: Any, high: Any, bits: int = 8) -> tuple[Any, Any]:
-    """Stretch a range, by at most a step, so that 0 is one of its levels and both ends are.
+    """Stretch a range so that 0 is one of its levels, as both ends are.
 
     TensorFlow shifts a range by up to half a step for that. The range (-1, 1) of images made by k / 127.5 - 1 it shifts
     by just half a step, and then each pixel lies in the middle between two levels: one runtime rounds it up, the next
@@ -43,13 +43,22 @@ def through_zero(low: Any, high: Any, bits: int = 8) -> tuple[Any, Any]:
 
     Example:
         >>> [[round(float(end), 5) for end in through_zero(*ends)] for ends in ((-1.0, 1.0), (0.0, 2.0), (-3.0, 0.0))]
-        [[-1.00787, 1.0], [0.0, 2.0], [-3.0, 0.0]]
+        [[-1.0, 1.00787], [0.0, 2.0], [-3.0, 0.0]]
     """
     low, high = (tf.convert_to_tensor(end, tf.float32) for end in (low, high))
-    most = 2**bits - 1
-    zero = tf.clip_by_value(tf.round(-low * most / (high - low)), 0.0, float(most))
-    step = tf.maximum(tf.math.divide_no_nan(high, most - zero), tf.math.divide_no_nan(-low, zero))
+    most = float(2**bits - 1)
+    below = tf.clip_by_value(tf.floor(-low * most / (high - low)), 0.0, most - 1)
+    zeros = tf.stack([below, below + 1])  # the levels of 0 that come into question
+    steps = tf.maximum(_step_to(high, most - zeros), _step_to(-low, zeros))
+    best = tf.argmin(steps)
+    zero, step = tf.gather(zeros, best), tf.gather(steps, best)
     return -zero * step, (most - zero) * step
+
+
+def _step_to(end: Any, levels: Any) -> Any:
+    """Give the step with which so many levels reach an end; there is none where no levels are to reach beyond 0."""
+    without = tf.where(end > 0, np.float32(np.inf), np.float32(0.0))
+    return tf.where(levels > 0, tf.math.divide_no_nan(end, levels), without)
 
 
 def channel_axes(layout: Layout, rank: int) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kpipe.fake_quant.affine import channel_axes, channel_scales, on_grid, to_levels, widen
+from kpipe.fake_quant.affine import channel_axes, channel_scales, on_grid, through_zero, to_levels, widen
 from kpipe.layers import DEPTHWISE, NATURAL
 
 
@@ -14,6 +14,31 @@ def test_widened_range_holds_zero_and_has_a_width(seen):
     assert low <= 0.0 <= high
     assert low <= seen[0] or seen[0] > 0
     assert high - low > 1e-6
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_range_is_stretched_until_zero_is_a_level(bits):
+    rng = np.random.default_rng(0)
+    for low, high in [(-1.0, 1.0), (0.0, 3.0), (-2.0, 0.0), *(rng.uniform(0, 5, (50, 2)) * (-1, 1))]:
+        begin, end = (float(each) for each in through_zero(low, high, bits))
+        step = (end - begin) / (2**bits - 1)
+        level = -begin / step
+        assert abs(level - round(level)) < 1e-4
+        assert begin <= low + 1e-6 and end >= high - 1e-6
+        feasible = [max(-low / k, high / (2**bits - 1 - k)) for k in range(1, 2**bits - 1)]
+        feasible += [high / (2**bits - 1)] * int(low == 0) + [-low / (2**bits - 1)] * int(high == 0)
+        assert step == pytest.approx(min(feasible), rel=1e-5)
+
+
+def test_pixels_do_not_lie_between_two_levels():
+    pixels = (np.arange(256) / 127.5 - 1).astype("float32")
+
+    def between(low, high):
+        """Give the fraction of pixels that lie in the middle between two levels, of which 0 is one."""
+        return np.mean(np.abs(pixels * 255 / (high - low) % 1 - 0.5) < 1e-3)
+
+    assert between(-1.0, 1.0) == 1.0
+    assert between(*(float(end) for end in through_zero(-1.0, 1.0))) < 0.02
 
 
 @pytest.mark.parametrize(("layout", "shape"), [(NATURAL, (3, 3, 4, 5)), (NATURAL, (7, 5)), (DEPTHWISE, (3, 3, 4, 2))])

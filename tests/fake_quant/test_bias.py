@@ -27,9 +27,8 @@ PLACES = drawn(8, 5, 5, 3)
 
 def grid_of(x):
     """Give the step and the level of 0 of the least grid of 256 levels, one of them 0, that holds all of `x`."""
-    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
-    zero = np.round(-low * 255 / (high - low))
-    return max(high / (255 - zero), -low / zero), zero
+    low, high = float(x.min()), float(x.max())
+    return min((max(high / (255 - zero), -low / zero), zero) for zero in range(1, 255))
 
 
 def integer_dense(x, kernel, bias, levels=127):
@@ -174,3 +173,16 @@ def test_kernels_have_a_greatest_weight_for_each_channel():
     (kernel,) = layer.kernels()
     expected = np.abs(layer.layer.get_weights()[0]).max(axis=(0, 1)).reshape(-1)
     np.testing.assert_array_equal(np.asarray(layer.greatest(kernel)), expected)
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_images_between_minus_one_and_one_are_rounded_alike(name, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 5, 5, 3))
+    x = (pixels / 127.5 - 1).astype("float32")
+    made = kpipe.quantize(net(L.Conv2D(4, 3), shape=(5, 5, 3)), calibration=x)
+    path = Path(tmp_path) / f"pixels{FORMATS[name].suffix}"
+    kpipe.export(made, path, data=x)
+    with FORMATS[name].runtime(path) as runtime:
+        (answers,) = runtime.run([x])
+    low, high = made.layers[-1].range()
+    assert np.mean(np.abs(answers - predict(made, [x])[0]) > (high - low) / 510) < 1e-3
