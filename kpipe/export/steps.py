@@ -91,7 +91,7 @@ def _made(tensor: Any) -> tuple[Any, Any]:
 
 
 def _step(rounding: FakeQuant) -> float:
-    low, high = rounding.range()
+    low, high = rounding.grid()
     return (high - low) / (2**rounding.bits - 1)
 
 

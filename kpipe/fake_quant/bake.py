@@ -157,7 +157,7 @@ class _Baker:
     def _range(self, operation: FakeQuant) -> Any:
         """Give a range that stays as it is: converters look for constants."""
         if (id(operation),) not in self.made:
-            self.made[id(operation),] = FakeQuant(operation.bits, fixed=operation.range(), name=operation.name)
+            self.made[id(operation),] = FakeQuant(operation.bits, fixed=operation.grid(), name=operation.name)
         return self.made[id(operation),]
 
     def _on_grid(self, site: Site, key: int, x: Any) -> Any:
@@ -177,17 +177,17 @@ class _Baker:
                 break
             key = maker.inputs[0]
         following = self.flow.consumers(site)[0].operation
-        return FakeQuant(following.bits, fixed=following.range())(x)
+        return FakeQuant(following.bits, fixed=following.grid())(x)
 
     def _ends_below(self, site: Site) -> bool:
         """Say whether the grid behind a ReLU ends no later than the ReLU does."""
         following = [one.operation for one in self.flow.consumers(site)]
-        return all(isinstance(one, FakeQuant) and one.range()[1] <= site.operation.max_value for one in following)
+        return all(isinstance(one, FakeQuant) and one.grid()[1] <= site.operation.max_value for one in following)
 
     def _average(self, site: Site, inputs: list[Any]) -> Any:
         """Write an average as a sum on a grid n times as coarse, and its nth part: the whole numbers are the same."""
         count, following = len(inputs), self.flow.consumers(site)[0].operation
-        low, high = following.range()
+        low, high = following.grid()
         coarse = FakeQuant(following.bits, fixed=(count * low, count * high))
         return L.Rescaling(1 / count)(coarse(L.Add()(inputs)))
 
@@ -230,9 +230,9 @@ class _Baker:
         return keras.ops.reshape(self.made[key](spread), (-1, *shape[1:]))
 
 
-def _ended(x: Any, most: float, grid: FakeQuant) -> Any:
+def _ended(x: Any, most: float, rounding: FakeQuant) -> Any:
     """Let values end where their grid does, for runtimes that give them another one at once."""
-    return FakeQuant(grid.bits, fixed=grid.range())(keras.ops.minimum(x, most))
+    return FakeQuant(rounding.bits, fixed=rounding.grid())(keras.ops.minimum(x, most))
 
 
 def whole_windows(layer: Any, shape: tuple[int | None, ...]) -> bool:

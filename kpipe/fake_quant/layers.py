@@ -75,7 +75,7 @@ class FakeQuant(keras.layers.Layer):
         return self.fixed is None and self.momentum < 1.0
 
     def ends(self) -> tuple[Any, Any]:
-        """Give the range as tensors, stretched so that 0 is a level; where it is fixed they are constants."""
+        """Give the least and the greatest level as tensors; constants where the range is fixed."""
         if self.fixed is None:
             return through_zero(self.low.value, self.high.value, self.bits)
         with tf.init_scope():
@@ -83,7 +83,12 @@ class FakeQuant(keras.layers.Layer):
         return tf.constant(low), tf.constant(high)
 
     def range(self) -> tuple[float, float]:
-        """Give the range on which it rounds, (low, high)."""
+        """Give the range, (low, high), as it was set or followed."""
+        low, high = (float(np.asarray(end)) for end in (self.low, self.high))
+        return low, high
+
+    def grid(self) -> tuple[float, float]:
+        """Give the least and the greatest level to which it rounds."""
         low, high = (float(np.asarray(end)) for end in self.ends())
         return low, high
 

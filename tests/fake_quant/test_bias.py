@@ -156,7 +156,7 @@ def test_files_of_a_deep_network_answer_as_the_model_does(name, tmp_path, monkey
     made = kpipe.quantize(model, calibration=x[:64])
     last = made.layers[-1]
     assert isinstance(last, FakeQuant)
-    step = (last.range()[1] - last.range()[0]) / 255
+    step = (last.grid()[1] - last.grid()[0]) / 255
     path = Path(tmp_path) / f"deep{FORMATS[name].suffix}"
     kpipe.export(made, path, data=x)
     with FORMATS[name].runtime(path) as runtime:
@@ -184,5 +184,5 @@ def test_images_between_minus_one_and_one_are_rounded_alike(name, tmp_path):
     kpipe.export(made, path, data=x)
     with FORMATS[name].runtime(path) as runtime:
         (answers,) = runtime.run([x])
-    low, high = made.layers[-1].range()
+    low, high = made.layers[-1].grid()
     assert np.mean(np.abs(answers - predict(made, [x])[0]) > (high - low) / 510) < 1e-3

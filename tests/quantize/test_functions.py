@@ -51,7 +51,7 @@ def test_a_gate_has_a_range_of_its_own(function):
     assert [name for name in found if name.startswith("act") and not name.endswith(("_range", "_bias"))] == [
         "act" if part == "act" else f"act_{part}" for part in GATED[function]
     ]
-    low, high = made.get_layer("act_gate_range").range()
+    low, high = made.get_layer("act_gate_range").grid()
     assert low == 0.0 and 0.9 < high <= 1.0
 
 
@@ -69,7 +69,7 @@ def test_files_answer_with_the_same_whole_numbers(function, name, tmp_path):
     kpipe.export(made, path, data=X)
     with FORMATS[name].runtime(path) as runtime:
         (answers,) = runtime.run([X])
-    low, high = made.layers[-1].range()
+    low, high = made.layers[-1].grid()
     assert np.mean(np.abs(answers - predict(made, [X])[0]) > (high - low) / 510) < 1e-3
 
 

@@ -130,7 +130,7 @@ def test_a_corrected_bias_gives_back_the_mean():
     made = in_four_bits(net, x)
     before = np.abs(np.asarray(made(x)).mean(0) - np.asarray(net(x)).mean(0)).max()
     correct_biases(made, [x])
-    step = (made.layers[-1].range()[1] - made.layers[-1].range()[0]) / 255
+    step = (made.layers[-1].grid()[1] - made.layers[-1].grid()[0]) / 255
     after = np.abs(np.asarray(made(x)).mean(0) - np.asarray(net(x)).mean(0)).max()
     assert after < step / 2 < 0.02 < before
 
