@@ -46,9 +46,9 @@ support, arm64_check = program("support"), program("arm64_check")
 def tables(text):
     """Read the page: format -> (columns, model -> cells)."""
     found = {}
-    for part in re.split(r"^## (?=\.)", text, flags=re.MULTILINE)[1:]:
+    for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:1] == "|"]
-        if rows:
+        if part[0] == ".":
             found[part.splitlines()[0]] = (rows[0][1:], {row[0]: row[1:] for row in rows[2:]})
     return found
 
@@ -67,6 +67,10 @@ def test_the_page_has_every_format_precision_and_network():
         assert list(rows)[: len(ZOO)] == list(ZOO)
         assert set(slow) >= set(list(rows)[len(ZOO) :])
         assert not [cells for cells in rows.values() if "—" in cells or any("fault" in cell for cell in cells)]
+
+
+def test_each_family_has_its_steps_of_training():
+    assert sorted(support.families.STEPS) == sorted(support.families.zoo.FAMILIES)
 
 
 def test_the_page_is_what_was_measured():

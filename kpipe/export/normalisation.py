@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from kpipe.export.signature import input_names
-from kpipe.fake_quant import ROUNDING
+from kpipe.fake_quant import RESCALING, ROUNDING
 from kpipe.layers.preprocessing import scale_and_offset
 
 MOST = 1024
@@ -34,7 +34,7 @@ def normalisations(model: keras.Model) -> list[dict[str, Any]]:
     for name, tensor in zip(input_names(model), model.inputs, strict=True):
         scale, offset, scaled = np.ones(()), np.zeros(()), False
         layer, after = _alone_behind(model, tensor)
-        while isinstance(layer, (*ROUNDING, keras.layers.Rescaling, keras.layers.Normalization)):
+        while isinstance(layer, (*ROUNDING, *RESCALING)):
             if not isinstance(layer, ROUNDING):
                 own_scale, own_offset = scale_and_offset(layer)
                 scale, offset, scaled = scale * own_scale, offset * own_scale + own_offset, True

@@ -1,7 +1,7 @@
 """Fake quantization: the layers that a quantized model is made of, their arithmetic, and how they are baked."""
 
-from kpipe.fake_quant.bake import AVERAGE, COPYING, ENDS, bake, is_quantized, whole_windows
-from kpipe.fake_quant.bias import ROUNDING, QuantizedBias, grid_before, products_of
+from kpipe.fake_quant.bake import AVERAGE, COPYING, ENDS, bake, is_quantized, takes_norm, whole_windows
+from kpipe.fake_quant.bias import RESCALING, ROUNDING, QuantizedBias, grid_before, products_of
 from kpipe.fake_quant.island import Island, MaskedSoftmax
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
 from kpipe.fake_quant.masking import LOST_MASK, without_masks
@@ -35,6 +35,7 @@ __all__ = [
     "COPYING",
     "ENDS",
     "LOST_MASK",
+    "RESCALING",
     "ROUNDING",
     "SCHEMES",
     "TRANSPOSED",
@@ -62,6 +63,7 @@ __all__ = [
     "rounds_activations",
     "rounds_weights",
     "scheme_of",
+    "takes_norm",
     "whole_windows",
     "why_float",
     "wider_layers",

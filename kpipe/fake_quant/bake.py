@@ -9,7 +9,8 @@ from keras import layers as L
 
 from kpipe.copies import copy_layer, copy_operation
 from kpipe.errors import KpipeError
-from kpipe.fake_quant.bias import QuantizedBias
+from kpipe.fake_quant.affine import channel_axes
+from kpipe.fake_quant.bias import RESCALING, QuantizedBias
 from kpipe.fake_quant.fold import multiplier_and_offset, uneven
 from kpipe.fake_quant.island import Island
 from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
@@ -18,7 +19,7 @@ from kpipe.fake_quant.plain import plain_layer
 from kpipe.fake_quant.sequences import MAPS, Row
 from kpipe.fake_quant.support import is_linear, rounds_activations, why_float
 from kpipe.graph import Flow, Site, replay, sites
-from kpipe.layers import quantization_of
+from kpipe.layers import KERNEL_ROLES, quantization_of, weights
 from kpipe.layers.preprocessing import scale_and_offset
 
 MEANS = (
@@ -105,7 +106,7 @@ class _Baker:
         operation = site.operation
         if isinstance(operation, L.BatchNormalization):
             return self._affine(site, args[0], *multiplier_and_offset(operation))
-        if isinstance(operation, (L.Rescaling, L.Normalization)):
+        if isinstance(operation, RESCALING):
             channels = site.input_shapes[0][-1:]
             ends = (np.broadcast_to(end, channels) for end in scale_and_offset(operation))
             return self._affine(site, args[0], *ends)
@@ -182,7 +183,7 @@ class _Baker:
     def _ends_below(self, site: Site) -> bool:
         """Say whether the grid behind a ReLU ends no later than the ReLU does."""
         following = [one.operation for one in self.flow.consumers(site)]
-        return all(isinstance(one, FakeQuant) and one.grid()[1] <= site.operation.max_value for one in following)
+        return all(isinstance(one, FakeQuant) and one.range()[1] <= site.operation.max_value for one in following)
 
     def _average(self, site: Site, inputs: list[Any]) -> Any:
         """Write an average as a sum on a grid n times as coarse, and its nth part: the whole numbers are the same."""
@@ -217,9 +218,9 @@ class _Baker:
 
     def _affine(self, site: Site, x: Any, multiplier: np.ndarray, offset: np.ndarray) -> Any:
         """Write x · m + b, m and b (channels,), as a 1 × 1 depthwise convolution, which int8 can hold exactly."""
-        shape, key = site.input_shapes[0], (id(site.operation),)
+        shape, key = site.input_shapes[0], (id(site.operation), site.input_shapes[0][-1])
         if key not in self.made:
-            layer = self.made[key] = L.DepthwiseConv2D(1, name=site.operation.name)
+            layer = self.made[key] = L.DepthwiseConv2D(1, name=self._name(site))
             layer.build((None, None, None, shape[-1]))
             rounded = offset + self._bias_rounding(site.operation)
             layer.set_weights([multiplier.reshape(1, 1, -1, 1), uneven(rounded)])
@@ -257,7 +258,17 @@ def whole_windows(layer: Any, shape: tuple[int | None, ...]) -> bool:
 
 def foldable(flow: Flow, site: Site) -> Site | None:
     """Give the batch norm that can be folded into the layer at `site`: the only one that takes its linear output."""
-    consumers, layer = flow.consumers(site), getattr(site.operation, "layer", site.operation)
-    if len(consumers) != 1 or flow.is_output(site) or not is_linear(layer):
+    consumers = flow.consumers(site)
+    if len(consumers) != 1 or flow.is_output(site) or not takes_norm(site):
         return None
     return consumers[0] if isinstance(consumers[0].operation, L.BatchNormalization) else None
+
+
+def takes_norm(site: Site) -> bool:
+    """Say whether a layer computes sums of products with one channel for each entry of the last axis, and no more."""
+    layer = getattr(site.operation, "layer", site.operation)
+    if not is_linear(layer):
+        return False
+    kernels = [weight for weight in weights(layer) if weight.role in KERNEL_ROLES]
+    shapes = [(tuple(one.variable.shape), channel_axes(one.layout, len(one.variable.shape))) for one in kernels]
+    return [np.prod([shape[axis] for axis in axes]) for shape, axes in shapes] == [site.output_shapes[0][-1]]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import layers as L
 
@@ -27,7 +28,8 @@ class QuantizedBias(keras.layers.Layer):
     next one; without it, fifty layers on, a file and its model have little in common but their accuracy.
 
     It has no weights, and finds what it needs in the graph in which it was called first: the layer before it, and the
-    range before that. In training nothing is added, for there a batch norm takes the statistics of the batch.
+    range before that. So it belongs to that graph; another one needs one of its own. In training nothing is added, for
+    there a batch norm takes the statistics of the batch.
 
     Args:
         **kwargs: What a Keras layer takes.
@@ -113,20 +115,21 @@ def products_of(tensor: Any) -> Products | None:
         return None
     if weighted:
         return _weighted(layer, norm, grid)
+    if alone:
+        multiplier, offset = norm_as_affine(layer)
+        return Products(offset, tf.abs(multiplier), BYTE_END, grid)
     with tf.init_scope():  # the layer holds arrays, which a graph that is being made cannot read
-        ends = None if alone else [tf.constant(end, tf.float64) for end in scale_and_offset(layer)]
-    multiplier, offset = norm_as_affine(layer) if ends is None else ends
-    return Products(offset, tf.abs(multiplier), BYTE_END, grid)
+        multiplier, offset = (np.asarray(end, np.float64) for end in scale_and_offset(layer))
+    return Products(tf.constant(offset), tf.constant(np.abs(multiplier)), BYTE_END, grid) if offset.any() else None
 
 
 def _weighted(wrapper: QuantizedWeights, norm: L.BatchNormalization | None, grid: FakeQuant) -> Products | None:
     """Give the products of a layer with rounded weights, and of the batch norm that will be folded into it."""
-    layer, kernels = wrapper.layer, wrapper.kernels()
-    if getattr(layer, "bias", None) is None and norm is None:
+    bias = getattr(wrapper.layer, "bias", None)
+    if (bias is None and norm is None) or not _in_order(wrapper.layer):
         return None
-    (kernel,) = kernels
+    (kernel,) = wrapper.kernels()
     greatest = tf.cast(wrapper.greatest(kernel), tf.float64)
-    bias = getattr(layer, "bias", None)
     offset = tf.zeros((), tf.float64) if bias is None else tf.cast(tf.convert_to_tensor(bias), tf.float64)
     if norm is not None:
         multiplier, shift = norm_as_affine(norm)
@@ -134,6 +137,15 @@ def _weighted(wrapper: QuantizedWeights, norm: L.BatchNormalization | None, grid
     if offset.shape != greatest.shape:  # it is added by an operation of its own
         return None
     return Products(offset, greatest, 2 ** (wrapper.bits - 1) - 1, grid)
+
+
+def _in_order(layer: Any) -> bool:
+    """Say whether the channels of a kernel stand in the order in which they come out."""
+    if not isinstance(layer, L.EinsumDense):
+        return True
+    terms, out = layer.equation.split("->")
+    new = [letter for letter in terms.split(",")[1] if letter in out]
+    return new == [letter for letter in out if letter in new]
 
 
 def maker_of(tensor: Any) -> tuple[Any, list[Any]]:

@@ -6,10 +6,12 @@ from typing import Any
 import keras
 from keras import layers as L
 
+from kpipe.errors import KpipeError
 from kpipe.fake_quant import (
     AVERAGE,
     COPYING,
     ENDS,
+    RESCALING,
     TRANSPOSED,
     FakeQuant,
     Island,
@@ -21,6 +23,7 @@ from kpipe.fake_quant import (
     is_linear,
     kind_of,
     products_of,
+    takes_norm,
     whole_windows,
 )
 from kpipe.graph import Flow, Site, replay, sites
@@ -94,7 +97,11 @@ class _Rewriter:
         """Give the output of a site, rounded where the runtimes round it."""
         layer, kind = site.operation, self.kind(site)
         if self.activations and kind != "float" and keeps_grid(site):
-            grid: Any = grid_before(args[0])
+            grid = grid_before(args[0])
+            if grid is None:
+                raise KpipeError(
+                    f"Layer {site.path!r} cannot be quantized: it takes what lies on no grid. Is that made of tokens?"
+                )
             return grid(layer(*args, **kwargs), observe=False)
         if kind == "weights" and id(layer) not in self.wrappers:
             wrapper = QuantizedWeights(layer, bits=self.bits.get(layer.name) or 8, name=layer.name)
@@ -134,8 +141,8 @@ class _Rewriter:
 
     def on_bias_grid(self, site: Site, y: Any) -> Any:
         """Round what a site adds to its products, where it is such."""
-        weighted = isinstance(site.operation, keras.Layer) and not isinstance(y, (list, tuple, dict))
-        if not weighted or not is_linear(site.operation) or products_of(y) is None:
+        one_tensor = isinstance(site.operation, keras.Layer) and not isinstance(y, (list, tuple, dict))
+        if not one_tensor or not is_linear(site.operation) or products_of(y) is None:
             return y
         return QuantizedBias(name=unique(f"{site.operation.name}_bias", self.taken))(y)
 
@@ -144,7 +151,7 @@ class _Rewriter:
         following = self._only(site)
         if following is None or self.kind(site) != "weights" or self.kind(following) != "normalise":
             return False
-        return is_linear(site.operation)
+        return takes_norm(site)
 
     def fused_onward(self, site: Site) -> bool:
         """Say whether the runtimes compute this site at once with the only one that follows it."""
@@ -160,7 +167,7 @@ class _Rewriter:
         return (
             is_linear(site.operation)
             if kind == "weights"
-            else kind == "normalise" or isinstance(site.operation, (*ADDING, *AFFINE))
+            else kind == "normalise" or isinstance(site.operation, (*ADDING, *RESCALING))
         )
 
     def copied_onward(self, site: Site) -> bool:
@@ -205,8 +212,6 @@ def keeps_grid(site: Site) -> bool:
 
 GREATEST = classes("numpy", "Max Min Amax Amin")
 ADDING = (L.Add, *classes("numpy", "Add"))
-AFFINE = (L.Rescaling, L.Normalization)
-"""What is written as a depthwise convolution."""
 
 
 def fixed_range(layer: Any) -> tuple[float, float] | None:

@@ -46,8 +46,9 @@ def split(model: keras.Model, functions: bool = True) -> Split:
     """Copy a model with nested models written out and composite layers taken apart.
 
     A separable convolution becomes a depthwise and a pointwise one, attention its projections, products and softmax; a
-    convolution or dense layer with an activation that no runtime fuses (softmax, sigmoid, any behind a transposed
-    convolution, ...) becomes a linear one and an Activation, which keeps the name; a hard sigmoid a rescaling and a
+    convolution or dense layer with an activation becomes a linear one, whose bias can be rounded, and a ReLU, or, where
+    no runtime fuses it (softmax, sigmoid, any behind a transposed convolution, ...), an Activation, which keeps the
+    name; a hard sigmoid a rescaling and a
     ReLU, a (hard) swish the product of what goes in and its (hard) sigmoid; what merges more than two tensors becomes
     layers that merge two each, a stack becomes a concatenation.
 
@@ -160,15 +161,25 @@ class _Splitter:
             twin = copy_layer(layer)
             twin.name = name
             return twin, [twin]
-        made = parts(layer, name, self._free)
-        behind: list[keras.Layer] = []
-        if made[-1].name != name:
-            written = self.functions and function in WRITTEN
-            behind = function_parts(function, name, self._free) if written else [L.Activation(function, name=name)]
+        made, behind = self._apart(layer, name)
         for part, shape in zip(made, _shapes(made, site.input_shapes[0]), strict=True):
             part.build(shape)
         copy_weights(layer, made)
         return _one_after_the_other(made, behind), [*made, *behind]
+
+    def _apart(self, layer: Any, name: str) -> tuple[list[keras.Layer], list[keras.Layer]]:
+        """Give the parts of a layer with a kernel, and the layers that are its activation function."""
+        function, linear = layer.activation, keras.activations.linear
+        if is_linear(layer):
+            return parts(layer, name, self._free, linear), []
+        if function in FUSED and not isinstance(layer, TRANSPOSED):
+            if not self.functions:
+                return parts(layer, name, self._free, function), []
+            most = 6.0 if function is keras.activations.relu6 else None
+            return parts(layer, name, self._free, linear), [L.ReLU(most, name=self._free(f"{name}_relu"))]
+        made = parts(layer, self._free(f"{name}_linear"), self._free, linear)
+        written = self.functions and function in WRITTEN
+        return made, function_parts(function, name, self._free) if written else [L.Activation(function, name=name)]
 
     def _free(self, name: str) -> str:
         """Take a name that neither a layer of the model has nor one that was made, of which `name` is the beginning."""
@@ -244,16 +255,16 @@ def _shapes(layers: list[keras.Layer], shape: tuple[int | None, ...]) -> list[An
     return shapes
 
 
-def parts(layer: Any, name: str, free: Naming) -> list[keras.Layer]:
-    """Give fresh layers that together do what `layer` does, called one after the other.
+def parts(layer: Any, name: str, free: Naming, function: Any) -> list[keras.Layer]:
+    """Give fresh layers that together do what `layer` does with another function, called one after the other.
 
-    The last one has the name, unless it lacks the activation function, which no runtime fuses.
+    Args:
+        layer: A layer with a kernel, or a separable convolution.
+        name: Of the last one.
+        free: Gives the names of others.
+        function: The activation function that the last one has.
     """
-    activation = layer.activation
-    fused = is_linear(layer) or (activation in FUSED and not isinstance(layer, TRANSPOSED))
-    config = {**layer.get_config(), "name": name if fused else free(f"{name}_linear")}
-    if not fused:
-        config["activation"] = "linear"
+    config = {**layer.get_config(), "name": name, "activation": keras.activations.serialize(function)}
     whole = quantization_of(layer) == "weights"
     return [type(layer).from_config(config)] if whole else _halves(type(layer), config, free(f"{name}_depthwise"))
 

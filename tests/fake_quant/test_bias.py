@@ -9,6 +9,7 @@ import pytest
 from keras import layers as L
 
 import kpipe
+from kpipe.errors import KpipeError
 from kpipe.export import FORMATS
 from kpipe.export.verify import predict
 from kpipe.fake_quant import FakeQuant, QuantizedBias, bake
@@ -113,8 +114,16 @@ def test_a_layer_called_on_two_grids_has_a_bias_on_each():
     found = [layer for layer in made.layers if isinstance(layer, QuantizedBias) and "dense" in layer.name]
     ends = [np.asarray(layer.rounding()) for layer in found]
     assert len(found) == 2 and not np.array_equal(*ends)
-    inputs = [drawn(32, 6)]
-    np.testing.assert_allclose(predict(bake(made), inputs)[0], predict(made, inputs)[0], atol=0.2)
+    (baked,) = [layer for layer in bake(made).layers if isinstance(layer, L.Dense)]
+    np.testing.assert_array_equal(baked.bias, shared.bias)  # neither grid is right for both
+
+
+def test_an_activation_within_the_layer_hides_no_bias():
+    within, apart = net(L.Dense(4, "relu", name="fc")), net(L.Dense(4, name="fc"), L.ReLU())
+    apart.set_weights(within.get_weights())
+    made, behind = (kpipe.quantize(each, "w4a8", calibration=drawn(64, 6)) for each in (within, apart))
+    assert len([layer for layer in made.layers if isinstance(layer, QuantizedBias)]) == 1
+    np.testing.assert_array_equal(predict(made, [drawn(64, 6)])[0], predict(behind, [drawn(64, 6)])[0])
 
 
 @pytest.mark.parametrize("copied", ["saved", "cloned", "deep"])
@@ -186,3 +195,18 @@ def test_images_between_minus_one_and_one_are_rounded_alike(name, tmp_path):
         (answers,) = runtime.run([x])
     low, high = made.layers[-1].grid()
     assert np.mean(np.abs(answers - predict(made, [x])[0]) > (high - low) / 510) < 1e-3
+
+
+def test_a_norm_behind_two_axes_of_channels_stands_alone(tmp_path):
+    x = drawn(32, 5, 4)
+    model = net(L.EinsumDense("abc,cde->abde", (5, 2, 3)), L.BatchNormalization(), shape=(5, 4))
+    made = kpipe.quantize(model, calibration=x)
+    assert kpipe.export(made, tmp_path / "heads.tflite", data=x).agreement.max_steps < 1.01
+
+
+def test_the_greatest_of_tokens_is_refused_by_name():
+    tokens = keras.Input((6,), dtype="int32")
+    y = keras.ops.max(keras.ops.cast(tokens, "float32"), axis=-1, keepdims=True)
+    model = keras.Model(tokens, L.Dense(2)(y))
+    with pytest.raises(KpipeError, match="lies on no grid"):
+        kpipe.quantize(model, calibration=np.zeros((8, 6), "int32"))

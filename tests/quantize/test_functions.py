@@ -77,3 +77,13 @@ def test_no_kernel_of_its_own_stands_in_the_file(tmp_path):
     kpipe.export(kpipe.quantize(net(within("hard_silu")), calibration=X), tmp_path / "net.tflite")
     names = {node.name for node in dissect(tmp_path / "net.tflite").nodes}
     assert "HARD_SWISH" not in names and "MUL" in names
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_one_function_may_be_shared_by_tensors_of_several_widths(name, tmp_path):
+    keras.utils.set_random_seed(0)
+    act, x = L.Activation("hard_silu"), keras.Input((6, 6, 3))
+    model = keras.Model(x, act(L.Conv2D(5, 1)(act(L.Conv2D(4, 3)(x)))))
+    made = kpipe.quantize(model, calibration=X)
+    file = kpipe.export(made, tmp_path / f"net{FORMATS[name].suffix}", data=X)
+    assert file.agreement.max_steps < 1.01

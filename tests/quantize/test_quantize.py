@@ -71,7 +71,7 @@ def test_baked_equals_quantized(name, quantized):
 def test_ranges_stand_behind_fused_groups_only(quantized):
     _, made = quantized("conv_bn")
     names = [layer.name for layer in made.layers if isinstance(layer, FakeQuant)]
-    assert names == ["image_range", "relu1_range", "conv2_range", "fc_range", "logits_range"]
+    assert names == ["image_range", "relu1_range", "conv2_relu_range", "fc_relu_range", "logits_range"]
 
 
 def test_ranges_are_the_least_and_greatest_seen():
