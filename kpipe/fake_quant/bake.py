@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import layers as L
 
-from kpipe.copies import copy_layer, copy_operation
+from kpipe.copies import copy_layer, copy_operation, float32_policy
 from kpipe.errors import KpipeError
 from kpipe.fake_quant.affine import channel_axes
 from kpipe.fake_quant.bias import RESCALING, QuantizedBias
@@ -71,7 +71,8 @@ def bake(model: keras.Model) -> keras.Model:
     """
     if not is_quantized(model):
         raise KpipeError(f"Model {model.name!r} is not quantized. Call kpipe.quantize(model, calibration=...) first.")
-    return replay(model, _Baker(sites(model)))
+    with float32_policy():
+        return replay(model, _Baker(sites(model)))
 
 
 class _Baker:

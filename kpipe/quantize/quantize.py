@@ -21,7 +21,7 @@ from kpipe.fake_quant import (
     wider_layers,
 )
 from kpipe.graph import sites
-from kpipe.quantize.bits import bits_of
+from kpipe.quantize.bits import bits_of, told_bits
 from kpipe.quantize.calibrate import calibrate
 from kpipe.quantize.decisions import check_decisions
 from kpipe.quantize.improve import IMPROVEMENTS
@@ -123,8 +123,9 @@ def quantize(
     model = in_float32(model, "The quantized model")
     flow, whole_numbers = sites(model), plan.activations is not None
     refuse_unsupported(flow, whole_numbers)
+    left_out = {path for path, width in told_bits(flow, exclude, bits, scheme).items() if width is None}
     with float32_policy():
-        plain = split(model, functions=whole_numbers)
+        plain = split(model, functions=whole_numbers, left_out=left_out)
     found = reasons_against(flow, whole_numbers)
     within = reasons_against(sites(plain.model), whole_numbers)  # of layers that were taken apart, too
     found |= {name: reason for name, reason in within.items() if plain.origins.get(name, name) not in found}

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -42,7 +42,7 @@ class Split:
     output_names: list[str]
 
 
-def split(model: keras.Model, functions: bool = True) -> Split:
+def split(model: keras.Model, functions: bool = True, left_out: Collection[str] = ()) -> Split:
     """Copy a model with nested models written out and composite layers taken apart.
 
     A separable convolution becomes a depthwise and a pointwise one, attention its projections, products and softmax; a
@@ -55,6 +55,7 @@ def split(model: keras.Model, functions: bool = True) -> Split:
     Args:
         model: A built Functional or Sequential model; it is not changed.
         functions: Whether such activations too; where activations are not rounded, they are best left whole.
+        left_out: Paths of layers that are not rounded, and keep the activations that runtimes fuse.
 
     Returns:
         A Functional model that computes the same; a layer's name is its path with "_" for "/". Where attention is taken
@@ -69,7 +70,7 @@ def split(model: keras.Model, functions: bool = True) -> Split:
         >>> [layer.name for layer in apart.model.layers[1:]], apart.origins["classes_linear"]
         (['classes_linear', 'classes'], 'classes')
     """
-    splitter = _Splitter({site.path.replace("/", "_") for site in sites(model).sites}, functions)
+    splitter = _Splitter({site.path.replace("/", "_") for site in sites(model).sites}, functions, left_out)
     apart = replay(model, splitter)
     if splitter.attentions:
         _check_attention(model, apart, splitter.attentions)
@@ -122,8 +123,8 @@ def shapes_by_role(site: Site) -> dict[str, tuple[int | None, ...]]:
 class _Splitter:
     """Say for each site of a model what stands there in the one that is taken apart."""
 
-    def __init__(self, paths: set[str], functions: bool) -> None:
-        self.paths, self.functions = paths, functions
+    def __init__(self, paths: set[str], functions: bool, left_out: Collection[str]) -> None:
+        self.paths, self.functions, self.left_out = paths, functions, left_out
         self.made: dict[tuple[int, int], Callable[..., Any]] = {}
         self.names: set[str] = set()
         self.origins: dict[str, str] = {}
@@ -161,19 +162,20 @@ class _Splitter:
             twin = copy_layer(layer)
             twin.name = name
             return twin, [twin]
-        made, behind = self._apart(layer, name)
+        made, behind = self._apart(site, name)
         for part, shape in zip(made, _shapes(made, site.input_shapes[0]), strict=True):
             part.build(shape)
         copy_weights(layer, made)
         return _one_after_the_other(made, behind), [*made, *behind]
 
-    def _apart(self, layer: Any, name: str) -> tuple[list[keras.Layer], list[keras.Layer]]:
+    def _apart(self, site: Site, name: str) -> tuple[list[keras.Layer], list[keras.Layer]]:
         """Give the parts of a layer with a kernel, and the layers that are its activation function."""
+        layer: Any = site.operation
         function, linear = layer.activation, keras.activations.linear
         if is_linear(layer):
             return parts(layer, name, self._free, linear), []
         if function in FUSED and not isinstance(layer, TRANSPOSED):
-            if not self.functions:
+            if not self.functions or site.path in self.left_out:
                 return parts(layer, name, self._free, function), []
             most = 6.0 if function is keras.activations.relu6 else None
             return parts(layer, name, self._free, linear), [L.ReLU(most, name=self._free(f"{name}_relu"))]

@@ -57,7 +57,9 @@ def test_a_rounded_file_gives_the_same_in_all_engines(tmp_path):
             scale = runtime.outputs[0].scale
             assert runtime.outputs[0].dtype == "int8" and scale
     for answer in answers[1:]:
-        assert np.abs(answer - answers[0]).max() <= 1.01 * scale  # kernels may round a tie otherwise
+        assert (
+            np.abs(answer - answers[0]).max() <= 2.01 * scale
+        )  # the builtin kernels round twice, in each of two layers
 
 
 def test_files_and_engines_take_turns(files):

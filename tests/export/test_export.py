@@ -352,10 +352,13 @@ def test_an_int8_file_with_a_float_operation_is_refused(suffix, quantized, monke
         """Bake, and lose the range behind the first dense layer."""
         baked = bake(model)
         return replay(
-            baked, lambda site, *args, **kw: args[0] if site.path == "hidden1_range" else site.operation(*args, **kw)
+            baked,
+            lambda site, *args, **kw: args[0] if site.path == "hidden1_relu_range" else site.operation(*args, **kw),
         )
 
-    assert any(isinstance(layer, FakeQuant) and layer.name == "hidden1_range" for layer in quantized("dense").layers)
+    assert any(
+        isinstance(layer, FakeQuant) and layer.name == "hidden1_relu_range" for layer in quantized("dense").layers
+    )
     monkeypatch.setattr(write, "bake", careless)
     with pytest.raises(ExportError, match=r"float|not rounded"):
         kpipe.export(quantized("dense"), tmp_path / f"m.{suffix}")
