@@ -53,7 +53,7 @@ def accuracies(record: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for model, cells in record.items():
         if any("accuracy" in one for one in cells.values()):
             found = [[cells.get(f"{name} {one}", {}).get("accuracy") for name in FORMATS] for one in precisions()]
-            texts = [["no" if one is None else f"{one:.1%}" for one in each] for each in found]
+            texts = [["no" if one is None else f"{100 * one:.1f} %" for one in each] for each in found]
             rows.append(f"| {model} | {' | '.join(' / '.join(dict.fromkeys(each)) for each in texts)} |")
     if not rows:
         return []
