@@ -83,12 +83,12 @@ def trained(name: str) -> Any:
     x = prepared(name, x)
     head = {"include_top": False, "pooling": "avg"} if name in HEADLESS else {"classes": 10}
     options = {"classifier_activation": None, "input_shape": x.shape[1:]} | head | NARROW.get(name, {})
-    model = constructor(name)(weights=None, **options)
+    model: Any = constructor(name)(weights=None, **options)
     zoo.settle(model)
     if name in HEADLESS:
         model = keras.Model(model.input, keras.layers.Dense(10, name="logits")(model.output), name=model.name)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    schedule = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=rate, warmup_steps=steps // 10)
+    schedule: Any = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=rate, warmup_steps=steps // 10)
     model.compile(keras.optimizers.Adam(schedule, clipnorm=1.0), loss)
     model.fit(x, y, batch_size=BATCH, verbose=0)
     zoo.learn_statistics(model, x[:512])

@@ -203,7 +203,7 @@ class QuantizedWeights(keras.layers.Wrapper):
             # (..., out, in) -> (..., in, out); (..., in, multiplier) -> (..., in * multiplier): the operation knows one
             # channel axis, the last.
             turned = tf.transpose(value, order)
-            flat = tf.reshape(turned, [*turned.shape[: -len(axes)], int(np.prod(turned.shape[-len(axes) :]))])
+            flat = tf.reshape(turned, [*turned.shape[: -len(axes)], int(np.prod([value.shape[axis] for axis in axes]))])
             largest = tf.reduce_max(tf.abs(flat), axis=list(range(len(flat.shape) - 1)))
             end = tf.where(largest > 0, largest, tf.ones_like(largest))
             rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(

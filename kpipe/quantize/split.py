@@ -142,8 +142,8 @@ class _Splitter:
         layer, kind = site.operation, kind_of(site)
         if (as_layer := copying(site, name)) is not None:
             return as_layer[0], [as_layer[1]]
-        function = FUNCTIONS.get(type(layer), getattr(layer, "activation", None))
         if kind == "split" and isinstance(layer, (L.Activation, *FUNCTIONS)) and self.functions:
+            function = layer.activation if isinstance(layer, L.Activation) else FUNCTIONS[type(layer)]
             written = function_parts(function, name, self._free)
             return partial(applied, written), written
         if not isinstance(layer, keras.Layer):
