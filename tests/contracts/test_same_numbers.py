@@ -89,7 +89,7 @@ def apart(made, form, folder):
     return np.abs(answers - predict(made, [X])[0]) * 255 / (high - low)
 
 
-@pytest.mark.sweep(8)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("form", list(FORMATS))
 @pytest.mark.parametrize("name", list(NETS))
 def test_files_answer_with_the_same_whole_numbers(name, form, tmp_path):

@@ -158,6 +158,7 @@ def mobile_net():
     return model
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_files_of_a_deep_network_answer_as_the_model_does(name, tmp_path, monkeypatch):
     model = mobile_net()

@@ -32,6 +32,7 @@ def net(make):
     return keras.Model(x, make(x))
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("make", [alone, within, operation])
 @pytest.mark.parametrize("function", ["silu", "hard_silu", "hard_sigmoid"])
 def test_a_model_that_is_taken_apart_computes_the_same(function, make):
@@ -61,6 +62,7 @@ def test_where_weights_alone_are_rounded_functions_stay_whole(function):
     assert [layer.name for layer in made.layers] == ["x", "act_linear", "act"]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", list(FORMATS))
 @pytest.mark.parametrize("function", [*GATED, "hard_sigmoid"])
 def test_files_answer_with_the_same_whole_numbers(function, name, tmp_path):
@@ -79,6 +81,7 @@ def test_no_kernel_of_its_own_stands_in_the_file(tmp_path):
     assert "HARD_SWISH" not in names and "MUL" in names
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_one_function_may_be_shared_by_tensors_of_several_widths(name, tmp_path):
     keras.utils.set_random_seed(0)
