@@ -26,7 +26,7 @@ STEPS = {
     **{"InceptionResNetV2": 100, "Xception": 150, "NASNetMobile": 400, "MobileNet": 1500, "MobileNetV2": 1500},
     **{"MobileNetV3Small": 1500, "EfficientNetB0": 900, "EfficientNetV2B0": 700, "ConvNeXtTiny": 100},
 }
-"""Family -> how many steps it is trained: two to five minutes on one core."""
+"""Family -> how many steps it is trained: some minutes on one core."""
 BATCH, TESTED = 32, 500
 RATES = {"VGG16": 2e-4, "ConvNeXtTiny": 3e-4}
 RATE = 1e-3
