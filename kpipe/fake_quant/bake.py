@@ -119,7 +119,7 @@ class _Baker:
             args = ([self._on_grid(site, key, x) for key, x in zip(site.inputs, args[0], strict=True)],)
         if isinstance(operation, L.ReLU) and operation.max_value not in ENDS and self._ends_below(site):
             return L.ReLU(name=self._name(site))(*args)
-        return self._copy(operation)(*args, **kwargs)
+        return self._held(site, self._copy(operation)(*args, **kwargs))
 
     def _weighted(self, site: Site) -> Callable[..., Any]:
         """Give a layer with its kernel as it is written, and the batch norm behind it folded in."""
@@ -167,19 +167,41 @@ class _Baker:
 
         Those the runtimes bring from grid to grid; what was float just before they would take for one on the grid.
         """
-        while True:
-            maker = self.maker[key]
-            if isinstance(maker.operation, FakeQuant):
-                before = self.maker[maker.inputs[0]]
-                if why_float(before) is None:
-                    most = getattr(before.operation, "max_value", None)
-                    return x if most in ENDS else _ended(x, most, maker.operation)
-                break
-            if maker.is_input or quantization_of(maker.operation) != "same":
-                break
-            key = maker.inputs[0]
+        rounding = self._rounding_before(key)
+        before = None if rounding is None else self.maker[rounding.inputs[0]]
+        if before is not None and why_float(before) is None:
+            most = getattr(before.operation, "max_value", None)
+            return x if most in ENDS else _ended(x, most, rounding.operation)
         following = self.flow.consumers(site)[0].operation
-        return FakeQuant(following.bits, fixed=following.grid())(x)
+        low, _ = following.grid()
+        # LiteRT's converter takes the rounding behind what moves values for its only one: an operation parts them
+        parted = x if rounding in (None, self.maker[key]) else keras.ops.maximum(x, low)
+        return FakeQuant(following.bits, fixed=following.grid())(parted)
+
+    def _held(self, site: Site, x: Any) -> Any:
+        """Name the grid of what moves whole numbers, where one that takes them brings them to another, and one not.
+
+        LiteRT's converter would give all of them that other grid.
+        """
+        rounding = self._rounding_before(site.inputs[0]) if quantization_of(site.operation) == "same" else None
+        consumers = self.flow.consumers(site)
+        if rounding is None or len(consumers) + self.flow.is_output(site) < 2 or not any(map(self._copied, consumers)):
+            return x
+        return FakeQuant(rounding.operation.bits, fixed=rounding.operation.grid())(x)
+
+    def _copied(self, site: Site) -> bool:
+        """Say whether a site copies what it takes, or moves it to one that does."""
+        if quantization_of(site.operation) == "same":
+            return any(map(self._copied, self.flow.consumers(site)))
+        return isinstance(site.operation, COPYING)
+
+    def _rounding_before(self, key: int) -> Site | None:
+        """Find what rounded a tensor, perhaps before it was moved; None where that computes in float."""
+        while not isinstance((maker := self.maker[key]).operation, FakeQuant):
+            if maker.is_input or quantization_of(maker.operation) != "same":
+                return None
+            key = maker.inputs[0]
+        return maker
 
     def _ends_below(self, site: Site) -> bool:
         """Say whether the grid behind a ReLU ends no later than the ReLU does."""

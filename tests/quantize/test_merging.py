@@ -146,6 +146,26 @@ def test_whole_numbers_alone_wait_for_the_grid_that_they_are_copied_to(case, suf
     assert file.precision == "int8"
 
 
+@pytest.mark.filterwarnings("ignore:.* computes in float in ")
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize("exclude", ["conv", None])
+@pytest.mark.parametrize("suffix", ["tflite", "onnx"])
+def test_only_what_is_joined_goes_to_the_grid_of_the_join(suffix, exclude, tmp_path):
+    """What else takes the pooled values takes them as they are: on the grid of the wide image many would be one."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((4, 4, 3))
+    y = L.MaxPooling2D(1)(L.Conv2D(2, 1, name="conv")(x))
+    join = L.Concatenate()([L.Permute((2, 1, 3))(y), 30 * x])
+    model = keras.Model(x, [L.Dense(2)(L.Flatten()(join)), L.Dense(3, name="other")(y)])
+    quantized = kpipe.quantize(model, calibration=images(), exclude=exclude)
+    low, high = quantized.get_layer("other_range").grid()
+    file = kpipe.export(quantized, tmp_path / f"m.{suffix}", data=images())
+    assert file.precision == "int8"
+    with load_runtime(file) as runtime:
+        other = runtime.run([images()])[1]
+    np.testing.assert_allclose(other, quantized.predict(images(), verbose=0)[1], atol=1.1 * (high - low) / 255)
+
+
 def test_a_function_that_is_called_twice_takes_no_name_of_another(tmp_path):
     keras.utils.set_random_seed(0)
     x = keras.Input((4, 4, 3))
