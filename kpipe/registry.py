@@ -66,7 +66,7 @@ class Registry(Generic[T]):
         return self._facts[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._objects
+        return isinstance(name, str) and name in self._objects
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._objects)
@@ -75,6 +75,8 @@ class Registry(Generic[T]):
         return len(self._objects)
 
     def _check(self, name: str) -> None:
-        if name not in self._objects:
+        if name not in self:
             known = ", ".join(self._objects) or "none"
+            if not isinstance(name, str):
+                raise KpipeError(f"Received {type(name).__name__} for a {self.kind}; expected one of {known}.")
             raise KpipeError(f"Unknown {self.kind} {name!r}. Known: {known}.{nearest(name, self._objects)}")

@@ -159,6 +159,9 @@ def _ordered(x: Any, model: keras.Model, what: str) -> list[np.ndarray]:
         if missing:
             raise KpipeError(f"The {what} data has no {', '.join(missing)}; its keys are {', '.join(x)}.")
         arrays = [x[name] for name in names]
+        for name, array in zip(names, arrays, strict=True):
+            if not hasattr(array, "ndim"):
+                raise KpipeError(f"The {what} data holds a {type(array).__name__} for {name!r}; expected an array.")
     else:
         arrays = keras.tree.flatten(x)
     if not names:

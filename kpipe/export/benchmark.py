@@ -13,7 +13,7 @@ import numpy as np
 from kpipe.errors import ExportError
 from kpipe.export.engines import ENGINES, choose, engines_of
 from kpipe.export.file import File, Inspection, Port
-from kpipe.export.formats import format_of
+from kpipe.export.formats import file_at, format_of
 from kpipe.export.native import any_input
 from kpipe.export.profile import OperationTime
 from kpipe.export.runtime import Runtime
@@ -105,7 +105,7 @@ def load_runtime(
         ExportError: When the file is missing, of an unknown format, broken, or refused by the runtime; when the engine
             is unknown or does not run the format; when it has several signatures and none is named, or not this one.
     """
-    path = _checked(path)
+    path = file_at(path)
     if threads < 1:
         raise ExportError(f"threads is {threads}; expected at least 1.")
     engine = choose(format_of(path)[0], engine, path)
@@ -133,16 +133,8 @@ def inspect(path: File | str | Path) -> Inspection:
 
 def readable(path: File | str | Path) -> Path:
     """Give the path of a file that is there and can be read without harm, or raise an `ExportError`."""
-    path = _checked(path)
+    path = file_at(path)
     assure(path, engines_of(format_of(path)[0])[0], run=False)
-    return path
-
-
-def _checked(path: File | str | Path) -> Path:
-    path = Path(path.path if isinstance(path, File) else path)
-    format_of(path)
-    if not path.is_file():
-        raise ExportError(f"There is no file {path}.")
     return path
 
 
@@ -211,7 +203,7 @@ def pairings(files: Sequence[File | str | Path], engine: str | Sequence[str] | N
     """Pair each file with the engines that are to run it, or raise an `ExportError` where none can."""
     if not files:
         raise ExportError("There is no file to measure: the list is empty.")
-    paths = [_checked(file) for file in files]
+    paths = [file_at(file) for file in files]
     if engine is None or isinstance(engine, str):
         return [(path, choose(format_of(path)[0], engine, path)) for path in paths]
     for name in engine:

@@ -1,14 +1,16 @@
 """The file formats: what a format must be able to do, and which there are."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
 from kpipe.errors import ExportError
-from kpipe.export.file import Inspection
+from kpipe.export.file import File, Inspection
 from kpipe.export.runtime import Runtime
 from kpipe.registry import Registry, nearest
 
@@ -72,6 +74,35 @@ FLOAT = "float32"
 
 
 FORMATS: Registry[Format] = Registry("file format")
+
+
+def as_path(path: Any) -> Path:
+    """Give the path that a caller names.
+
+    Raises:
+        ExportError: When it is none.
+
+    Example:
+        >>> as_path("small.onnx").suffix
+        '.onnx'
+    """
+    named = path.path if isinstance(path, File) else path
+    if not isinstance(named, (str, os.PathLike)):
+        raise ExportError(f"Received {type(path).__name__} for a path; expected the path of a file as text or a Path.")
+    return Path(named)
+
+
+def file_at(path: Any) -> Path:
+    """Give the path of a file that is there, of a known format.
+
+    Raises:
+        ExportError: When it is no path, has no suffix of a format, or leads to no file.
+    """
+    path = as_path(path)
+    format_of(path)
+    if not path.is_file():
+        raise ExportError(f"{path} is a folder; expected a file." if path.is_dir() else f"There is no file {path}.")
+    return path
 
 
 def format_of(path: Path) -> tuple[str, Format]:

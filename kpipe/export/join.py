@@ -10,7 +10,7 @@ import numpy as np
 from kpipe.errors import ExportError
 from kpipe.export.benchmark import load_runtime, random_sample, readable
 from kpipe.export.file import File, Inspection, Port
-from kpipe.export.formats import Format, format_of
+from kpipe.export.formats import Format, as_path, format_of
 from kpipe.export.metadata import as_json, own_version, read_metadata
 from kpipe.export.sizes import gzip_size, zstd_size
 from kpipe.export.trial import trust
@@ -71,7 +71,7 @@ def join_signatures(files: Mapping[str, File | str | Path], path: str | Path) ->
         ...         runtime.run([np.zeros((3, 2), "float32")])[0].shape
         (3, 8)
     """
-    path = Path(path)
+    path = as_path(path)
     form, join = _checked(files, path)
     check_folder(path)
     paths = {name: readable(file) for name, file in files.items()}
@@ -98,9 +98,7 @@ def _checked(files: Any, path: Path) -> tuple[Format, Callable[[Mapping[str, byt
     for key, file in files.items():
         if not isinstance(key, str) or not key.strip() or not key.isprintable():
             raise ExportError(f"Received {key!r} as the name of a signature; expected a text such as 'encode'.")
-        if not isinstance(file, (File, str, Path)):
-            raise ExportError(f"Received {file!r} for the signature {key!r}; expected a file or its path.")
-        place = Path(file.path if isinstance(file, File) else file)
+        place = as_path(file)
         if format_of(place)[0] != name:
             raise ExportError(f"{place}, for the signature {key!r}, is not of the same format as {path}.")
         if place.resolve() == path.resolve():

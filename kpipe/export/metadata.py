@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from kpipe.errors import ExportError
-from kpipe.export.formats import FLOAT, OWN, format_of
+from kpipe.export.formats import FLOAT, OWN, file_at, format_of
 from kpipe.export.normalisation import normalisations
 from kpipe.export.recurrent import recurrence
 from kpipe.export.signature import input_names, output_names
@@ -65,6 +65,8 @@ def describe(model: keras.Model, found: Mapping[str, Any], given: Mapping[str, A
         >>> facts["model"], facts["precision"], facts["labels"]
         ('net', 'float32', ['cat', 'dog'])
     """
+    if not isinstance(given, (Mapping, type(None))):
+        raise ExportError(f"metadata is {given!r}; expected a mapping, such as {{'labels': ['cat', 'dog']}}.")
     given = dict(given or {})
     taken = [key for key in given if key in FOUND]
     if taken:
@@ -176,10 +178,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         ...     read_metadata(file.path)["labels"]
         ['cat', 'dog']
     """
-    path = Path(path)
+    path = file_at(path)
     _, form = format_of(path)
-    if not path.is_file():
-        raise ExportError(f"There is no file {path}.")
     try:
         words = form.extract(path.read_bytes())
         facts = {} if words is None else json.loads(words)

@@ -11,6 +11,7 @@ import gc
 import json
 import math
 import os
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -25,8 +26,11 @@ MEMORY_RUNS = 3
 EXACT_ON_OLD_PROCESSORS = "session.x64quantprecision"
 """onnxruntime's setting by which sums of int8 products do not overflow 16 bits on x86 processors that have AVX2 or
 AVX512 but no VNNI; elsewhere it changes nothing."""
+LITERT_IDENTIFIER = b"TFL3"
+"""Bytes 4 to 7 of a .tflite file."""
 SHARED_WEIGHTS = "Attempt to replace the existing tensor"
-"""What onnxruntime says where that setting meets int8 weights that several operations share."""
+"""What onnxruntime says where that setting meets int8 weights that several operations share; files that kpipe writes have
+none."""
 
 
 def litert(path: Path, threads: int = 1, delegates: bool = True) -> Any:
@@ -64,15 +68,15 @@ def onnx_session(path: Path, threads: int = 1, profile: Path | None = None) -> A
     except Exception as error:  # onnxruntime's own exceptions have no common parent
         if SHARED_WEIGHTS not in str(error):
             raise
-        return onnxruntime.InferenceSession(separated(path), options, providers=providers)
+        import onnx
+
+        proto = onnx.load(str(path))
+        separate(proto.graph)
+        return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=providers)
 
 
-def separated(path: Path) -> bytes:
-    """Give an .onnx file's content with unpacked weights that several operations share stored once for each of them."""
-    import onnx
-
-    proto = onnx.load(str(path))
-    graph = proto.graph
+def separate(graph: Any) -> None:
+    """Store unpacked weights that several operations of an ONNX graph share once for each of them, in place."""
     stored = {tensor.name: tensor for tensor in graph.initializer}
     unpacking = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
     nodes, seen = [], set()
@@ -96,21 +100,43 @@ def separated(path: Path) -> bytes:
     ordered = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(ordered)
-    return proto.SerializeToString()
 
 
 def read_litert(path: Path) -> Any:
     """Read a .tflite file into objects; whatever points outside the file is an error."""
     from ai_edge_litert import schema_py_generated as schema
 
-    return schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    content = path.read_bytes()
+    if (fault := litert_fault(content)) is not None:
+        raise ValueError(f"it {fault}")
+    try:
+        return schema.ModelT.InitFromPackedBuf(content, 0)
+    except struct.error as error:
+        raise ValueError(f"it is cut off, or damaged ({error})") from error
+
+
+def litert_fault(content: bytes) -> str | None:
+    """Say why a content is not that of a .tflite file; None where it begins as one.
+
+    Example:
+        >>> litert_fault(b""), litert_fault(b"TFL3"), litert_fault(b"1234TFL3")
+        ('is empty', "is no LiteRT file: it begins with b'TFL3'", None)
+    """
+    if not content:
+        return "is empty"
+    return None if content[4:8] == LITERT_IDENTIFIER else f"is no LiteRT file: it begins with {content[:8]!r}"
 
 
 def load_onnx(path: Path) -> Any:
     """Read an .onnx file and check it."""
     import onnx
 
-    proto = onnx.load(str(path))
+    try:
+        proto = onnx.load(str(path))
+    except Exception as error:  # protobuf's decoder has errors of its own
+        raise ValueError(f"it is cut off, damaged, or no ONNX file ({type(error).__name__}: {error})") from error
+    if not proto.ByteSize():
+        raise ValueError("it is empty")
     onnx.checker.check_model(proto)
     return proto
 

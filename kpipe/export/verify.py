@@ -13,7 +13,7 @@ from kpipe.data import samples
 from kpipe.errors import ExportError
 from kpipe.export.engines import engines_of
 from kpipe.export.file import Agreement, File
-from kpipe.export.formats import CONVERTER, OWN, format_of
+from kpipe.export.formats import CONVERTER, OWN, file_at, format_of
 from kpipe.export.metadata import read_metadata
 from kpipe.export.precision import rounded_for
 from kpipe.export.runtime import Runtime
@@ -77,11 +77,9 @@ def verify(file: File | str | Path, model: keras.Model, data: Any = None, signat
         >>> agreement.samples, agreement.source, agreement.max_relative_error < 1e-5
         (4, 'data', True)
     """
-    path = Path(file.path if isinstance(file, File) else file)
+    path = file_at(file)
     name, form = format_of(path)
     check_exportable(model)
-    if not path.is_file():
-        raise ExportError(f"There is no file {path}.")
     assure(path, engines_of(name)[0])
     found = form.inspect(path, signature)
     model = in_float32(model, "The file", told=False)

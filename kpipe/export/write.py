@@ -15,7 +15,7 @@ from kpipe.copies import float32_policy, in_float32
 from kpipe.data import CALIBRATION_SAMPLES, samples
 from kpipe.errors import ExportError
 from kpipe.export.file import Agreement, File
-from kpipe.export.formats import CONVERTER, FORMATS, OWN, format_of
+from kpipe.export.formats import CONVERTER, FORMATS, OWN, as_path, format_of
 from kpipe.export.metadata import Given, as_json, describe, found_of
 from kpipe.export.precision import rounded_for, settled, settled_io, wrongly_stored
 from kpipe.export.recurrent import unrolled
@@ -103,7 +103,7 @@ def export(
         >>> file.format, file.precision, file.agreement.samples
         ('onnx', 'float32', 64)
     """
-    path = Path(path)
+    path = as_path(path)
     name, form = format_of(path)
     check_exportable(model)
     names = output_names(model)

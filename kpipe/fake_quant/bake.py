@@ -187,7 +187,8 @@ class _Baker:
         consumers = self.flow.consumers(site)
         if rounding is None or len(consumers) + self.flow.is_output(site) < 2 or not any(map(self._copied, consumers)):
             return x
-        return FakeQuant(rounding.operation.bits, fixed=rounding.operation.grid())(x)
+        grid = FakeQuant(rounding.operation.bits, fixed=rounding.operation.grid())
+        return keras.tree.map_structure(grid, x)
 
     def _copied(self, site: Site) -> bool:
         """Say whether a site copies what it takes, or moves it to one that does."""

@@ -39,6 +39,8 @@ def refuse_unsupported(flow: Flow, activations: bool = True) -> None:
         reason = None
         if isinstance(layer, keras.Layer) and layer.compute_dtype != "float32" and not site.is_input:
             reason = f"it computes in {layer.compute_dtype}; rebuild it with keras.config.set_dtype_policy('float32')"
+        elif isinstance(layer, keras.Layer) and layer.quantization_mode is not None:
+            reason = f"Keras has quantized it to {layer.quantization_mode}; give the model from before model.quantize()"
         elif getattr(layer, "data_format", None) == "channels_first":
             reason = "its data format is channels_first; the runtimes take channels_last"
         elif activations and isinstance(layer, L.Masking) and layer.mask_value != 0:

@@ -1,7 +1,7 @@
 """How many bits the weights of each layer have: what the scheme says, but for layers that were told otherwise."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kpipe.errors import KpipeError
@@ -99,6 +99,10 @@ def told_bits(
     """
     if bits is not None:
         check_bits(bits, scheme)
+    if not isinstance(exclude, (str, Iterable, type(None))):
+        raise KpipeError(
+            f"exclude is {exclude!r}; expected a regular expression searched in the paths of layers, or several."
+        )
     excluded = [exclude] if isinstance(exclude, str) else exclude or ()
     said = [("exclude", expression, None) for expression in excluded]
     said += [("bits", expression, width) for expression, width in (bits or {}).items()]

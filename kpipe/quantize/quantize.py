@@ -134,8 +134,12 @@ def quantize(
     with float32_policy():
         quantized = rewrite(plain, momentum, bits_of(flow, plain, scheme, exclude, bits), whole_numbers)
     _refuse_broken(quantized, model)
-    if not whole_numbers and not is_quantized(quantized):
-        raise KpipeError(f"Model {model.name!r} has no layer whose weights {scheme} could round.")
+    rounds_none = not any(isinstance(layer, QuantizedWeights) for layer in quantized._flatten_layers())
+    if rounds_none and (left_out or not whole_numbers):
+        raise KpipeError(
+            f"Model {model.name!r} has no layer whose weights {scheme} could round"
+            + (f" but those that were left out: {', '.join(sorted(left_out))}." if left_out else ".")
+        )
     if whole_numbers or better is not None:
         inputs = samples(calibration, model, limit=calibration_samples, what="calibration")
         try:

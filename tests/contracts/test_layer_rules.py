@@ -19,9 +19,9 @@ from tests.models import samples
 CASES = LAYERS | SEQUENCES | OPERATIONS
 
 
-def seeded(make):
-    keras.utils.set_random_seed(0)
-    model, rng = make(), np.random.default_rng(0)
+def seeded(make, seed=0):
+    keras.utils.set_random_seed(seed)
+    model, rng = make(), np.random.default_rng(seed)
     for variable in model.weights:
         if variable.name in ("gamma", "moving_variance"):
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))

@@ -61,8 +61,9 @@ TINY = {
 """Model of a recipe -> what makes it small."""
 
 
-LEAST = {"spoken_digits_pcqat": 2}
-"""How many times smaller the tiny form of a recipe at least becomes, where 3 is too much to ask of so small a net."""
+LEAST = {"spoken_digits_pcqat": 1.8, "japanese_vowels": 1, "snips": 1}
+"""How many times smaller the tiny form of a recipe at least becomes, where 3 is too much to ask of so small a net: of the
+last two, which stay in float, most of the file is its graph."""
 
 
 @pytest.mark.slow

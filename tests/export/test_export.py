@@ -1,7 +1,7 @@
 """Files of both formats: they agree with the model, hold what they claim, and bad ones never take their place."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -362,6 +362,22 @@ def test_an_int8_file_with_a_float_operation_is_refused(suffix, quantized, monke
     monkeypatch.setattr(write, "bake", careless)
     with pytest.raises(ExportError, match=r"float|not rounded"):
         kpipe.export(quantized("dense"), tmp_path / f"m.{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_no_file_can_hold_is_refused_by_name(tmp_path):
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, [x, L.Dense(2)(x)])
+    with pytest.raises(ExportError, match="Output 'x' .*is an input as it came"):
+        kpipe.export(model, tmp_path / "m.onnx")
+    with pytest.raises(ExportError, match="Layer name 'a b' holds"):
+        kpipe.export(keras.Sequential([keras.Input((4,)), L.Dense(2, name="a b")]), tmp_path / "m.onnx")
+    with pytest.raises(ExportError, match=r"unroll=True writes it out"):
+        kpipe.export(keras.Sequential([keras.Input((5, 4)), L.GRU(2)]), tmp_path / "m.tflite", batch=None)
+    with pytest.raises(ExportError, match="Received int for a path"):
+        kpipe.export(build("dense"), cast(Any, 3))
+    with pytest.raises(ExportError, match=r"metadata is \['a'\]; expected a mapping"):
+        kpipe.export(build("dense"), tmp_path / "m.tflite", metadata=cast(Any, ["a"]))
     assert not list(tmp_path.iterdir())
 
 

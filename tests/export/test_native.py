@@ -1,11 +1,13 @@
 """onnxruntime on whole numbers, against the same sums in NumPy."""
 
+import keras
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import kpipe
 from kpipe.export import native
 
 RNG = np.random.default_rng(0)
@@ -49,9 +51,10 @@ def test_sums_of_whole_products_do_not_overflow(calls, tmp_path):
 def test_separated_weights_compute_the_same(tmp_path):
     path = tmp_path / "m.onnx"
     onnx.save(rounded_product(3), path)
-    content = native.separated(path)
-    graph = onnx.load_from_string(content).graph
-    onnx.checker.check_model(onnx.load_from_string(content))
+    proto = onnx.load(str(path))
+    native.separate(proto.graph)
+    graph, content = proto.graph, proto.SerializeToString()
+    onnx.checker.check_model(proto)
     assert sum(tensor.data_type == TensorProto.INT8 and len(tensor.dims) == 2 for tensor in graph.initializer) == 3
     takers = [name for node in graph.node if node.op_type == "MatMul" for name in node.input[1:]]
     assert len(set(takers)) == 3
@@ -64,3 +67,16 @@ def test_separated_weights_compute_the_same(tmp_path):
     )
     for one, other in zip(before, after, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_files_of_shared_layers_load_as_they_are_where_sums_must_be_exact(tmp_path):
+    one, other, layer = keras.Input((16,)), keras.Input((16,)), keras.layers.Dense(8)
+    model = keras.Model([one, other], keras.layers.Add()([layer(one), layer(other)]))
+    x = RNG.normal(size=(64, 16)).astype("float32")
+    path = kpipe.export(kpipe.quantize(model, calibration=[x, x]), tmp_path / "m.onnx").path
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(native.EXACT_ON_OLD_PROCESSORS, "1")
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    onnx.save(rounded_product(2), tmp_path / "shared.onnx")
+    with pytest.raises(Exception, match=native.SHARED_WEIGHTS):  # the control
+        onnxruntime.InferenceSession(str(tmp_path / "shared.onnx"), options, providers=["CPUExecutionProvider"])

@@ -166,6 +166,16 @@ def test_only_what_is_joined_goes_to_the_grid_of_the_join(suffix, exclude, tmp_p
     np.testing.assert_allclose(other, quantized.predict(images(), verbose=0)[1], atol=1.1 * (high - low) / 255)
 
 
+@pytest.mark.parametrize("suffix", ["tflite", "onnx"])
+def test_one_half_of_what_is_split_may_be_joined_with_what_is_made_of_the_other(suffix, tmp_path):
+    keras.utils.set_random_seed(0)
+    x = keras.Input((4, 4, 3))
+    left, right = ops.split(L.Conv2D(8, 3, padding="same")(x), 2, axis=-1)
+    model = keras.Model(x, L.Concatenate()([left, L.Conv2D(4, 3, padding="same")(right)]))
+    file = kpipe.export(kpipe.quantize(model, calibration=images()), tmp_path / f"m.{suffix}", data=images())
+    assert file.precision == "int8" and file.agreement is not None and file.agreement.max_steps < 1.1
+
+
 def test_a_function_that_is_called_twice_takes_no_name_of_another(tmp_path):
     keras.utils.set_random_seed(0)
     x = keras.Input((4, 4, 3))

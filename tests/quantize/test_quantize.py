@@ -262,6 +262,8 @@ def onnx_constants(path):
     [
         ("nothing", r"'nothing' means no layer .*conv1, conv2, fc, logits"),
         ("(", r"'\(', which is no regular expression"),
+        (".", "no layer whose weights int8 could round but those that were left out: conv1, conv2, fc, logits"),
+        (L.Dense(2, name="fc"), "exclude is <Dense name=fc.*expected a regular expression"),
     ],
 )
 def test_an_exclusion_that_means_nothing_is_refused(exclude, why):
@@ -277,6 +279,7 @@ def test_an_exclusion_that_means_nothing_is_refused(exclude, why):
         (np.zeros((0, 12), "float32"), "empty"),
         (np.zeros((4, 5), "float32"), r"\(5,\).*\(12,\)"),
         (np.full((4, 12), np.nan, "float32"), "NaN"),
+        ({"features": [np.zeros((4, 12), "float32")]}, "holds a list for 'features'; expected an array"),
     ],
 )
 def test_bad_calibration(calibration, why):
@@ -292,6 +295,15 @@ def test_bad_models_and_schemes(quantized):
         kpipe.quantize(keras.Sequential([L.Dense(2)]), calibration=x)
     with pytest.raises(KpipeError, match="Did you mean 'int8'"):
         kpipe.quantize(build("dense"), "int88", calibration=x)
+    with pytest.raises(KpipeError, match="Received ndarray for a scheme; expected one of int8, "):
+        kpipe.quantize(build("dense"), cast(Any, x))
+    by_keras = build("dense")
+    by_keras.get_layer("logits").quantize("int8")
+    for scheme in ("int8", "int8_dynamic"):
+        with pytest.raises(KpipeError, match="Keras has quantized it to int8"):
+            kpipe.quantize(by_keras, scheme, calibration=x if scheme == "int8" else None)
+    with pytest.raises(KpipeError, match="Keras has quantized layer '.*' to int8"):
+        kpipe.export(by_keras, "never.onnx")
     with pytest.raises(KpipeError, match="quantized already"):
         kpipe.quantize(quantized("dense")[1], calibration=x)
     with pytest.raises(KpipeError, match="not quantized"):

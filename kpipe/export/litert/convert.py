@@ -21,6 +21,7 @@ from kpipe.export.litert.signatures import join
 from kpipe.export.litert.text import first_lines, operator_names, text
 from kpipe.export.litert.weights import narrow_weights, store_weights
 from kpipe.export.quiet import quiet
+from kpipe.export.recurrent import is_recurrent
 from kpipe.export.runtime import batches_of
 from kpipe.export.signature import input_names, serving
 from kpipe.fake_quant import CONVERTED, SCHEMES, activation_bits
@@ -129,18 +130,21 @@ def converter_of(model: keras.Model, names: list[str], batch: int | None) -> Ite
     model = without_volumes(model)
     serve, specs = serving(model, names, batch)
     with tempfile.TemporaryDirectory() as folder, quiet():
-        archive = keras.export.ExportArchive()
-        archive.track(model)
-        archive.add_endpoint("serve", serve, input_signature=specs)
-        archive.write_out(folder, verbose=False)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         try:
-            yield converter
+            archive = keras.export.ExportArchive()
+            archive.track(model)
+            archive.add_endpoint("serve", serve, input_signature=specs)
+            archive.write_out(folder, verbose=False)
+            yield tf.lite.TFLiteConverter.from_saved_model(folder)
         except ExportError:
             raise
         except Exception as error:
             how = "" if batch else " with an open batch"
-            raise ExportError(f"LiteRT's converter refuses model {model.name!r}{how}: {first_lines(error)}") from error
+            loops = not batch and any(map(is_recurrent, model._flatten_layers()))
+            hint = " A loop of a recurrent layer needs a batch of one size; unroll=True writes it out." if loops else ""
+            raise ExportError(
+                f"LiteRT's converter refuses model {model.name!r}{how}: {first_lines(error)}{hint}"
+            ) from error
 
 
 def misplaced_biases(content: bytes) -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 from kpipe.errors import ExportError
 from kpipe.export.litert.flatbuffer import read, write
 from kpipe.export.litert.text import first_lines, text
+from kpipe.export.native import litert_fault
 
 NAME = "kpipe"
 
@@ -43,6 +44,8 @@ def extract(content: bytes) -> str | None:
     """
     from ai_edge_litert import schema_py_generated as schema
 
+    if (fault := litert_fault(content)) is not None:
+        raise ExportError(f"This {fault}.")
     try:
         model: Any = schema.Model.GetRootAs(content, 0)
         for index in range(model.MetadataLength()):

@@ -7,16 +7,14 @@ from typing import Any
 
 from kpipe.errors import ExportError
 from kpipe.export.file import Port
+from kpipe.export.native import litert_fault
 from kpipe.registry import nearest
-
-IDENTIFIER = b"TFL3"
 
 
 def check_content(path: Path) -> None:
     """Raise an `ExportError` when a file does not start as a LiteRT file does."""
-    head = path.read_bytes()[:8]
-    if len(head) < 8 or head[4:] != IDENTIFIER:
-        raise ExportError(f"{path} is no LiteRT file: its identifier is {head[4:]!r}, expected {IDENTIFIER!r}.")
+    if (fault := litert_fault(path.read_bytes()[:8])) is not None:
+        raise ExportError(f"{path} {fault}.")
 
 
 def first_lines(error: Exception) -> str:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from kpipe.errors import ExportError
-from kpipe.export.litert.text import IDENTIFIER, first_lines, text
+from kpipe.export.litert.text import first_lines, text
+from kpipe.export.native import litert_fault
 
 OPERATORS = frozenset(
     "ABS ADD ADD_N ARG_MAX ARG_MIN ASSIGN_VARIABLE AVERAGE_POOL_2D BATCH_MATMUL BATCH_TO_SPACE_ND BROADCAST_ARGS "
@@ -54,8 +55,8 @@ def read(content: bytes) -> Any:
     """Read a LiteRT file as a tree of objects, or raise an `ExportError`."""
     from ai_edge_litert import schema_py_generated as schema
 
-    if content[4:8] != IDENTIFIER:
-        raise ExportError(f"This is no LiteRT file: its identifier is {content[4:8]!r}, expected {IDENTIFIER!r}.")
+    if (fault := litert_fault(content)) is not None:
+        raise ExportError(f"This {fault}.")
     try:
         return schema.ModelT.InitFromPackedBuf(content, 0)
     except Exception as error:  # a broken flatbuffer fails anywhere in the generated code

@@ -8,8 +8,9 @@ import tensorflow as tf
 
 from kpipe.errors import ExportError
 from kpipe.export.formats import FLOAT, FORMATS, Format
+from kpipe.export.native import separate
 from kpipe.export.onnx.inspect import inspect
-from kpipe.export.onnx.int8 import store_levels
+from kpipe.export.onnx.int8 import inside, store_levels
 from kpipe.export.onnx.load import first_line
 from kpipe.export.onnx.metadata import embed, extract
 from kpipe.export.onnx.names import rename
@@ -49,6 +50,12 @@ def convert(model: keras.Model, precision: str, names: list[str], batch: int | N
     """
     import onnx
 
+    ends = {id(tensor) for tensor in model.inputs}
+    if passed := [name for name, tensor in zip(names, model.outputs, strict=True) if id(tensor) in ends]:
+        raise ExportError(
+            f"Output {passed[0]!r} of model {model.name!r} is an input as it came, which tf2onnx cannot write. Leave "
+            "it out: the caller has it."
+        )
     with quiet():
         import tf2onnx
 
@@ -92,8 +99,24 @@ def _stored(proto: Any, precision: str) -> Any:
     scheme = SCHEMES[precision]
     if scheme.weights == HALF:
         return in_halves(proto)
-    (store_weights if scheme.activations is None else store_levels)(proto)
-    return proto if scheme.weights == 8 else onnx.version_converter.convert_version(proto, OPSET_OF_FOUR_BITS)
+    if scheme.activations is None:
+        store_weights(proto)
+    else:
+        store_levels(proto)
+        separate(proto.graph)
+    if scheme.weights == 8:
+        return proto
+    proto = onnx.version_converter.convert_version(proto, OPSET_OF_FOUR_BITS)
+    _forget_shapes(proto.graph)
+    return proto
+
+
+def _forget_shapes(graph: Any) -> None:
+    """Leave out the shapes of what is computed in between, in loops too: runtimes infer them, and they take room."""
+    del graph.value_info[:]
+    for node in graph.node:
+        for inner in inside(node):
+            _forget_shapes(inner)
 
 
 def _islands(model: keras.Model, precision: str) -> tuple[list[str], set[str] | None]:

@@ -113,13 +113,13 @@ class Graph:
 def tensors_taken(node: Any) -> Iterator[str]:
     """Name the tensors that a node takes, and those that graphs inside it take from outside."""
     yield from node.input
-    for graph in _inside(node):
+    for graph in inside(node):
         for inner in graph.node:
             yield from tensors_taken(inner)
         yield from (end.name for end in graph.output)
 
 
-def _inside(node: Any) -> Iterator[Any]:
+def inside(node: Any) -> Iterator[Any]:
     """Give the graphs inside a node: the body of a loop, the branches of a choice."""
     for attribute in node.attribute:
         yield from (graph for graph in (attribute.g, *attribute.graphs) if graph.node)
@@ -133,19 +133,19 @@ def _guard_loops(graph: Graph) -> None:
     """
     for node in list(graph.graph.node):
         outside = {name for name in tensors_taken(node) if graph.grid(name) is not None} - set(node.input)
-        for name in sorted(outside) if list(_inside(node)) else ():
+        for name in sorted(outside) if list(inside(node)) else ():
             from onnx import helper
 
             guarded = f"{name}_guarded"
             graph.insert(node, helper.make_node("Sum", [name], [guarded], name=guarded))
-            for inner in _inside(node):
+            for inner in inside(node):
                 _rename_taken(inner, name, guarded)
 
 
 def _rename_taken(graph: Any, old: str, new: str) -> None:
     for node in graph.node:
         node.input[:] = [new if name == old else name for name in node.input]
-        for inner in _inside(node):
+        for inner in inside(node):
             _rename_taken(inner, old, new)
 
 

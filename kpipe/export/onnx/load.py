@@ -1,10 +1,14 @@
 """ONNX files read and checked, and how a fault of theirs is put into words."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from kpipe.errors import ExportError
 from kpipe.export import native
+
+TRACED = "in user code:"
+"""What TensorFlow begins a message with that comes out of a function as it is traced; the error itself ends it."""
 
 
 def load(path: Path) -> Any:
@@ -22,5 +26,12 @@ def refuse_signature(path: Path, signature: str | None) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Say what went wrong, with the first line of a converter's or runtime's message."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:500]
+    """Say what went wrong, with the first line of a converter's or runtime's message that says it.
+
+    Example:
+        >>> first_line(ValueError("in user code:\n\n  File 'a.py', line 1\n\n  TypeError: no number\n"))
+        'ValueError: TypeError: no number'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    traced = (line for line in lines if re.match(r"\w+(Error|Exception): ", line))
+    return f"{type(error).__name__}: {next(traced, lines[0]) if lines[0] == TRACED else lines[0]}"[:500]

@@ -23,6 +23,8 @@ def extract(content: bytes) -> str | None:
     """
     import onnx
 
+    if not content:
+        raise ExportError("This is empty.")
     try:
         proto = onnx.load_from_string(content)
     except Exception as error:  # protobuf's decoder has errors of its own
