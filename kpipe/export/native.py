@@ -29,8 +29,8 @@ AVX512 but no VNNI; elsewhere it changes nothing."""
 LITERT_IDENTIFIER = b"TFL3"
 """Bytes 4 to 7 of a .tflite file."""
 SHARED_WEIGHTS = "Attempt to replace the existing tensor"
-"""What onnxruntime says where that setting meets int8 weights that several operations share; files that kpipe writes have
-none."""
+"""What onnxruntime says where that setting meets int8 weights that several operations share, as in files from
+elsewhere. Those are run without it."""
 
 
 def litert(path: Path, threads: int = 1, delegates: bool = True) -> Any:
@@ -68,38 +68,8 @@ def onnx_session(path: Path, threads: int = 1, profile: Path | None = None) -> A
     except Exception as error:  # onnxruntime's own exceptions have no common parent
         if SHARED_WEIGHTS not in str(error):
             raise
-        import onnx
-
-        proto = onnx.load(str(path))
-        separate(proto.graph)
-        return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=providers)
-
-
-def separate(graph: Any) -> None:
-    """Store unpacked weights that several operations of an ONNX graph share once for each of them, in place."""
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    unpacking = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
-    nodes, seen = [], set()
-    for n, node in enumerate(graph.node):
-        for place, name in enumerate(node.input):
-            maker = unpacking.get(name)
-            if maker is None or maker.input[0] not in stored:
-                continue
-            if name in seen:
-                copies = type(maker).FromString(maker.SerializeToString())
-                copies.name, copies.output[0] = f"{maker.name}_{n}_{place}", f"{name}_{n}_{place}"
-                for each in [k for k, given in enumerate(maker.input) if given in stored]:
-                    tensor = stored[maker.input[each]]
-                    tensor = type(tensor).FromString(tensor.SerializeToString())
-                    tensor.name = copies.input[each] = f"{tensor.name}_{n}_{place}"
-                    graph.initializer.append(tensor)
-                nodes.append(copies)
-                node.input[place] = copies.output[0]
-            seen.add(name)
-        nodes.append(node)
-    ordered = [type(node).FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(ordered)
+        options.add_session_config_entry(EXACT_ON_OLD_PROCESSORS, "0")
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
 
 
 def read_litert(path: Path) -> Any:

@@ -62,8 +62,8 @@ TINY = {
 
 
 LEAST = {"spoken_digits_pcqat": 1.8, "japanese_vowels": 1, "snips": 1}
-"""How many times smaller the tiny form of a recipe at least becomes, where 3 is too much to ask of so small a net: of the
-last two, which stay in float, most of the file is its graph."""
+"""How many times smaller the tiny form of a recipe at least becomes, where 3 is too much to ask of so small a net: of
+the last two, which stay in float, most of the file is its graph."""
 
 
 @pytest.mark.slow

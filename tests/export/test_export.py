@@ -368,7 +368,7 @@ def test_an_int8_file_with_a_float_operation_is_refused(suffix, quantized, monke
 def test_what_no_file_can_hold_is_refused_by_name(tmp_path):
     x = keras.Input((4,), name="x")
     model = keras.Model(x, [x, L.Dense(2)(x)])
-    with pytest.raises(ExportError, match="Output 'x' .*is an input as it came"):
+    with pytest.raises(ExportError, match=r"Output 'x' .*is an input as it came"):
         kpipe.export(model, tmp_path / "m.onnx")
     with pytest.raises(ExportError, match="Layer name 'a b' holds"):
         kpipe.export(keras.Sequential([keras.Input((4,)), L.Dense(2, name="a b")]), tmp_path / "m.onnx")

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import kpipe
 from kpipe.export import native
+from kpipe.export.onnx.shared import separate
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.choice(np.array([-127, 127], np.int8), (64, 8))
@@ -38,8 +39,9 @@ def rounded_product(calls):
 
 @pytest.mark.parametrize("calls", [1, 2])
 def test_sums_of_whole_products_do_not_overflow(calls, tmp_path):
-    path = tmp_path / "m.onnx"
-    onnx.save(rounded_product(calls), path)
+    path, proto = tmp_path / "m.onnx", rounded_product(calls)
+    separate(proto.graph)
+    onnx.save(proto, path)
     x = [RNG.integers(200, 256, (1, 64)) for _ in range(calls)]
     found = native.onnx_session(path).run(None, {f"x{n}": each.astype("float32") for n, each in enumerate(x)})
     for each, answer in zip(x, found, strict=True):
@@ -52,7 +54,7 @@ def test_separated_weights_compute_the_same(tmp_path):
     path = tmp_path / "m.onnx"
     onnx.save(rounded_product(3), path)
     proto = onnx.load(str(path))
-    native.separate(proto.graph)
+    separate(proto.graph)
     graph, content = proto.graph, proto.SerializeToString()
     onnx.checker.check_model(proto)
     assert sum(tensor.data_type == TensorProto.INT8 and len(tensor.dims) == 2 for tensor in graph.initializer) == 3
@@ -80,3 +82,4 @@ def test_files_of_shared_layers_load_as_they_are_where_sums_must_be_exact(tmp_pa
     onnx.save(rounded_product(2), tmp_path / "shared.onnx")
     with pytest.raises(Exception, match=native.SHARED_WEIGHTS):  # the control
         onnxruntime.InferenceSession(str(tmp_path / "shared.onnx"), options, providers=["CPUExecutionProvider"])
+    assert len(native.onnx_session(tmp_path / "shared.onnx").get_inputs()) == 2

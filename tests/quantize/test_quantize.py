@@ -302,7 +302,7 @@ def test_bad_models_and_schemes(quantized):
     for scheme in ("int8", "int8_dynamic"):
         with pytest.raises(KpipeError, match="Keras has quantized it to int8"):
             kpipe.quantize(by_keras, scheme, calibration=x if scheme == "int8" else None)
-    with pytest.raises(KpipeError, match="Keras has quantized layer '.*' to int8"):
+    with pytest.raises(KpipeError, match=r"Keras has quantized layer '.*' to int8"):
         kpipe.export(by_keras, "never.onnx")
     with pytest.raises(KpipeError, match="quantized already"):
         kpipe.quantize(quantized("dense")[1], calibration=x)

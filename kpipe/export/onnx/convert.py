@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from kpipe.errors import ExportError
 from kpipe.export.formats import FLOAT, FORMATS, Format
-from kpipe.export.native import separate
 from kpipe.export.onnx.inspect import inspect
 from kpipe.export.onnx.int8 import inside, store_levels
 from kpipe.export.onnx.load import first_line
@@ -16,6 +15,7 @@ from kpipe.export.onnx.metadata import embed, extract
 from kpipe.export.onnx.names import rename
 from kpipe.export.onnx.runtime import OnnxRuntime
 from kpipe.export.onnx.shapes import known_reshapes
+from kpipe.export.onnx.shared import separate
 from kpipe.export.onnx.transposes import without_dead_transposes
 from kpipe.export.onnx.weights import in_halves, store_weights
 from kpipe.export.quiet import quiet
