@@ -160,7 +160,7 @@ def _ordered(x: Any, model: keras.Model, what: str) -> list[np.ndarray]:
             raise KpipeError(f"The {what} data has no {', '.join(missing)}; its keys are {', '.join(x)}.")
         arrays = [x[name] for name in names]
         for name, array in zip(names, arrays, strict=True):
-            if not hasattr(array, "ndim"):
+            if not isinstance(array, np.ndarray):
                 raise KpipeError(f"The {what} data holds a {type(array).__name__} for {name!r}; expected an array.")
     else:
         arrays = keras.tree.flatten(x)

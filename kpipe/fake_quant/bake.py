@@ -13,7 +13,7 @@ from kpipe.fake_quant.affine import channel_axes
 from kpipe.fake_quant.bias import RESCALING, QuantizedBias
 from kpipe.fake_quant.fold import multiplier_and_offset, uneven
 from kpipe.fake_quant.island import Island
-from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
+from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights, WrittenRange
 from kpipe.fake_quant.masking import without_masks
 from kpipe.fake_quant.plain import plain_layer
 from kpipe.fake_quant.sequences import MAPS, Row
@@ -159,7 +159,7 @@ class _Baker:
     def _range(self, operation: FakeQuant) -> Any:
         """Give a range that stays as it is: converters look for constants."""
         if (id(operation),) not in self.made:
-            self.made[id(operation),] = FakeQuant(operation.bits, fixed=operation.grid(), name=operation.name)
+            self.made[id(operation),] = WrittenRange(operation.bits, fixed=operation.grid(), name=operation.name)
         return self.made[id(operation),]
 
     def _on_grid(self, site: Site, key: int, x: Any) -> Any:
@@ -176,7 +176,7 @@ class _Baker:
         low, _ = following.grid()
         # LiteRT's converter takes the rounding behind what moves values for its only one: an operation parts them
         parted = x if rounding in (None, self.maker[key]) else keras.ops.maximum(x, low)
-        return FakeQuant(following.bits, fixed=following.grid())(parted)
+        return WrittenRange(following.bits, fixed=following.grid())(parted)
 
     def _held(self, site: Site, x: Any) -> Any:
         """Name the grid of what moves whole numbers, where one that takes them brings them to another, and one not.
@@ -187,7 +187,7 @@ class _Baker:
         consumers = self.flow.consumers(site)
         if rounding is None or len(consumers) + self.flow.is_output(site) < 2 or not any(map(self._copied, consumers)):
             return x
-        grid = FakeQuant(rounding.operation.bits, fixed=rounding.operation.grid())
+        grid = WrittenRange(rounding.operation.bits, fixed=rounding.operation.grid())
         return keras.tree.map_structure(grid, x)
 
     def _copied(self, site: Site) -> bool:
@@ -213,7 +213,7 @@ class _Baker:
         """Write an average as a sum on a grid n times as coarse, and its nth part: the whole numbers are the same."""
         count, following = len(inputs), self.flow.consumers(site)[0].operation
         low, high = following.grid()
-        coarse = FakeQuant(following.bits, fixed=(count * low, count * high))
+        coarse = WrittenRange(following.bits, fixed=(count * low, count * high))
         return L.Rescaling(1 / count)(coarse(L.Add()(inputs)))
 
     def _pool(self, site: Site, x: Any) -> Any:
@@ -257,7 +257,7 @@ class _Baker:
 
 def _ended(x: Any, most: float, rounding: FakeQuant) -> Any:
     """Let values end where their grid does, for runtimes that give them another one at once."""
-    return FakeQuant(rounding.bits, fixed=rounding.grid())(keras.ops.minimum(x, most))
+    return WrittenRange(rounding.bits, fixed=rounding.grid())(keras.ops.minimum(x, most))
 
 
 def whole_windows(layer: Any, shape: tuple[int | None, ...]) -> bool:

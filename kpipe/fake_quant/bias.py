@@ -20,16 +20,17 @@ BYTE_END = 127
 
 @keras.saving.register_keras_serializable(package="kpipe")
 class QuantizedBias(keras.layers.Layer):
-    """Add what the layer before loses when its offset is rounded to the grid of its products, as the runtimes do.
+    """Round a sum of products, and the offset in it, to the grid of the products, as the runtimes do.
 
     An integer kernel adds a whole number to a sum of products of whole numbers. So an offset b, which is the bias and
     what a batch norm or rescaling adds, becomes round(b / s) · s with s = step of the input · step of the weights, for
-    each channel. That is a small part of a step of what comes out, but enough to move some values in a thousand to the
-    next one; without it, fifty layers on, a file and its model have little in common but their accuracy.
+    each channel, and the sum a whole number of such steps, which floats are only nearly. That is a small part of a step
+    of what comes out, but enough to move some values in a thousand to the next one; without it, fifty layers on, a file
+    and its model have little in common but their accuracy.
 
     It has no weights, and finds what it needs in the graph in which it was called first: the layer before it, and the
-    range before that. So it belongs to that graph; another one needs one of its own. In training nothing is added, for
-    there a batch norm takes the statistics of the batch.
+    range before that. So it belongs to that graph; another one needs one of its own. In training nothing is rounded,
+    for there a batch norm takes the statistics of the batch.
 
     Args:
         **kwargs: What a Keras layer takes.
@@ -56,15 +57,18 @@ class QuantizedBias(keras.layers.Layer):
         """Do nothing: it has no weights."""
 
     def call(self, x: Any, training: bool | None = None) -> Any:
-        """Shift `x`, shape (batch, ..., channels)."""
-        if training or not self._inbound_nodes:
-            return x
-        return x + tf.cast(tf.stop_gradient(self.rounding()), x.dtype)
+        """Round `x`, shape (batch, ..., channels)."""
+        found = None if training or not self._inbound_nodes else self.products()
+        return x if found is None else found.whole(x)
 
     def rounding(self) -> Any:
         """Give round(b / s) · s - b for each channel of the layer before, in float64."""
-        found = products_of(self._inbound_nodes[0].input_tensors[0])
+        found = self.products()
         return tf.zeros((), tf.float64) if found is None else found.rounding()
+
+    def products(self) -> "Products | None":
+        """Give the products that the layer before sums."""
+        return products_of(self._inbound_nodes[0].input_tensors[0])
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Keep the shape."""
@@ -87,12 +91,26 @@ class Products:
     end: int
     grid: FakeQuant
 
-    def rounding(self) -> Any:
-        """Give round(b / s) · s - b; a channel without weights has the greatest step of the others."""
+    def step(self) -> Any:
+        """Give the step s of each channel; one without weights has the greatest of the others."""
         greatest = tf.where(self.greatest > 0, self.greatest, tf.reduce_max(self.greatest))
         low, high = (tf.cast(end, tf.float64) for end in self.grid.ends())
-        step = (high - low) / (2**self.grid.bits - 1) * greatest / self.end
+        return (high - low) / (2**self.grid.bits - 1) * greatest / self.end
+
+    def rounding(self) -> Any:
+        """Give round(b / s) · s - b."""
+        step = self.step()
         return tf.where(step > 0, tf.round(tf.math.divide_no_nan(self.offset, step)) * step - self.offset, 0.0)
+
+    def whole(self, x: Any) -> Any:
+        """Bring a sum of products with its offset, (batch, ..., channels), to the whole number that it is of steps.
+
+        Keras adds floats up in an order of its own, by which the last digits differ; integer kernels are exact. The
+        gradient passes straight through.
+        """
+        step, rounding = (tf.stop_gradient(tf.cast(one, x.dtype)) for one in (self.step(), self.rounding()))
+        safe = tf.where(step > 0, step, 1.0)
+        return tf.where(step > 0, tf.grad_pass_through(tf.round)((x + rounding) / safe) * safe, x + rounding)
 
 
 def products_of(tensor: Any) -> Products | None:

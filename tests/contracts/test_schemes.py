@@ -20,7 +20,7 @@ LAYERS = (
 )
 KEEP_EIGHT_BITS = {"w4a8": (L.Conv1DTranspose, L.Conv2DTranspose)}
 SEEDS = {("w4a8", L.MultiHeadAttention): 2}
-"""Of seeds 0 to 4 the first gives 89.6 % of the values within two steps, where 90 % must be, the others up to 95 %: LiteRT
+"""Of seeds 0 to 4 the first gives 89.6 % of the values within two steps, where 90 % must be, others up to 95 %: LiteRT
 rounds twice behind weights of 4 bits, which in layers of three inputs moves 5 to 9 % of the values by a step each."""
 OTHERS = [name for name in SCHEMES if name != "int8"]  # tests/contracts/test_int8.py is of that one
 QUICK = {("w4a8", L.Conv2D), ("int4", L.Embedding), ("int8_dynamic", L.EinsumDense), ("w4a8", L.Conv2DTranspose)}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kpipe.fake_quant.affine import channel_axes, channel_scales, on_grid, through_zero, to_levels, widen
+from kpipe.fake_quant.affine import channel_axes, channel_scales, nearest_level, on_grid, through_zero, to_levels, widen
 from kpipe.layers import DEPTHWISE, NATURAL
 
 
@@ -69,3 +69,22 @@ def test_putting_a_kernel_on_its_grid_twice_changes_nothing_and_keeps_zeros():
     np.testing.assert_allclose(on_grid(once, (3,)), once, rtol=1e-6)
     assert (once[w == 0] == 0).all()
     assert not np.array_equal(once, w)
+
+
+def test_values_next_to_the_middle_of_two_levels_go_to_the_nearer_one():
+    step, zero = np.float32(0.023), 117
+    low, high = -zero * step, (255 - zero) * step
+    middles = (np.arange(-120, 140) + 0.5).astype("float32") * step
+    x = np.concatenate([np.nextafter(middles, end, dtype="float32") for end in (-np.inf, np.inf)] + [middles])
+    expected = np.clip(np.round(x / step), -zero, 255 - zero) * step
+    np.testing.assert_allclose(nearest_level(tf.constant(x), low, high), expected, atol=1e-6)
+    other = np.asarray(tf.quantization.fake_quant_with_min_max_vars(x, low, high)) - expected
+    assert np.abs(other).max() > 0.9 * step  # the control
+
+
+def test_gradients_reach_what_lies_inside_a_range():
+    x = tf.constant([-3.0, -0.4, 0.3, 1.2, 9.0])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = nearest_level(x, -1.0, 1.55)
+    np.testing.assert_allclose(tape.gradient(y, x), [0, 1, 1, 1, 0], rtol=1e-6)

@@ -97,12 +97,16 @@ def test_what_scales_alone_adds_whole_numbers(layer, values):
     np.testing.assert_allclose(before_last_range(made, PLACES), expected, atol=2e-6)
 
 
-def test_nothing_is_added_in_training_nor_without_a_bias():
+def test_nothing_is_rounded_in_training_nor_without_a_bias():
     made = kpipe.quantize(net(L.Conv2D(4, 3), L.Conv2D(4, 3, use_bias=False), shape=(5, 5, 3)), calibration=PLACES)
     (layer,) = [layer for layer in made.layers if isinstance(layer, QuantizedBias)]
-    y = np.zeros((1, 3, 3, 4), "float32")
-    assert np.abs(np.asarray(layer(y, training=False))).max() > 0
-    assert np.abs(np.asarray(layer(y, training=True))).max() == 0
+    low, high = next(one for one in made.layers if isinstance(one, FakeQuant)).grid()
+    kernel, bias = made.layers[2].layer.get_weights()
+    step = (high - low) / 255 * np.abs(kernel).max(axis=(0, 1, 2)) / 127
+    sums = np.random.default_rng(0).integers(-(2**16), 2**16, (1, 3, 3, 4))
+    y = (sums * step + bias + 0.3 * step).astype("float32")  # as far off as no order of adding brings it
+    np.testing.assert_allclose(layer(y, training=False) / step, sums + np.round(bias / step), rtol=1e-6)
+    np.testing.assert_array_equal(layer(y, training=True), y)
     assert not layer.weights
 
 
