@@ -108,9 +108,11 @@ class Products:
         Keras adds floats up in an order of its own, by which the last digits differ; integer kernels are exact. The
         gradient passes straight through.
         """
-        step, rounding = (tf.stop_gradient(tf.cast(one, x.dtype)) for one in (self.step(), self.rounding()))
-        safe = tf.where(step > 0, step, 1.0)
-        return tf.where(step > 0, tf.grad_pass_through(tf.round)((x + rounding) / safe) * safe, x + rounding)
+        step, size = self.step(), tf.abs(self.offset)
+        step = tf.where(step > 0, step, tf.where(size > 0, size, 1.0))  # without weights x is the offset
+        found = (step, 1 / step, self.rounding())
+        step, inverse, rounding = (tf.stop_gradient(tf.cast(one, x.dtype)) for one in found)
+        return tf.grad_pass_through(tf.round)((x + rounding) * inverse) * step
 
 
 def products_of(tensor: Any) -> Products | None:
