@@ -168,8 +168,7 @@ class _Baker:
         Those the runtimes bring from grid to grid; what was float just before they would take for one on the grid.
         """
         rounding = self._rounding_before(key)
-        before = None if rounding is None else self.maker[rounding.inputs[0]]
-        if before is not None and why_float(before) is None:
+        if rounding is not None and why_float(before := self.maker[rounding.inputs[0]]) is None:
             most = getattr(before.operation, "max_value", None)
             return x if most in ENDS else _ended(x, most, rounding.operation)
         following = self.flow.consumers(site)[0].operation
