@@ -98,6 +98,8 @@ def _checked(files: Any, path: Path) -> tuple[Format, Callable[[Mapping[str, byt
     for key, file in files.items():
         if not isinstance(key, str) or not key.strip() or not key.isprintable():
             raise ExportError(f"Received {key!r} as the name of a signature; expected a text such as 'encode'.")
+        if not isinstance(file, (File, str, Path)):
+            raise ExportError(f"Received {file!r} for the signature {key!r}; expected a file or its path.")
         place = as_path(file)
         if format_of(place)[0] != name:
             raise ExportError(f"{place}, for the signature {key!r}, is not of the same format as {path}.")

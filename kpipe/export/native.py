@@ -56,20 +56,22 @@ def onnx_session(path: Path, threads: int = 1, profile: Path | None = None) -> A
     """Open an .onnx file in a session on the CPU; it writes a profile under that name when it is asked to."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4
-    options.add_session_config_entry(EXACT_ON_OLD_PROCESSORS, "1")
-    if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    providers = ["CPUExecutionProvider"]
+    def opened(exact: bool) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4
+        if exact:
+            options.add_session_config_entry(EXACT_ON_OLD_PROCESSORS, "1")
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        return opened(exact=True)
     except Exception as error:  # onnxruntime's own exceptions have no common parent
         if SHARED_WEIGHTS not in str(error):
             raise
-        options.add_session_config_entry(EXACT_ON_OLD_PROCESSORS, "0")
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        return opened(exact=False)
 
 
 def read_litert(path: Path) -> Any:
@@ -100,11 +102,12 @@ def litert_fault(content: bytes) -> str | None:
 def load_onnx(path: Path) -> Any:
     """Read an .onnx file and check it."""
     import onnx
+    from google.protobuf.message import DecodeError
 
     try:
         proto = onnx.load(str(path))
-    except Exception as error:  # protobuf's decoder has errors of its own
-        raise ValueError(f"it is cut off, damaged, or no ONNX file ({type(error).__name__}: {error})") from error
+    except DecodeError as error:
+        raise ValueError(f"it is cut off, damaged, or no ONNX file ({error})") from error
     if not proto.ByteSize():
         raise ValueError("it is empty")
     onnx.checker.check_model(proto)

@@ -12,9 +12,6 @@ from kpipe.export.additions import broadcast_additions
 from kpipe.fake_quant import QuantizedModel, names_behind
 from kpipe.graph import functional
 
-SCOPE = re.compile(r"[A-Za-z0-9_.\\/>-]*")
-"""What TensorFlow takes for the name of a scope, in which a layer computes."""
-
 
 def sanitised(names: list[str]) -> list[str]:
     """Make names that every format takes and that differ: letters, digits and "_", no digit first.
@@ -45,12 +42,6 @@ def check_exportable(model: Any) -> None:
             f"Model {model.name!r} ({type(model).__name__}) has no fixed inputs and outputs. Make it Functional: "
             "inputs = keras.Input(...); keras.Model(inputs, model.call(inputs))."
         )
-    for layer in model._flatten_layers():
-        if not isinstance(layer, keras.layers.InputLayer) and not SCOPE.fullmatch(layer.name):
-            raise ExportError(
-                f"Layer name {layer.name!r} holds what TensorFlow takes in no name. Rename it, by letters, digits and "
-                "any of . _ - / >."
-            )
     packed = [layer for layer in model._flatten_layers() if layer.quantization_mode is not None]
     if packed:
         raise ExportError(

@@ -13,7 +13,7 @@ from kpipe.fake_quant.affine import channel_axes
 from kpipe.fake_quant.bias import RESCALING, QuantizedBias
 from kpipe.fake_quant.fold import multiplier_and_offset, uneven
 from kpipe.fake_quant.island import Island
-from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights, WrittenRange
+from kpipe.fake_quant.layers import FakeQuant, QuantizedWeights
 from kpipe.fake_quant.masking import without_masks
 from kpipe.fake_quant.plain import plain_layer
 from kpipe.fake_quant.sequences import MAPS, Row
@@ -159,7 +159,7 @@ class _Baker:
     def _range(self, operation: FakeQuant) -> Any:
         """Give a range that stays as it is: converters look for constants."""
         if (id(operation),) not in self.made:
-            self.made[id(operation),] = WrittenRange(operation.bits, fixed=operation.grid(), name=operation.name)
+            self.made[id(operation),] = _written(operation, name=operation.name)
         return self.made[id(operation),]
 
     def _on_grid(self, site: Site, key: int, x: Any) -> Any:
@@ -175,19 +175,15 @@ class _Baker:
         low, _ = following.grid()
         # LiteRT's converter takes the rounding behind what moves values for its only one: an operation parts them
         parted = x if rounding in (None, self.maker[key]) else keras.ops.maximum(x, low)
-        return WrittenRange(following.bits, fixed=following.grid())(parted)
+        return _written(following)(parted)
 
     def _held(self, site: Site, x: Any) -> Any:
-        """Name the grid of what moves whole numbers, where one that takes them brings them to another, and one not.
-
-        LiteRT's converter would give all of them that other grid.
-        """
+        """Name the grid of what moves whole numbers to several, lest LiteRT brings all to the grid that one copies to."""
         rounding = self._rounding_before(site.inputs[0]) if quantization_of(site.operation) == "same" else None
         consumers = self.flow.consumers(site)
         if rounding is None or len(consumers) + self.flow.is_output(site) < 2 or not any(map(self._copied, consumers)):
             return x
-        grid = WrittenRange(rounding.operation.bits, fixed=rounding.operation.grid())
-        return keras.tree.map_structure(grid, x)
+        return keras.tree.map_structure(_written(rounding.operation), x)
 
     def _copied(self, site: Site) -> bool:
         """Say whether a site copies what it takes, or moves it to one that does."""
@@ -212,7 +208,7 @@ class _Baker:
         """Write an average as a sum on a grid n times as coarse, and its nth part: the whole numbers are the same."""
         count, following = len(inputs), self.flow.consumers(site)[0].operation
         low, high = following.grid()
-        coarse = WrittenRange(following.bits, fixed=(count * low, count * high))
+        coarse = FakeQuant(following.bits, fixed=(count * low, count * high), written=True)
         return L.Rescaling(1 / count)(coarse(L.Add()(inputs)))
 
     def _pool(self, site: Site, x: Any) -> Any:
@@ -254,9 +250,14 @@ class _Baker:
         return keras.ops.reshape(self.made[key](spread), (-1, *shape[1:]))
 
 
+def _written(rounding: FakeQuant, **kwargs: Any) -> FakeQuant:
+    """Give the grid of a range as converters look for it."""
+    return FakeQuant(rounding.bits, fixed=rounding.grid(), written=True, **kwargs)
+
+
 def _ended(x: Any, most: float, rounding: FakeQuant) -> Any:
     """Let values end where their grid does, for runtimes that give them another one at once."""
-    return WrittenRange(rounding.bits, fixed=rounding.grid())(keras.ops.minimum(x, most))
+    return _written(rounding)(keras.ops.minimum(x, most))
 
 
 def whole_windows(layer: Any, shape: tuple[int | None, ...]) -> bool:

@@ -16,6 +16,8 @@ from kpipe.layers.preprocessing import scale_and_offset
 RESCALING = (L.Rescaling, L.Normalization)
 BYTE_END = 127
 """Greatest level of the weights of what is written as a 1 × 1 depthwise convolution."""
+LEAST_STEP = 1e-30
+"""Of products: of a channel with less nothing is left beside its offset."""
 
 
 @keras.saving.register_keras_serializable(package="kpipe")
@@ -109,7 +111,8 @@ class Products:
         gradient passes straight through.
         """
         step, size = self.step(), tf.abs(self.offset)
-        step = tf.where(step > 0, step, tf.where(size > 0, size, 1.0))  # without weights x is the offset
+        # Without weights, or with such as a single float cannot divide by, x is the offset.
+        step = tf.where(step > LEAST_STEP, step, tf.where(size > LEAST_STEP, size, 1.0))
         found = (step, 1 / step, self.rounding())
         step, inverse, rounding = (tf.stop_gradient(tf.cast(one, x.dtype)) for one in found)
         return tf.grad_pass_through(tf.round)((x + rounding) * inverse) * step

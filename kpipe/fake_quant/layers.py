@@ -30,6 +30,7 @@ class FakeQuant(keras.layers.Layer):
         bits: Width of a level's number.
         momentum: Weight of the range so far, in [0, 1]; 1 keeps the calibrated range.
         fixed: The range, (low, high), when neither data nor training may change it.
+        written: Whether to round by TensorFlow's own operation outside of training too: converters look for it.
         **kwargs: What a Keras layer takes.
 
     Example:
@@ -39,13 +40,20 @@ class FakeQuant(keras.layers.Layer):
         array([[0.  , 0.01, 1.55]], dtype=float32)
     """
 
-    def __init__(self, bits: int = 8, momentum: float = 0.99, fixed: tuple[float, float] | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        bits: int = 8,
+        momentum: float = 0.99,
+        fixed: tuple[float, float] | None = None,
+        written: bool = False,
+        **kwargs: Any,
+    ):
         if not 2 <= bits <= 8:
             raise KpipeError(f"FakeQuant: bits is {bits}; expected 2 to 8.")
         if not 0.0 <= momentum <= 1.0:
             raise KpipeError(f"FakeQuant: momentum is {momentum}; expected a number in [0, 1].")
         super().__init__(**kwargs)
-        self.bits, self.momentum, self.supports_masking = bits, momentum, True
+        self.bits, self.momentum, self.written, self.supports_masking = bits, momentum, written, True
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
         low, high = widen(*(self.fixed or (0.0, 1.0)))
         self.low, self.high = self._state("low", low), self._state("high", high)
@@ -105,11 +113,7 @@ class FakeQuant(keras.layers.Layer):
             for variable, end in ((self.low, least), (self.high, greatest)):
                 variable.assign(variable + weight * (end - variable))
         low, high = (tf.stop_gradient(end) for end in self.ends())
-        return self.rounded(x, low, high, training)
-
-    def rounded(self, x: Any, low: Any, high: Any, training: bool | None) -> Any:
-        """Round to the levels of a range; in training by TensorFlow's operation, which is a little faster."""
-        if training:
+        if training or self.written:  # TensorFlow's operation is faster
             return tf.quantization.fake_quant_with_min_max_vars(x, low, high, num_bits=self.bits)
         return nearest_level(x, low, high, self.bits)
 
@@ -133,16 +137,8 @@ class FakeQuant(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Carry all arguments."""
-        return {**super().get_config(), "bits": self.bits, "momentum": self.momentum, "fixed": self.fixed}
-
-
-@keras.saving.register_keras_serializable(package="kpipe")
-class WrittenRange(FakeQuant):
-    """Round by TensorFlow's operation always: converters look for it."""
-
-    def rounded(self, x: Any, low: Any, high: Any, training: bool | None) -> Any:
-        """Round to the levels of a range."""
-        return super().rounded(x, low, high, training=True)
+        own = {"bits": self.bits, "momentum": self.momentum, "fixed": self.fixed, "written": self.written}
+        return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable(package="kpipe")

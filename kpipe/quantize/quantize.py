@@ -135,11 +135,11 @@ def quantize(
         quantized = rewrite(plain, momentum, bits_of(flow, plain, scheme, exclude, bits), whole_numbers)
     _refuse_broken(quantized, model)
     rounds_none = not any(isinstance(layer, QuantizedWeights) for layer in quantized._flatten_layers())
-    if rounds_none and (left_out or not whole_numbers):
-        raise KpipeError(
-            f"Model {model.name!r} has no layer whose weights {scheme} could round"
-            + (f" but those that were left out: {', '.join(sorted(left_out))}." if left_out else ".")
-        )
+    if rounds_none and not whole_numbers:
+        raise KpipeError(f"Model {model.name!r} has no layer whose weights {scheme} could round.")
+    if rounds_none and left_out:
+        what = f"All layers of {model.name!r} that multiply by weights are left out: {', '.join(sorted(left_out))}"
+        warnings.warn(f"{what}. Its file may be no smaller than in float.", NoEffectWarning, stacklevel=2)
     if whole_numbers or better is not None:
         inputs = samples(calibration, model, limit=calibration_samples, what="calibration")
         try:

@@ -71,7 +71,7 @@ def test_putting_a_kernel_on_its_grid_twice_changes_nothing_and_keeps_zeros():
     assert not np.array_equal(once, w)
 
 
-def test_values_next_to_the_middle_of_two_levels_go_to_the_nearer_one():
+def test_values_next_to_the_middle_of_two_levels_are_rounded_as_integer_kernels_do():
     step, zero = np.float32(0.023), 117
     low, high = -zero * step, (255 - zero) * step
     middles = (np.arange(-120, 140) + 0.5).astype("float32") * step

@@ -215,3 +215,20 @@ def test_the_greatest_of_tokens_is_refused_by_name():
     model = keras.Model(tokens, L.Dense(2)(y))
     with pytest.raises(KpipeError, match="lies on no grid"):
         kpipe.quantize(model, calibration=np.zeros((8, 6), "int32"))
+
+
+def test_a_channel_of_next_to_nothing_is_its_offset():
+    """The step of its products is less than what a float can be divided by."""
+    model = net(L.Dense(4, use_bias=False, name="fc"), L.BatchNormalization(name="norm"), L.Dense(3, name="out"))
+    kernel = model.get_layer("fc").get_weights()[0]
+    kernel[:, 0] *= 1e-20
+    gamma, beta, mean, variance = model.get_layer("norm").get_weights()
+    gamma[0], beta[0], mean[0] = 1e-20, 0.5, 0.0
+    model.get_layer("fc").set_weights([kernel])
+    model.get_layer("norm").set_weights([gamma, beta, mean, variance])
+    x = drawn(64, 6)
+    made = kpipe.quantize(model, calibration=x)
+    (behind,) = [one for one in made.layers if isinstance(one, QuantizedBias) and one.name != "out_bias"]
+    found = np.asarray(keras.Model(made.inputs[0], behind.output)(x))
+    np.testing.assert_allclose(found[:, 0], 0.5, rtol=1e-6)
+    assert np.isfinite(found).all()

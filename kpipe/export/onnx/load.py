@@ -9,6 +9,8 @@ from kpipe.export import native
 
 TRACED = "in user code:"
 """What TensorFlow begins a message with that comes out of a function as it is traced; the error itself ends it."""
+IN_A_LAYER = "Exception encountered when calling"
+"""What Keras begins a message with that comes out of a layer; the next line says what."""
 
 
 def load(path: Path) -> Any:
@@ -26,12 +28,15 @@ def refuse_signature(path: Path, signature: str | None) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Say what went wrong, with the first line of a converter's or runtime's message that says it.
+    r"""Say what went wrong, with the first line of a converter's or runtime's message that says it.
 
     Example:
         >>> first_line(ValueError("in user code:\n\n  File 'a.py', line 1\n\n  TypeError: no number\n"))
         'ValueError: TypeError: no number'
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    traced = (line for line in lines if re.match(r"\w+(Error|Exception): ", line))
-    return f"{type(error).__name__}: {next(traced, lines[0]) if lines[0] == TRACED else lines[0]}"[:500]
+    lines = [line for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines() if line.strip()] or [""]
+    if lines[0] == TRACED:
+        found = [line.strip() for line in lines if not line.startswith("      ")]
+        lines = next((found[n:] for n, line in enumerate(found) if re.match(r"\w+(Error|Exception): ", line)), lines)
+    said = lines[1:] if IN_A_LAYER in lines[0] and lines[1:] else lines
+    return f"{type(error).__name__}: {said[0].strip()}"[:500]

@@ -4,14 +4,18 @@ from typing import Any
 
 
 def separate(graph: Any) -> None:
-    """Store unpacked weights that several operations of an ONNX graph share once for each of them, in place."""
+    """Store unpacked weights that several operations of an ONNX graph share once for each of them, in place.
+
+    onnxruntime does not load files that share them where its sums of int8 products are to be exact on old processors.
+    Tables that are looked up may be shared.
+    """
     stored = {tensor.name: tensor for tensor in graph.initializer}
     unpacking = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
     nodes, seen = [], set()
     for n, node in enumerate(graph.node):
         for place, name in enumerate(node.input):
             maker = unpacking.get(name)
-            if maker is None or maker.input[0] not in stored:
+            if maker is None or maker.input[0] not in stored or node.op_type == "Gather":
                 continue
             if name in seen:
                 copies = type(maker).FromString(maker.SerializeToString())
