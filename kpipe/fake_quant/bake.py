@@ -178,7 +178,7 @@ class _Baker:
         return _written(following)(parted)
 
     def _held(self, site: Site, x: Any) -> Any:
-        """Name the grid of what moves whole numbers to several, lest LiteRT brings all to the grid that one copies to."""
+        """Name the grid of what moves whole numbers to several, lest LiteRT brings all to one that is copied to."""
         rounding = self._rounding_before(site.inputs[0]) if quantization_of(site.operation) == "same" else None
         consumers = self.flow.consumers(site)
         if rounding is None or len(consumers) + self.flow.is_output(site) < 2 or not any(map(self._copied, consumers)):
