@@ -81,7 +81,7 @@ def each():
     return [pytest.param(c, id=c.__name__, marks=[] if c in QUICK else pytest.mark.slow) for c in LAYERS]
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("cls", each())
 def test_a_layer_is_rounded_or_an_island_and_right_in_both_runtimes(cls, tmp_path):
     model = seeded(CASES[cls])

@@ -64,7 +64,7 @@ def each_once():
         yield pytest.param(cls, marks=pytest.mark.slow if again else [], id=cls.__name__)
 
 
-@pytest.mark.sweep(26)
+@pytest.mark.sweep(18)
 @pytest.mark.parametrize("cls", list(each_once()))
 def test_channels_are_cut_around_the_layer(cls, tmp_path):
     model = seeded(CASES[cls])

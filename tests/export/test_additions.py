@@ -29,7 +29,7 @@ CASES = {
 }
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("suffix", ["tflite", "onnx"])
 @pytest.mark.parametrize("name", CASES)
 def test_files_of_one_sample_add_as_the_model_does(name, suffix, tmp_path):

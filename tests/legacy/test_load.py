@@ -24,7 +24,7 @@ from tests.legacy.old_files import (
 from tests.legacy.old_wrapped_models import DROPPED
 
 
-@pytest.mark.sweep(8)
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("name", [*PLAIN, *WRAPPED])
 def test_a_converted_model_gives_what_the_old_one_gave(old, readings, name):
     model, _ = converted(readings[name])

@@ -166,7 +166,7 @@ MASKS = {
 }
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", MASKS)
 def test_a_mask_that_rounding_would_change_is_refused(name):
     keras.utils.set_random_seed(0)

@@ -62,7 +62,7 @@ def test_several_tensors_are_merged_two_by_two():
     np.testing.assert_allclose(answers(apart.model, images()), np.concatenate(expected, axis=-1), atol=1e-5)
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("suffix", ["tflite", "onnx"])
 @pytest.mark.parametrize("made", [merging, upsampling, gated])
 def test_files_of_them_are_in_whole_numbers(made, suffix, tmp_path):
@@ -134,7 +134,7 @@ BRANCHES = {
 
 
 @pytest.mark.filterwarnings("ignore:.* computes in float in ")
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("suffix", ["tflite", "onnx"])
 @pytest.mark.parametrize("case", BRANCHES)
 def test_whole_numbers_alone_wait_for_the_grid_that_they_are_copied_to(case, suffix, tmp_path):

@@ -33,7 +33,7 @@ def quantized():
     return get
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", list(ZOO))
 def test_splitting_changes_no_output(name):
     model = build(name)
@@ -54,7 +54,7 @@ def test_quantized_stays_close_and_leaves_the_original_alone(name, quantized):
         assert np.abs(a - b).max() > 0
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", list(ZOO))
 def test_baked_equals_quantized(name, quantized):
     model, made = quantized(name)

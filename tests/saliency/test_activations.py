@@ -39,7 +39,7 @@ def scored(model: keras.Model, variable: keras.Variable, data: Any, role: str = 
     return found
 
 
-@pytest.mark.sweep(6)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", LINEAR)
 def test_the_score_is_the_change_of_the_layers_output(name):
     """Take one weight after the other away, and measure."""

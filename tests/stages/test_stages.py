@@ -249,8 +249,8 @@ def test_quantize_improves(model, context):
 def test_what_quantize_leaves_in_float_is_in_the_record(data, tmp_path, baseline):
     context = taught(data, tmp_path, baseline)
     x = keras.Input(data.train[0].shape[1:])
-    y = keras.layers.Dense(3, name="logits")(keras.layers.ELU(name="elu")(keras.layers.Flatten()(x)))
-    model = FloatModel(keras.Model(x, y))
+    y = keras.layers.Dense(4, name="hidden")(keras.layers.ELU(name="elu")(keras.layers.Flatten()(x)))
+    model = FloatModel(keras.Model(x, keras.layers.Dense(3, name="logits")(y)))
     Quantize(exclude=("logits",)).run(model, context)
     assert {(row["layer"], row["reason"]) for row in context.record.skipped} == {
         ("elu", "it computes in float: no integer kernel is known for it"),

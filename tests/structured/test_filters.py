@@ -111,7 +111,7 @@ def difference(a, b, inputs):
 REQUESTS = [{"ratio": 0.5}, {"ratio": 0.3, "round_to": 2, "scope": "global"}, {"ratio": 0.7, "criterion": "random"}]
 
 
-@pytest.mark.sweep(8)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("request_", REQUESTS, ids=str)
 @pytest.mark.parametrize("name", ZOO)
 def test_smaller_model_equals_consumers_zeroed_by_hand(name, request_):
@@ -201,7 +201,7 @@ def test_a_layer_that_a_common_ranking_leaves_hardly_anything_of_is_named():
     assert not any(notes().values())  # each divided by its mean
 
 
-@pytest.mark.sweep(8)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("kind", ["macs", "params"])
 @pytest.mark.parametrize("name", ["residual", "se_block", "concat", "siamese"])

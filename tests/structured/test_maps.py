@@ -127,7 +127,7 @@ CHAINS = {
 }
 
 
-@pytest.mark.sweep(8)
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("name", CHAINS)
 def test_chains_against_consumers_zeroed_by_hand(name):
     hold(*CHAINS[name])

@@ -87,7 +87,7 @@ def normed(layer):
     return keras.Model(image, L.Conv2D(2, 1, name="b")(layer(x)))
 
 
-@pytest.mark.sweep(9)
+@pytest.mark.sweep(6)
 @pytest.mark.filterwarnings("ignore:You passed `rms_scaling=True`")
 @pytest.mark.parametrize("name", NORMS)
 def test_norms_over_the_kept_channels_in_numpy(name):

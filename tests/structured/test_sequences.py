@@ -69,7 +69,7 @@ CELLS = {
 }
 
 
-@pytest.mark.sweep(7)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("sequences", [False, True])
 @pytest.mark.parametrize("make", CELLS.values(), ids=CELLS)
 def test_units_against_rows_zeroed_by_hand(make, sequences):

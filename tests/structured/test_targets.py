@@ -47,7 +47,7 @@ def wide(seed=0):
     return keras.Model(x, L.Dense(10, name="logits")(y), name="wide")
 
 
-@pytest.mark.sweep(10)
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("kind", ["macs", "params"])
 @pytest.mark.parametrize("scope", ["layer", "global", "isomorphic", {"convs": "^[abc]$"}], ids=str)
 @pytest.mark.parametrize("fraction", [0.4, 0.5, 0.85])
@@ -61,7 +61,7 @@ def test_two_percent_below_and_never_above(kind, scope, fraction):
     assert getattr(measure(small), kind) == plan.after[kind] and getattr(measure(model), kind) == plan.before[kind]
 
 
-@pytest.mark.sweep(12)
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("kind", ["macs", "params"])
 @pytest.mark.parametrize("name", ZOO)
